@@ -1,0 +1,10 @@
+"""Matching Guided Distillation: a big vision network trains a small one through its intermediate features.
+
+Source: K. Yue, J. Deng, F. Zhou, "Matching Guided Distillation", ECCV 2020 (arXiv 2008.09958).
+"""
+
+from matchdistill.distiller import MatchingDistiller
+from matchdistill.reduction import Reduction
+from matchdistill.taps import Tap, find_taps
+
+__all__ = ["MatchingDistiller", "Reduction", "Tap", "find_taps"]

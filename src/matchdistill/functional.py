@@ -1,0 +1,273 @@
+"""The steps of Matching Guided Distillation as pure tensor functions.
+
+Source: K. Yue, J. Deng, F. Zhou, "Matching Guided Distillation", ECCV 2020 (arXiv 2008.09958); margins and partial loss
+after B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
+
+Axes: N batch, Cs student channels, Ct teacher channels, C channels of either, G group, P positions (`*` flattened).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Generator, Tensor
+
+from matchdistill.reduction import Reduction, get_reduction
+
+
+def similarity_sum(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over samples of the cosine between every student and every teacher channel map, by one matrix product.
+
+    Args:
+        student: features (N, Cs, *).
+        teacher: features (N, Ct, *), the same N and positions.
+
+    Returns:
+        (Cs, Ct), float32 for half precision input, on the features' device, without a graph. A map of zeros has
+        cosine 0 with every map.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    if student.ndim < 2 or teacher.ndim < 2:
+        raise ValueError(
+            f"features need a batch and a channel axis (N, C, *), got student {tuple(student.shape)}, "
+            f"teacher {tuple(teacher.shape)}"
+        )
+    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in every axis but the "
+            "channels (axis 1): feed both the same batch, and pool or interpolate the larger map"
+        )
+    # Autocast would run the product in half precision, whose sums over N * P terms lose the small differences.
+    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
+        return _unit_maps(student) @ _unit_maps(teacher).T
+
+
+def _unit_maps(features: Tensor) -> Tensor:
+    """(N, C, *) -> (C, N * P), every map of P values of length 1."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    maps = features.detach().to(dtype).flatten(2) if features.ndim > 2 else features.detach().to(dtype)[:, :, None]
+    return F.normalize(maps, dim=2).transpose(0, 1).flatten(1)
+
+
+def matching_cost(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the batch of the squared distance between L2-normalised channel maps, ``2 - 2 cos`` (section 3.1).
+
+    Args:
+        student: features (N, Cs, *).
+        teacher: features (N, Ct, *), the same N and positions.
+
+    Returns:
+        Cost (Cs, Ct) between 0 (same pattern) and 4 (opposite pattern), float32 or float64, on the features' device.
+        A map of zeros resembles nothing: its cost is 2.
+
+    Raises:
+        ValueError: an empty batch, or shapes that do not fit each other.
+
+    Example:
+        >>> maps = torch.eye(2).reshape(1, 2, 2)
+        >>> matching_cost(maps, 3 * maps)
+        tensor([[0., 2.],
+                [2., 0.]])
+    """
+    if len(student) == 0:
+        raise ValueError("the batch is empty: a matching cost needs at least one image")
+    return 2 - 2 * similarity_sum(student, teacher) / len(student)
+
+
+def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
+    """Give every student channel its G teacher channels, none of them twice, at minimal total cost (section 3.2).
+
+    The rectangular problem over all Ct columns is solved: with ``Ct % G != 0`` the least useful channels stay out.
+
+    Args:
+        cost: (Cs, Ct), finite.
+        group_size: G; None takes ``Ct // Cs``, 1 is sparse matching.
+
+    Returns:
+        index (Cs, G), int64, on the cost's device; a group's members in ascending order. Where the teacher is narrower
+        (``Ct < Cs``) G is 1, the Ct student channels of the best total get a teacher channel and the others -1.
+
+    Raises:
+        ValueError: a cost that is not a matrix or not finite, or groups that the teacher has too few channels for.
+
+    Example:
+        >>> solve_assignment(torch.tensor([[0.0, 3.0, 1.0, 3.0], [0.0, 1.0, 3.0, 2.0]]))
+        tensor([[0, 2],
+                [1, 3]])
+    """
+    if cost.ndim != 2 or 0 in cost.shape:
+        raise ValueError(f"cost must be a matrix (Cs, Ct) with at least one entry, got shape {tuple(cost.shape)}")
+    students, teachers = cost.shape
+    group = max(1, teachers // students) if group_size is None else group_size
+    if group < 1 or (group > 1 and group * students > teachers):
+        raise ValueError(
+            f"group_size={group_size} does not fit {students} student and {teachers} teacher channels: expected 1 to "
+            f"{max(1, teachers // students)}, or None for the largest"
+        )
+    matrix = cost.detach().to("cpu", torch.float64)
+    if not matrix.isfinite().all():
+        row, column = (~matrix.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"cost of student channel {row} and teacher channel {column} is {matrix[row, column]}: "
+            "the features must be finite (check the networks' weights and input)"
+        )
+    rows, columns = linear_sum_assignment(matrix.repeat(group, 1).numpy())
+    index = torch.full((group * students,), -1)
+    index[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    return index.reshape(group, students).T.sort(1).values.contiguous().to(cost.device)
+
+
+def reduce_channels(
+    teacher: Tensor, index: Tensor, reduction: str | Reduction = "amp", generator: Generator | None = None
+) -> Tensor:
+    """Reduce the matched teacher channels to the student's width (section 3.3).
+
+    Args:
+        teacher: features (N, Ct, *).
+        index: matched teacher channels (Cs, G), -1 for a student channel without any.
+        reduction: "amp" (absolute max pooling), "rd" (random drop), "sm" (sparse matching, G = 1), "max", "mean",
+            or a `Reduction`.
+        generator: source of "rd"'s draws; None is torch's default generator.
+
+    Returns:
+        (N, Cs, *) without a graph; zeros where a student channel has no teacher channel.
+
+    Raises:
+        ValueError: an unknown reduction, or one that is one-to-one with G > 1.
+
+    Example:
+        >>> teacher = torch.tensor([[[1.0, -3.0], [-2.0, 2.0]]])
+        >>> reduce_channels(teacher, torch.tensor([[0, 1]]), "amp")
+        tensor([[[-2., -3.]]])
+    """
+    rule = _checked(index, reduction)
+    with torch.no_grad():
+        unguided = (index[:, 0] < 0).reshape(-1, *[1] * (teacher.ndim - 2))
+        return rule.channels(teacher, index.clamp_min(0), generator).masked_fill(unguided, 0)
+
+
+def reduce_margin(
+    margin: Tensor, index: Tensor, reduction: str | Reduction = "amp", generator: Generator | None = None
+) -> Tensor:
+    """Reduce the margins of the matched teacher channels.
+
+    By the mean ("amp", "mean"), the maximum ("max"), one at random per student channel ("rd"), or the one ("sm").
+
+    Args:
+        margin: (Ct,).
+        index: matched teacher channels (Cs, G), -1 for a student channel without any.
+        reduction: as in `reduce_channels`.
+        generator: source of "rd"'s draws; None is torch's default generator.
+
+    Returns:
+        (Cs,); 0 where a student channel has no teacher channel.
+
+    Raises:
+        ValueError: an unknown reduction, or one that is one-to-one with G > 1.
+    """
+    rule = _checked(index, reduction)
+    return rule.margin(margin.detach()[index.clamp_min(0)], generator) * (index[:, 0] >= 0)
+
+
+def _checked(index: Tensor, reduction: str | Reduction) -> Reduction:
+    rule = get_reduction(reduction)
+    if index.ndim != 2 or index.shape[1] < 1:
+        raise ValueError(f"index must have shape (Cs, G), got {tuple(index.shape)}")
+    if rule.one_to_one and index.shape[1] != 1:
+        raise ValueError(
+            f"reduction {reduction!r} takes one teacher channel per student channel, got groups of {index.shape[1]}: "
+            "solve the assignment with group_size=1"
+        )
+    return rule
+
+
+def batchnorm_margin(weight: Tensor, bias: Tensor) -> Tensor:
+    """Mean of the negative part of each channel, taken as Normal(bias, |weight|): ``E[x | x < 0]`` (Heo et al. 2019).
+
+    Args:
+        weight: batch norm scale (C,).
+        bias: batch norm shift (C,).
+
+    Returns:
+        (C,), at most 0; ``-3 |weight|`` where less than one value in a thousand is negative.
+
+    Example:
+        >>> batchnorm_margin(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, -2.0, 9.0]))
+        tensor([-0.7979, -2.0000, -3.0000])
+    """
+    scale = weight.detach().double().abs()
+    shift = bias.detach().double()
+    # A scale of 0 (a pruned channel) is the limit of small ones: the constant `shift`, if negative.
+    standard = shift / scale.clamp_min(torch.finfo(torch.float64).tiny)
+    negative_share = torch.special.ndtr(-standard)
+    density = torch.exp(-0.5 * standard.square()) / math.sqrt(2 * math.pi)
+    margin = shift - scale * density / negative_share.clamp_min(1e-3)
+    return torch.where(negative_share > 1e-3, margin, -3 * scale).to(weight.dtype)
+
+
+def negative_sum(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and number of each channel's negative values, (N, C, *) -> two (C,)."""
+    others = [axis for axis in range(features.ndim) if axis != 1]
+    negative, dtype = features.detach().clamp_max(0), wide(features.device)
+    return negative.sum(others, dtype=dtype), (negative < 0).sum(others, dtype=dtype)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The type of totals on a device: float64 wherever there is one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def empirical_margin(features: Tensor) -> Tensor:
+    """Mean of each channel's negative values: the margin of a channel without batch norm.
+
+    Args:
+        features: (N, C, *).
+
+    Returns:
+        (C,), float32 for half precision input; 0 for a channel that is never negative.
+    """
+    total, count = negative_sum(features)
+    return (total / count.clamp_min(1)).to(torch.promote_types(features.dtype, torch.float32))
+
+
+def partial_loss(student: Tensor, target: Tensor, margin: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
+    """Squared distance to ``t = max(target, margin)`` wherever ``student > t`` or ``t > 0`` (Heo et al. 2019).
+
+    A student that is already below a negative target is left alone: both vanish behind the activation.
+
+    Args:
+        student: normalised features (N, Cs, *), in the graph.
+        target: reduced teacher features (N, Cs, *).
+        margin: reduced margins (Cs,).
+        reduction: "sum" over all elements, or "mean": that sum over the number of all elements.
+
+    Returns:
+        A scalar, float32 for half precision input, that sends gradients to the student alone; where no element
+        counts, a zero in the graph.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown reduction.
+
+    Example:
+        >>> partial_loss(torch.tensor([[-2.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([-1.0, -1.0]))
+        tensor(4.)
+    """
+    if student.shape != target.shape or student.ndim < 2 or margin.shape != student.shape[1:2]:
+        raise ValueError(
+            "expected student and target of one shape (N, Cs, *) and margin (Cs,), got "
+            f"student {tuple(student.shape)}, target {tuple(target.shape)}, margin {tuple(margin.shape)}"
+        )
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"unknown reduction {reduction!r}: expected 'sum' or 'mean'")
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    floor = margin.detach().to(dtype).reshape(-1, *[1] * (student.ndim - 2))
+    goal = torch.maximum(target.detach().to(dtype), floor)
+    values = student.to(dtype)
+    total = torch.where((values > goal) | (goal > 0), values - goal, 0).square().sum()
+    return total / max(student.numel(), 1) if reduction == "mean" else total

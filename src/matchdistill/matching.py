@@ -1,0 +1,131 @@
+"""The matching of one position: costs summed over the images of a refresh, and the result to look at.
+
+Axes: N batch, Cs student channels, Ct teacher channels, G group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from matchdistill.functional import negative_sum, similarity_sum, wide
+
+
+class CostAccumulator:
+    """Matching cost and empirical margins over many batches, and over all ranks, in memory that does not grow.
+
+    Everything is summed in float64 on the features' device, without waiting for it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self.count = 0
+
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        """Add a batch of student (N, Cs, *) and teacher (N, Ct, *) features of the same images and positions."""
+        batch = (similarity_sum(student, teacher), *negative_sum(teacher))
+        if not self._sums:
+            self._start(student.shape[1], teacher.shape[1], student.device)
+        for total, part in zip(self._sums, batch, strict=True):
+            total += part
+        self.count += len(student)
+
+    def all_reduce(self, students: int, teachers: int, device: torch.device) -> None:
+        """Add up the sums of all ranks, which every rank holds afterwards; a rank may have seen no image."""
+        if not self._sums:
+            self._start(students, teachers, device)
+        count = torch.tensor(self.count, device=device)
+        for total in (*self._sums, count):
+            dist.all_reduce(total)
+        self.count = int(count)
+
+    def _start(self, students: int, teachers: int, device: torch.device) -> None:
+        shapes = ((students, teachers), (teachers,), (teachers,))
+        self._sums = [torch.zeros(shape, dtype=wide(device), device=device) for shape in shapes]
+
+    def compute(self) -> Tensor:
+        """Cost (Cs, Ct), float64: mean over the images of ``2 - 2 cos``.
+
+        Raises:
+            ValueError: no image was seen.
+        """
+        self._check_seen()
+        return 2 - 2 * self._sums[0] / self.count
+
+    def margin(self) -> Tensor:
+        """Mean of each teacher channel's negative values (Ct,), float64.
+
+        Raises:
+            ValueError: no image was seen.
+        """
+        self._check_seen()
+        _, total, count = self._sums
+        return total / count.clamp_min(1)
+
+    def _check_seen(self) -> None:
+        if self.count == 0:
+            raise ValueError("no image was seen: a matching needs at least one batch")
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What was matched at one position.
+
+    Attributes:
+        name: the position, "teacher tap -> student tap".
+        index: matched teacher channels (Cs, G), -1 where a student channel has none.
+        cost: matching cost (Cs, Ct), float64.
+        images: how many images the cost is a mean over.
+        churn: share of the teacher channels that changed their student channel at this refresh; None at the first.
+    """
+
+    name: str
+    index: Tensor
+    cost: Tensor
+    images: int
+    churn: float | None = None
+
+    @property
+    def group_size(self) -> int:
+        """G, the number of teacher channels per student channel."""
+        return self.index.shape[1]
+
+    @property
+    def similarity(self) -> Tensor:
+        """Mean cosine of every student channel to its teacher channels (Cs,); NaN where it has none."""
+        cosine = 1 - self.cost.gather(1, self.index.clamp_min(0)).mean(1) / 2
+        return cosine.masked_fill(self.index[:, 0] < 0, torch.nan)
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost of the matched pairs: what the assignment minimises."""
+        guided = self.index[:, 0] >= 0
+        return self.cost[guided].gather(1, self.index[guided]).mean().item()
+
+    def __str__(self) -> str:
+        students, teachers = self.cost.shape
+        quantiles = torch.tensor([0.0, 0.5, 1.0]).to(self.cost)
+        lowest, middle, highest = torch.nanquantile(self.similarity, quantiles).tolist()
+        churn = "" if self.churn is None else f", churn {self.churn:.0%}"
+        return (
+            f"{self.name}: {teachers} -> {students} channels, groups of {self.group_size}, {self.images} images, "
+            f"mean cost {self.mean_cost:.3f}, cosine {lowest:.2f} / {middle:.2f} / {highest:.2f} (min / median / max){churn}"
+        )
+
+
+def churn(before: Tensor, after: Tensor, teacher_channels: int) -> float:
+    """Share of the Ct teacher channels whose student channel (or having none) differs between two indices (Cs, G)."""
+    owners = [_owner(index, teacher_channels) for index in (before, after)]
+    return (owners[0] != owners[1]).double().mean().item()
+
+
+def _owner(index: Tensor, teacher_channels: int) -> Tensor:
+    """The student channel of every teacher channel (Ct,), -1 for none."""
+    owner = torch.full((teacher_channels,), -1, device=index.device)
+    students = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+    matched = index >= 0
+    owner[index[matched]] = students[matched]
+    return owner

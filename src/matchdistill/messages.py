@@ -1,0 +1,28 @@
+"""Pieces of one-line error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """``; did you mean 'a' or 'b'?``, or nothing if no name is near.
+
+    Example:
+        >>> did_you_mean("resnt18", ["resnet18", "vgg16"])
+        "; did you mean 'resnet18'?"
+    """
+    nearest = difflib.get_close_matches(word, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line: its type and the first line of its text.
+
+    Example:
+        >>> cause(RuntimeError("disk full\\nmore details"))
+        'RuntimeError: disk full'
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

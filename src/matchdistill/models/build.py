@@ -1,0 +1,203 @@
+"""Networks by name: torchvision, timm, or a function of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.weights import load_weights
+
+WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
+ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
+
+
+def build_model(
+    name: str, num_classes: int | None = None, weights: str | Path | None = None, **options: Any
+) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: ``"torchvision:resnet50"``, ``"timm:mobilenetv1_100"``, or a function of your own as
+            ``"package.module:function"``, which is looked for in the current folder too.
+        num_classes: size of the head; None is the library's default. A function of your own is given it if it has
+            such an argument.
+        weights: a file, which must fit exactly, or pretrained weights of the library: a name that torchvision has for
+            them (``"IMAGENET1K_V2"``), a timm tag (``"a1_in1k"``), or ``"pretrained"``. If they are for another
+            number of classes, the head is a fresh one.
+        options: passed on to the function that builds the network.
+
+    Raises:
+        ValueError: an unknown name (the nearest are suggested), weights that do not fit or cannot be had.
+
+    Example:
+        >>> import torch
+        >>> model = build_model("matchdistill.models:small_resnet", num_classes=4, width=8)
+        >>> model(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 4])
+    """
+    file = Path(weights) if weights is not None and _is_file(str(weights)) else None
+    pretrained = str(weights) if weights is not None and file is None else None
+    library, _, entry = name.partition(":")
+    if not library or not entry:
+        same = [f"{each}:{name}" for each in ("torchvision", "timm") if name in _library_models(each)]
+        hint = f"; did you mean {' or '.join(map(repr, same))}?" if same else ""
+        raise ValueError(f"model {name!r}: expected 'torchvision:NAME', 'timm:NAME' or 'package.module:function'{hint}")
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if library == "torchvision":
+        model = _build_torchvision(entry, pretrained, options)
+    elif library == "timm":
+        model = _build_timm(entry, pretrained, options)
+    elif pretrained is None:
+        model = _build_own(library, entry, options)
+    else:
+        raise ValueError(f"model {name!r}: expected weights from a file, got {pretrained!r} and there is no such file")
+    if file is not None:
+        load_weights(model, file)
+    return model
+
+
+def _is_file(weights: str) -> bool:
+    return Path(weights).suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or Path(weights).exists()
+
+
+def _library_models(library: str) -> list[str]:
+    if library == "timm":
+        import timm
+
+        return list(timm.list_models())
+    from torchvision import models
+
+    return list(models.list_models())
+
+
+def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    name = f"torchvision:{entry}"
+    if entry not in models.list_models():
+        raise ValueError(f"model {name!r}: torchvision has no such model{did_you_mean(entry, models.list_models())}")
+
+    def build(**options: Any) -> nn.Module:
+        try:
+            model: nn.Module = models.get_model(entry, **options)
+        except TypeError as error:
+            raise _bad_options(name, error) from error
+        return model
+
+    if pretrained is None:
+        return build(**options)
+    choices = {member.name: member for member in models.get_model_weights(entry)}
+    if pretrained.lower() in ANY_PRETRAINED and choices:
+        choice = models.get_model_weights(entry).DEFAULT
+    elif pretrained in choices:
+        choice = choices[pretrained]
+    else:
+        raise _unknown_weights(name, pretrained, list(choices))
+    # torchvision refuses pretrained weights with another number of classes, so the head is exchanged afterwards.
+    num_classes = options.pop("num_classes", None)
+    try:
+        model = build(weights=choice, **options)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the download has a wrong checksum
+        raise _not_loaded(name, pretrained, error) from error
+    if num_classes not in (None, len(choice.meta["categories"])):
+        _take_head(model, build(num_classes=num_classes, **options))
+    return model
+
+
+def _take_head(model: nn.Module, fresh: nn.Module) -> None:
+    """Replace the modules whose tensors have another shape in ``fresh``: the classifiers."""
+    shapes = {key: value.shape for key, value in fresh.state_dict().items()}
+    for key, value in model.state_dict().items():
+        if shapes.get(key, value.shape) != value.shape:
+            path = key.rpartition(".")[0]
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, fresh.get_submodule(path))
+
+
+def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    architecture, _, tag = entry.partition(".")  # "resnet18.a1_in1k" names the weights as well
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models())
+        raise ValueError(f"model 'timm:{entry}': timm has no such model{hint}")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if pretrained is not None and pretrained.lower() not in ANY_PRETRAINED:
+        tag = pretrained
+    if tag not in ("", *tags) or (pretrained is not None and not tags):
+        raise _unknown_weights(f"timm:{architecture}", tag or "pretrained", tags)
+    try:
+        return timm.create_model(
+            f"{architecture}.{tag}" if tag else architecture, pretrained=pretrained is not None, **options
+        )
+    except TypeError as error:
+        raise _bad_options(f"timm:{entry}", error) from error
+    except Exception as error:  # each way of downloading has exceptions of its own
+        if pretrained is None:
+            raise
+        raise _not_loaded(f"timm:{entry}", pretrained, error) from error
+
+
+def _build_own(module_name: str, function_name: str, options: dict[str, Any]) -> nn.Module:
+    name = f"{module_name}:{function_name}"
+    # As with `python -m`, the folder in which the command runs comes first.
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # user code can fail in every way
+        # A missing module is either the one that was asked for or one that it imports.
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            hint = did_you_mean(module_name, _modules_near(module_name))
+            raise ValueError(f"model {name!r}: there is no library or module {error.name!r}{hint}") from error
+        raise ValueError(f"model {name!r}: importing {module_name!r} failed with {cause(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        hint = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
+        raise ValueError(f"model {name!r}: module {module_name!r} has no function {function_name!r}{hint}")
+    signature = inspect.signature(function)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    if "num_classes" not in signature.parameters and not takes_any:
+        options.pop("num_classes", None)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise _bad_options(name, error, list(signature.parameters)) from error
+    model = function(**options)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r}: expected an nn.Module, the function returned a {type(model).__name__}")
+    return model
+
+
+def _modules_near(module_name: str) -> list[str]:
+    """What could have been meant: the modules of the innermost package that exists, else all at the top level."""
+    while module_name := module_name.rpartition(".")[0]:
+        if package := sys.modules.get(module_name):  # imported on the way to the missing module
+            return [f"{module_name}.{info.name}" for info in pkgutil.iter_modules(getattr(package, "__path__", []))]
+    return ["torchvision", "timm", *(info.name for info in pkgutil.iter_modules())]
+
+
+def _bad_options(name: str, error: TypeError, accepted: list[str] | None = None) -> ValueError:
+    takes = f"; it takes {', '.join(accepted)}" if accepted else ""
+    return ValueError(f"model {name!r} cannot be built with these options ({cause(error)}){takes}")
+
+
+def _unknown_weights(name: str, weights: str, choices: list[str]) -> ValueError:
+    known = f"'pretrained' or one of {', '.join(choices)}" if choices else "a file, as there are none to download"
+    return ValueError(f"model {name!r} has no pretrained weights {weights!r}, nor is it a file: expected {known}")
+
+
+def _not_loaded(name: str, weights: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"model {name!r}: pretrained weights {weights!r} could not be loaded ({cause(error)}): "
+        "check the network connection, or give weights=FILE"
+    )

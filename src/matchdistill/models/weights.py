@@ -1,0 +1,132 @@
+"""Weights from files: nothing in a file is ever executed, and what does not fit is said before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from matchdistill.messages import cause
+
+NESTS = ("state_dict", "model_state_dict", "model", "student")
+LISTED = 8  # differences that an error names one by one
+
+
+def load_weights(module: nn.Module, path: str | Path, strict: bool = True) -> list[str]:
+    """Load a state dict from a file into ``module``.
+
+    ``.safetensors`` files and everything that ``torch.save`` wrote are read, the latter without executing what they
+    hold. Training checkpoints are unwrapped: ``state_dict`` and similar entries, the student of a distillation, the
+    prefixes that DataParallel and ``torch.compile`` leave on names.
+
+    Args:
+        module: the network to load into.
+        path: the file.
+        strict: whether everything must fit. If it does not, nothing is loaded.
+
+    Returns:
+        What was not loaded, one line for each entry; empty if everything fits.
+
+    Raises:
+        ValueError: the file cannot be read as weights or, if strict, does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "linear.pt")
+        >>> torch.save(nn.Linear(4, 2).state_dict(), path)
+        >>> load_weights(nn.Linear(4, 3), path, strict=False)
+        ['weight is (2, 4) in the file, (3, 4) in the model', 'bias is (2,) in the file, (3,) in the model']
+    """
+    path = Path(path).expanduser()
+    own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state = _unwrap(_read(path), own, path)
+    # Files from before batch norm counted its batches lack the count; PyTorch itself accepts them.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in state if key in own and state[key].shape != own[key].shape]
+    differences = [
+        *(f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model" for key in reshaped),
+        *(f"{key} {tuple(own[key].shape)} is missing" for key in missing),
+        *(f"{key} {tuple(state[key].shape)} is unexpected" for key in unexpected),
+    ]
+    fitting = {key: state[key] for key in state if key in own and key not in set(reshaped)}
+    if strict and differences:
+        classes = (
+            None if missing or unexpected else _class_counts([(state[key].shape, own[key].shape) for key in reshaped])
+        )
+        if classes is not None:
+            raise ValueError(
+                f"{path}: these weights are for {classes[0]} classes, the model has {classes[1]} ({differences[0]}): "
+                f"build the model with num_classes={classes[0]}, or load with strict=False to keep the model's own head"
+            )
+        listed = "; ".join(differences[:LISTED])
+        more = f"; and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
+        other = "; this looks like another architecture" if 2 * len(fitting) < len(own) else ""
+        raise ValueError(
+            f"{path} does not fit {type(module).__name__}, {len(differences)} entries differ: {listed}{more}{other}"
+        )
+    module.load_state_dict(fitting, strict=False)
+    return differences
+
+
+def _class_counts(shapes: list[tuple[Size, Size]]) -> tuple[int, int] | None:
+    """Class counts of file and model, if the shapes (file, model) differ by nothing else."""
+    if any(len(file) == 0 or len(own) == 0 or file[1:] != own[1:] for file, own in shapes):
+        return None
+    counts = {(file[0], own[0]) for file, own in shapes}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'there is no such file'}")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # readers of damaged files fail in every way
+        needs = re.search(r"GLOBAL (\S+)", str(error))
+        if needs:
+            raise ValueError(
+                f"{path} is refused: loading it would run code ({needs[1]}); "
+                "expected tensors only, as from torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise ValueError(f"{path}: not a weights file, or a damaged or truncated one ({cause(error)})") from error
+
+
+def _unwrap(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        nest = next((key for key in NESTS if isinstance(content.get(key), Mapping)), None)
+        if nest is None:
+            break
+        content = content[nest]
+    named = content.items() if isinstance(content, Mapping) else ()
+    state = {str(key): value for key, value in named if isinstance(value, Tensor)}
+    if not state:
+        found = f"entries {', '.join(str(key) for key, _ in named)[:200]}" if named else type(content).__name__
+        raise ValueError(f"{path} holds no state dict: expected names with tensors, found {found}")
+    # Wrappers leave their names on those of the tensors; a name that the model itself has is none of theirs.
+    if not any(_inside("_orig_mod", key) for key in own):
+        state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    if not any(_inside("student", key) for key in own):
+        student = {_inside("student", key): value for key, value in state.items() if _inside("student", key)}
+        state = student or state
+    for prefix in ("module.", "model."):
+        while all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _inside(name: str, key: str) -> str:
+    """What follows the component ``name`` in a dotted key; empty if it has no such component."""
+    match = re.search(rf"(?:^|\.){name}\.(.+)", key)
+    return match[1] if match else ""

@@ -1,0 +1,99 @@
+"""The reductions: how the G teacher channels matched to a student channel become one target channel.
+
+Each is a pair of functions, one for feature maps and one for margins; a user's own is another `Reduction`.
+
+Axes: N batch, Cs student channels, Ct teacher channels, G group, * positions (any number of axes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+
+class Reduction(NamedTuple):
+    """A rule for the matched channels and one for their margins (Yue et al. 2020, section 3.3).
+
+    ``channels`` maps (teacher (N, Ct, *), index (Cs, G), generator) to (N, Cs, *);
+    ``margin`` maps (margins of the groups (Cs, G), generator) to (Cs,);
+    ``one_to_one`` says that every student channel gets a single teacher channel.
+    """
+
+    channels: Callable[[Tensor, Tensor, Generator | None], Tensor]
+    margin: Callable[[Tensor, Generator | None], Tensor]
+    one_to_one: bool = False
+
+
+def _matched(teacher: Tensor, index: Tensor) -> Tensor:
+    """The one matched channel."""
+    return teacher.index_select(1, index[:, 0])
+
+
+def _absolute_max(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
+    """The value of largest magnitude, its sign kept; a tie goes to the first."""
+    # A running maximum holds two maps at a time; stacking the group would hold G of them.
+    best = _matched(teacher, index)
+    for member in range(1, index.shape[1]):
+        candidate = teacher.index_select(1, index[:, member])
+        best = torch.where(candidate.abs() > best.abs(), candidate, best)
+    return best
+
+
+def _maximum(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
+    best = _matched(teacher, index)
+    for member in range(1, index.shape[1]):
+        best = torch.maximum(best, teacher.index_select(1, index[:, member]))
+    return best
+
+
+def _mean(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
+    total = _matched(teacher, index)
+    for member in range(1, index.shape[1]):
+        total = total + teacher.index_select(1, index[:, member])
+    return total / index.shape[1]
+
+
+def _random(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
+    """One member at random, drawn anew per sample, student channel and position."""
+    kept = _matched(teacher, index)
+    drawn = torch.randint(index.shape[1], kept.shape, generator=generator, device=_draw_device(kept, generator))
+    drawn = drawn.to(kept.device)
+    for member in range(1, index.shape[1]):
+        kept = torch.where(drawn == member, teacher.index_select(1, index[:, member]), kept)
+    return kept
+
+
+def _random_margin(margins: Tensor, generator: Generator | None) -> Tensor:
+    drawn = torch.randint(
+        margins.shape[1], margins.shape[:1], generator=generator, device=_draw_device(margins, generator)
+    )
+    return margins.gather(1, drawn.to(margins.device)[:, None])[:, 0]
+
+
+def _draw_device(values: Tensor, generator: Generator | None) -> torch.device:
+    return values.device if generator is None else generator.device
+
+
+REDUCTIONS = {
+    "sm": Reduction(lambda teacher, index, _: _matched(teacher, index), lambda margins, _: margins[:, 0], True),
+    "rd": Reduction(_random, _random_margin),
+    "amp": Reduction(_absolute_max, lambda margins, _: margins.mean(1)),
+    "max": Reduction(_maximum, lambda margins, _: margins.amax(1)),
+    "mean": Reduction(_mean, lambda margins, _: margins.mean(1)),
+}
+
+
+def get_reduction(reduction: str | Reduction) -> Reduction:
+    """The reduction of that name, or the one given.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(reduction, Reduction):
+        return reduction
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}: expected one of {', '.join(REDUCTIONS)}, or a Reduction")
+    return REDUCTIONS[reduction]
