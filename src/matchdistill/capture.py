@@ -6,24 +6,41 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from matchdistill.taps import Tap, resolve
 from matchdistill.trace import tensors_in
 
+ARGUMENTS = -1  # stands for the model's arguments where taps have their numbers
+
+
+class _Watched(NamedTuple):
+    """Tensors of the network with their versions when they were taken; in-place operations change these."""
+
+    tensors: list[Tensor]
+    versions: list[int]
+    training: bool
+    copied: bool
+
 
 @dataclass
 class Captured:
-    """What one forward pass left: the tapped values by number of the tap, and the arguments of the model's last call."""
+    """What one forward pass left.
+
+    Attributes:
+        values: the tapped values, by number of the tap.
+        arguments: the positional and keyword arguments of the model's last call.
+        teacher_output: what the teacher returned for these arguments, after `MatchingDistiller.loss`.
+    """
 
     values: dict[int, Tensor] = field(default_factory=dict)
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    # number -> (value as it is in the network, its version then, whether its module was in training mode): an in-place
-    # operation that comes later changes the version.
-    versions: dict[int, tuple[Tensor, int, bool]] = field(default_factory=dict)
+    teacher_output: Any = None
+    watched: dict[int, _Watched] = field(default_factory=dict)
 
 
 class _Active(threading.local):
@@ -42,20 +59,23 @@ class Capture:
 
     The hooks are idle outside of ``with capture() as captured``, and each thread gets the values of its own pass. A value
     is the tapped tensor itself, in the graph; where the network goes on to change it in place (an in-place activation
-    behind a tapped batch norm), a copy from before.
+    behind a tapped batch norm), a copy from before. The same holds for the arguments.
 
     Args:
         model: the network, which is not changed otherwise.
         taps: where to take features; at a module's last call in a pass.
 
     Raises:
-        ValueError: a module that the model does not have.
+        ValueError: a module that the model does not have, or a scripted one.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap]) -> None:
         self.taps = list(taps)
-        # (tap, training) of the values that a whole pass left unchanged: these need no copy.
-        self._unchanged: set[tuple[int, bool]] = set()
+        # (number, training) -> whether every pass so far left the value unchanged: then it needs no copy.
+        self._kept: dict[tuple[int, bool], bool] = {}
+        for path in ("", *(tap.module for tap in self.taps)):
+            if isinstance(resolve(model, path), torch.jit.ScriptModule):
+                raise ValueError(f"module {path!r} is a scripted one, which takes no hooks: give it unscripted")
         self._handles = [model.register_forward_pre_hook(_ArgumentsHook(self), with_kwargs=True)]
         for number, tap in enumerate(self.taps):
             module = resolve(model, tap.module)
@@ -78,7 +98,10 @@ class Capture:
             yield captured
         finally:
             _active.stack.pop()
-        self._check(captured)
+        missing = [str(tap) for number, tap in enumerate(self.taps) if number not in captured.values]
+        if missing:
+            raise ValueError(f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block")
+        self.check(captured)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -98,24 +121,44 @@ class Capture:
         if captured is None:
             return
         tensor = tensors_in(value)[0]
-        safe = (number, module.training) in self._unchanged
-        captured.values[number] = tensor if safe else tensor.clone()
-        if not torch.compiler.is_compiling() and not tensor.is_inference():
-            captured.versions[number] = (tensor, tensor._version, module.training)
+        captured.values[number] = tensor if self.keeps(number, module.training) else tensor.clone()
+        self._watch(captured, number, module, [tensor])
 
-    def _check(self, captured: Captured) -> None:
-        missing = [str(tap) for number, tap in enumerate(self.taps) if number not in captured.values]
-        if missing:
-            raise ValueError(f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block")
-        for number, (tensor, version, training) in captured.versions.items():
-            if tensor._version == version:
-                self._unchanged.add((number, training))
-            elif captured.values[number] is tensor:
+    def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:
+        """Keep the arguments of the model."""
+        captured = self.current()
+        if captured is None:
+            return
+        captured.arguments = arguments if self.keeps(ARGUMENTS, module.training) else copied(arguments)
+        self._watch(captured, ARGUMENTS, module, tensors_in(arguments))
+
+    def keeps(self, number: int, training: bool) -> bool:
+        """Whether the passes in that mode leave the value of a tap, or the `ARGUMENTS`, unchanged, as far as is known."""
+        return self._kept.get((number, training), False)
+
+    def check(self, captured: Captured) -> None:
+        """Learn which values are changed in place.
+
+        Raises:
+            ValueError: one was changed, and no copy was made since this is the first time.
+        """
+        for number, (tensors, versions, training, safe) in captured.watched.items():
+            if [tensor._version for tensor in tensors] == versions:
+                self._kept.setdefault((number, training), True)
+                continue
+            self._kept[number, training] = False
+            if not safe:
+                place = "the input" if number == ARGUMENTS else f"the value at {self.taps[number]}"
                 raise ValueError(
-                    f"the value at {self.taps[number]} was changed in place in this pass but not in the passes before: "
+                    f"{place} was changed in place in this pass but not in the passes before: "
                     "a network whose in-place operations come and go cannot be tapped there, choose another module"
                 )
-        captured.versions.clear()
+
+    def _watch(self, captured: Captured, number: int, module: nn.Module, tensors: list[Tensor]) -> None:
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+            return
+        versions = [tensor._version for tensor in tensors]
+        captured.watched[number] = _Watched(tensors, versions, module.training, not self.keeps(number, module.training))
 
 
 @dataclass
@@ -138,5 +181,9 @@ class _OutputHook(_Hook):
 
 class _ArgumentsHook(_Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if (captured := self.capture.current()) is not None:
-            captured.arguments = (args, kwargs)
+        self.capture.take_arguments(module, (args, kwargs))
+
+
+def copied(arguments: Any) -> Any:
+    """The arguments with a copy of every tensor, without a graph."""
+    return tree_map_only(Tensor, lambda value: value.detach().clone(), arguments)

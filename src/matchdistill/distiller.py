@@ -6,7 +6,6 @@ Axes: N batch, Cs student channels, Ct teacher channels, G group, * position axe
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -20,7 +19,8 @@ from matchdistill.matching import CostAccumulator, Matching, churn
 from matchdistill.reduction import Reduction, get_reduction
 from matchdistill.refresh import images_of, rank_and_world, share
 from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
-from matchdistill.trace import Operation, evaluating, tensors_in
+from matchdistill.teacher import FrozenTeacher
+from matchdistill.trace import Operation, evaluating
 
 PAPER_FACTOR = 1e4  # of the summed losses at 224 px (section 4.1)
 
@@ -201,10 +201,9 @@ class MatchingDistiller(nn.Module):
         self.positions = cast("Sequence[Position]", nn.ModuleList(positions).to(device))
         self._weights, self._loss_reduction = _weights(loss_weight, len(positions))
         self.student = student
-        teacher.eval()
         self._student_capture = Capture(student, [position.student for position in positions])
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
-        self._teacher = _Teacher(teacher, [position.teacher for position in positions])
+        self._teacher = FrozenTeacher(teacher, [position.teacher for position in positions])
         self.matched = False
         self.register_load_state_dict_post_hook(_look_for_matching)  # type: ignore[no-untyped-call]
 
@@ -318,33 +317,6 @@ class MatchingDistiller(nn.Module):
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
         lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
         return "\n".join([*lines, ")"])
-
-
-class _Teacher:
-    """The frozen teacher with its hooks, and copies of it for the devices of DataParallel replicas."""
-
-    def __init__(self, model: nn.Module, taps: Sequence[Tap]) -> None:
-        self.model, self.capture = model, Capture(model, taps)
-        self.copies: dict[torch.device, _Teacher] = {}
-
-    def __call__(self, captured: Captured) -> dict[int, Tensor]:
-        """The tapped values on the arguments that the student was called with, without a graph."""
-        assert captured.arguments is not None
-        args, kwargs = captured.arguments
-        teacher = self._on(tensors_in((args, kwargs))[0].device)
-        if teacher.model.training:  # it may be part of a larger model that was put into training mode
-            teacher.model.eval()
-        with torch.no_grad(), teacher.capture() as own:
-            teacher.model(*args, **kwargs)
-        return own.values
-
-    def _on(self, device: torch.device) -> _Teacher:
-        weight = next(self.model.parameters(), None)
-        if weight is None or weight.device == device:
-            return self
-        if device not in self.copies:
-            self.copies[device] = _Teacher(copy.deepcopy(self.model).to(device), self.capture.taps)
-        return self.copies[device]
 
 
 def _look_for_matching(distiller: nn.Module, _: Any) -> None:

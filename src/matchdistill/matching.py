@@ -29,6 +29,11 @@ class CostAccumulator:
         batch = (similarity_sum(student, teacher), *negative_sum(teacher))
         if not self._sums:
             self._start(student.shape[1], teacher.shape[1], student.device)
+        if batch[0].shape != self._sums[0].shape:
+            raise ValueError(
+                f"channels (Cs, Ct) changed from {tuple(self._sums[0].shape)} to {tuple(batch[0].shape)} between batches: "
+                "accumulate the features of one position only"
+            )
         for total, part in zip(self._sums, batch, strict=True):
             total += part
         self.count += len(student)

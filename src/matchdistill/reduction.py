@@ -50,10 +50,11 @@ def _maximum(teacher: Tensor, index: Tensor, generator: Generator | None) -> Ten
 
 
 def _mean(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
-    total = _matched(teacher, index)
+    # In half precision a sum can pass the largest number though the mean does not.
+    total = _matched(teacher, index).to(torch.promote_types(teacher.dtype, torch.float32))
     for member in range(1, index.shape[1]):
         total = total + teacher.index_select(1, index[:, member])
-    return total / index.shape[1]
+    return (total / index.shape[1]).to(teacher.dtype)
 
 
 def _random(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:

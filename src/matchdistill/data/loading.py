@@ -5,36 +5,31 @@ So a run that was killed and resumed at an epoch repeats the uninterrupted one b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+
+from matchdistill.refresh import rank_and_world
 
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
 
-def rank_and_world() -> tuple[int, int]:
-    """Number of this process and number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def mix_seed(*parts: int) -> int:
-    """One seed of 32 bits from several numbers.
+def mix_seed(*parts: int | str) -> int:
+    """One seed of 32 bits from a purpose and several numbers.
 
     A sum would not do: seed 0 in epoch 1 would be seed 1 in epoch 0, and runs with neighbouring seeds would repeat
     each other one epoch later.
 
     Example:
-        >>> mix_seed(0, 1) == mix_seed(1, 0)
+        >>> mix_seed("order", 0, 1) == mix_seed("order", 1, 0)
         False
     """
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -48,7 +43,7 @@ class EpochSampler(DistributedSampler[Any]):
         world: number of processes, likewise.
     """
 
-    sharded = True  # the loader gives this rank's share already
+    sharded = True  # tells MatchingDistiller.refresh that the loader gives this rank's share only
 
     def __init__(
         self, dataset: Dataset[Any], seed: int, generator: Generator, rank: int | None = None, world: int | None = None
@@ -58,7 +53,7 @@ class EpochSampler(DistributedSampler[Any]):
             dataset,
             num_replicas=default_world if world is None else world,
             rank=default_rank if rank is None else rank,
-            seed=mix_seed(seed),  # DistributedSampler adds the epoch
+            seed=mix_seed("order", seed),  # DistributedSampler adds the epoch
         )
         self.run_seed = seed
         self.generator = generator
@@ -67,7 +62,7 @@ class EpochSampler(DistributedSampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the workers' random numbers; Lightning calls it before each epoch."""
         super().set_epoch(epoch)
-        self.generator.manual_seed(mix_seed(self.run_seed, epoch, self.rank))
+        self.generator.manual_seed(mix_seed("workers", self.run_seed, epoch, self.rank))
 
 
 class ShareSampler(Sampler[int]):
@@ -95,17 +90,18 @@ class BatchLoader(DataLoader[Batch]):
         try:
             yield from batches
         except ValueError as error:
-            # From a worker process it arrives with that process's traceback as text. The last line is the message.
-            message = str(error).strip().splitlines()[-1]
-            raise ValueError(message.removeprefix("ValueError: ")) from error
+            # From a worker process it arrives with that process's traceback as text; the message comes last.
+            traceback, _, message = str(error).rpartition("\nValueError: ")
+            if not traceback:
+                raise
+            raise ValueError(message.strip()) from error
+        finally:
+            # An iterator that is left to the garbage collector, as after an error, waits 5 s for each worker.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
 
-def make_loader(dataset: Dataset[Any], **arguments: Any) -> BatchLoader:
-    """A loader with what all have in common."""
-    return BatchLoader(dataset, collate_fn=_as_it_is, pin_memory=torch.cuda.is_available(), **arguments)
-
-
-def _as_it_is(batch: Batch) -> Batch:
+def as_it_is(batch: Any) -> Any:
+    """The collate function of :class:`BatchLoader`; by name, as lambdas do not reach spawned workers."""
     return batch
 
 
@@ -119,7 +115,7 @@ def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
         >>> labels[balanced_subset(labels, 5, seed=0)]
         tensor([0, 0, 1, 1, 2])
     """
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(mix_seed(seed)))
+    order = torch.randperm(len(labels), generator=Generator().manual_seed(mix_seed("subset", seed)))
     shuffled = labels[order]
     counts = shuffled.bincount()
     # The turn of an image is its place in its own class; the subset takes all first turns, then all second ones...
@@ -139,6 +135,8 @@ def strided_batches(count: int, batch_size: int, rank: int, world: int) -> list[
         >>> strided_batches(7, 3, rank=0, world=2), strided_batches(7, 3, rank=1, world=2)
         ([[0, 2], [4, 6]], [[1, 3], [5]])
     """
-    largest_share = -(-count // world)
-    batches = -(-largest_share // batch_size)
+    if count < world:
+        raise ValueError(f"{count} validation images cannot be shared among {world} processes: use fewer processes")
+    # As many as the largest share needs, but no more than the smallest can fill.
+    batches = min(-(-count // (world * batch_size)), count // world)
     return [part.tolist() for part in torch.arange(rank, count, world).tensor_split(batches)]

@@ -54,11 +54,10 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True) -> li
         *(f"{key} {tuple(own[key].shape)} is missing" for key in missing),
         *(f"{key} {tuple(state[key].shape)} is unexpected" for key in unexpected),
     ]
-    fitting = {key: state[key] for key in state if key in own and key not in set(reshaped)}
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     if strict and differences:
-        classes = (
-            None if missing or unexpected else _class_counts([(state[key].shape, own[key].shape) for key in reshaped])
-        )
+        shapes = [(state[key].shape, own[key].shape) for key in reshaped]
+        classes = None if missing or unexpected else _class_counts(shapes)
         if classes is not None:
             raise ValueError(
                 f"{path}: these weights are for {classes[0]} classes, the model has {classes[1]} ({differences[0]}): "

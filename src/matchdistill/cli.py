@@ -1,0 +1,289 @@
+"""The command `matchdistill`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+# The modules of the commands are imported by them: `matchdistill --help` need not wait for PyTorch.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 2 for a mistake of the user, said in one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("matchdistill"))
+        return 0
+    from jsonargparse import ArgumentError
+
+    command = COMMANDS.get(arguments[0])
+    try:
+        if command is None:
+            from matchdistill.messages import did_you_mean
+
+            raise ValueError(
+                f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}: expected one of "
+                + ", ".join(COMMANDS)
+            )
+        command(arguments[1:])
+    except (ValueError, OSError, FloatingPointError, ArgumentError, RuntimeError) as error:
+        if os.environ.get("MATCHDISTILL_DEBUG"):
+            raise
+        print(f"matchdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: matchdistill COMMAND ...",
+            "",
+            "Matching Guided Distillation: a big vision network trains a small one.",
+            "",
+            *lines,
+            "",
+            "matchdistill COMMAND --help explains each. MATCHDISTILL_DEBUG=1 shows where an error comes from.",
+        ]
+    )
+
+
+def quickstart(arguments: Sequence[str]) -> None:
+    """Distil a digits classifier in five ways and compare them: minutes on two cores."""
+    _compare(arguments, "matchdistill quickstart", default="quickstart")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Run a recipe under several methods and seeds: which method helps, and how sure that is."""
+    _compare(arguments, "matchdistill compare")
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Train a student as a recipe says, with values of your own over it (--training.lr 0.1)."""
+    from matchdistill.recipe import recipe_parser
+
+    parser = recipe_parser("matchdistill fit")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder of the run; default: runs/ and the recipe's name"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    resolved, config, name = _resolved(parser, arguments)
+    if config is None:
+        return
+    from matchdistill.recipe import Recipe
+    from matchdistill.training import fit as run
+
+    out = resolved.out or Path("runs") / name
+    metrics = run(Recipe.of(config), out, resolved.resume)
+    _print_accuracies(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Measure the accuracy of a run's student, from its folder, checkpoint or exported weights."""
+    from matchdistill.recipe import recipe_parser
+
+    parser = recipe_parser("matchdistill validate")
+    parser.usage = "matchdistill validate RUN [options]   (RUN: a run's folder, or a checkpoint or weights file in it)"
+    if not arguments or arguments[0].startswith("-"):
+        parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
+        raise ValueError("no run: name the folder of a run, or a checkpoint or weights file in it, first")
+    from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe
+    from matchdistill.training import RECIPE
+    from matchdistill.validation import validate as measure
+
+    path = Path(arguments[0])
+    run, weights = (path.parent, path) if path.is_file() else (path, None)
+    if not (run / RECIPE).is_file():
+        raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
+    recipe = Recipe.of(plain_config(parser, resolve_recipe(read_recipe(run / RECIPE), parser, arguments[1:])))
+    _print_accuracies(measure(recipe, run, weights), str(path))
+
+
+def taps(arguments: Sequence[str]) -> None:
+    """Show which features of two models would be matched, and why."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="matchdistill taps", exit_on_error=False, description=taps.__doc__)
+    parser.add_argument("teacher", type=str, help="torchvision:NAME, timm:NAME or package.module:function")
+    parser.add_argument("student", type=str, help="likewise")
+    parser.add_argument("--image_size", type=int, default=None, help="pixels; default: what the models ask for")
+    parser.add_argument("--channels", type=int, default=3, help="of the images")
+    parser.add_argument("--reduction", type=str, default="amp", help="sm, rd, amp, max or mean")
+    options = parser.parse_args(list(arguments))
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from matchdistill.distiller import MatchingDistiller
+    from matchdistill.models import build_model
+
+    example = None
+    if options.image_size is not None:
+        example = torch.zeros(2, options.channels, options.image_size, options.image_size)
+    models = build_model(options.teacher), build_model(options.student)
+    distiller = MatchingDistiller(*models, reduction=options.reduction, example=example)
+    table = Table("teacher tap", "student tap", title=f"{options.teacher} -> {options.student}", show_lines=True)
+    for heading in ("channels", "map", "G"):
+        table.add_column(heading, justify="right")
+    table.add_column("margins")
+    for position in distiller.positions:
+        table.add_row(
+            f"{position.teacher}\n[dim]{position.teacher.reason}[/dim]",
+            f"{position.student}\n[dim]{position.student.reason}[/dim]",
+            f"{position.teacher_channels} -> {position.student_channels}",
+            " -> ".join(dict.fromkeys("x".join(map(str, size)) for size in position.spatial)),
+            str(position.index.shape[1]),
+            position.margin_norm or "measured",
+        )
+    Console().print(table)
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """List, show or copy the packaged recipes: list | show NAME | copy NAME [FILE]."""
+    from matchdistill.messages import did_you_mean
+    from matchdistill.recipe import packaged
+
+    known = packaged()
+    usage = "usage: matchdistill recipes list | show NAME | copy NAME [FILE]"
+    match list(arguments):
+        case ["-h" | "--help"]:
+            print(usage)
+        case ["list"]:
+            width = max(map(len, known))
+            for name, text in known.items():
+                print(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}")
+        case ["show" | "copy", name, *_] if name not in known:
+            raise ValueError(f"no recipe {name!r}{did_you_mean(name, known)}: expected one of {', '.join(known)}")
+        case ["show", name]:
+            print(known[name], end="")
+        case ["copy", name, *rest] if len(rest) < 2:
+            from matchdistill.files import atomic_write
+
+            path = Path(rest[0] if rest else f"{name}.yaml")
+            if path.exists():
+                raise ValueError(f"{path} exists already: name another file")
+            atomic_write(path, lambda temporary: temporary.write_text(known[name]))
+            print(path)
+        case _:
+            raise ValueError(usage)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write the student of a run as safetensors, ONNX or a torch.export program, checked."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--format", type=str, default="safetensors", help="safetensors, onnx or pt2 (torch.export)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="the file; default: student.FORMAT in the folder of the run"
+    )
+    options = parser.parse_args(list(arguments))
+    import torch
+
+    from matchdistill.export import export as write
+    from matchdistill.training import load_student
+
+    model, described = load_student(options.run)
+    rebuilt, _ = load_student(options.run)
+    size = described["image_size"]
+    path = options.out or options.run / f"student.{options.format}"
+    difference = write(model, torch.zeros(2, 3, size, size), path, options.format, rebuilt)
+    print(f"{path}: {path.stat().st_size:,} bytes, outputs within {difference:.1g} of the model's")
+
+
+def _print_accuracies(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
+    """A table of teacher and student."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", title=title)
+    headings = [*measured["student"], *(["parameters"] if parameters else [])]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for role in ("teacher", "student"):
+        if measured[role]:
+            row = [f"{value:.2%}" for value in measured[role].values()]
+            table.add_row(role, *row, *([f"{parameters[role]:,}"] if parameters else []))
+    Console().print(table)
+
+
+def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
+    from matchdistill.recipe import recipe_parser
+
+    parser = recipe_parser(prog)
+    parser.add_argument("--out", type=Path, default=None, help="folder; default: runs/ and the recipe's name")
+    parser.add_argument(
+        "--methods", type=str, default=None, help="with commas: none,kd,mgd-amp+kd; default: the recipe's"
+    )
+    parser.add_argument("--seeds", type=int, default=None, help="runs per method; default: the recipe's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    if default is not None:
+        parser.set_defaults(jobs=max(1, min(4, os.cpu_count() or 1)))
+    resolved, config, name = _resolved(parser, arguments, default)
+    if config is None:
+        return
+    from rich.console import Console
+
+    from matchdistill.compare import compare as run
+    from matchdistill.recipe import Recipe
+
+    if resolved.methods is not None:
+        config["compare"]["methods"] = resolved.methods.split(",")
+    if resolved.seeds is not None:
+        config["compare"]["seeds"] = resolved.seeds
+    if resolved.jobs < 1:
+        raise ValueError(f"--jobs {resolved.jobs}: expected at least 1")
+    recipe = Recipe.of(config)
+    out = resolved.out or Path("runs") / name
+    run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, Console())
+    print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
+
+
+def _resolved(
+    parser: ArgumentParser, arguments: Sequence[str], default: str | None = None
+) -> tuple[Namespace, dict[str, Any] | None, str]:
+    """The options, the recipe's configuration (None if it was only to be printed) and the recipe's name.
+
+    The recipe is the first argument that is no option; its values go below those of the command line.
+    """
+    from matchdistill.recipe import plain_config, read_recipe, resolve_recipe
+
+    parser.usage = (
+        f"{parser.prog} {'[RECIPE]' if default else 'RECIPE'} [options]   (RECIPE: a file or a packaged name)"
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the whole resolved recipe and stop")
+    rest = list(arguments)
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else default
+    if name is None:
+        if not {"-h", "--help"} & set(rest):
+            raise ValueError("no recipe: name a YAML file or a packaged recipe first (see matchdistill recipes list)")
+        values: dict[str, Any] = {}
+    else:
+        values = read_recipe(name)
+    resolved = resolve_recipe(values, parser, rest)
+    config = plain_config(parser, resolved)
+    if resolved.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return resolved, None, ""
+    return resolved, config, Path(name or "").stem
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    command.__name__: command for command in (quickstart, fit, compare, validate, taps, recipes, export)
+}

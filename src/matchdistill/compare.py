@@ -1,0 +1,196 @@
+"""A recipe under several methods and seeds: which method helps, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from scipy import stats
+
+from matchdistill.files import atomic_write, write_json
+from matchdistill.recipe import Recipe
+from matchdistill.training import METRICS, WEIGHTS, claim, fit
+
+TABLE = "metrics.csv"
+
+
+class Cell(NamedTuple):
+    """One run of the grid."""
+
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Its folder inside that of the comparison."""
+        return Path("cells") / self.method / f"seed{self.seed}"
+
+
+def compare(
+    recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int = 1, console: Console | None = None
+) -> dict[str, Any]:
+    """Run the recipe under every method and seed, and summarise.
+
+    The runs of a seed start from the same weights and see the same images in the same order for as long, whatever their
+    method. Finished runs are kept: called again after a crash, it goes on with the rest.
+
+    Args:
+        recipe: what to run.
+        out: folder of the comparison; each run has its own in it, the teacher too.
+        methods: distillation methods.
+        seeds: runs per method.
+        jobs: runs at a time, each in a process with its share of the cores.
+        console: where to report.
+
+    Returns:
+        What `metrics.json` holds: the summary by method, and the metrics of every run.
+
+    Raises:
+        ValueError: `out` holds runs of another recipe.
+        RuntimeError: runs failed; the others are done and kept.
+    """
+    console = console or Console(quiet=True)
+    claim(recipe, out, resume=True)
+    cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
+    if any(method != "none" for method in methods) and recipe.teacher.training.epochs:
+        console.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
+        result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not console.is_terminal)
+        console.print(f"teacher: top-1 {result['student']['top1']:.2%}, {result['seconds']:.0f} s", highlight=False)
+    results: dict[Cell, dict[str, Any]] = {}
+    failures: list[str] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("runs", total=len(cells))
+        for cell, outcome in _run(recipe.config, cells, out, jobs):
+            progress.advance(task)
+            if isinstance(outcome, str):
+                failures.append(f"{cell.method}, seed {cell.seed}: {outcome}")
+                console.print(failures[-1], highlight=False, markup=False)
+                continue
+            results[cell] = outcome
+            top1, seconds = outcome["student"]["top1"], outcome["seconds"]
+            console.print(f"{cell.method}, seed {cell.seed}: top-1 {top1:.2%}, {seconds:.0f} s", highlight=False)
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(cells)} runs failed, the others are kept in {out}: {'; '.join(failures)}"
+        )
+    runs = [results[cell] for cell in cells]
+    summary = summarise(runs, methods)
+    report = {"recipe": recipe.config, "summary": summary, "runs": runs}
+    write_json(out / METRICS, report)
+    atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
+    console.print(summary_table(summary, runs))
+    return report
+
+
+def _run(
+    config: dict[str, Any], cells: Sequence[Cell], out: Path, jobs: int
+) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+    """The metrics of every cell as it finishes, or what went wrong in it."""
+    if jobs == 1:
+        for cell in cells:
+            yield cell, _run_cell(config, cell, out)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+    with pool:
+        futures = {pool.submit(_run_cell, config, cell, out): cell for cell in cells}
+        for future in as_completed(futures):
+            error = future.exception()
+            yield futures[future], future.result() if error is None else f"{type(error).__name__}: {error}"
+
+
+def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] | str:
+    recipe = Recipe.of(config, seed=cell.seed, distillation__method=cell.method)
+    if recipe.teacher.training.epochs:
+        recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
+    try:
+        return fit(recipe, out / cell.folder, resume=True, quiet=True)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean and 95% interval by method, paired with the runs of "none" by seed.
+
+    Args:
+        runs: metrics of runs, each with "method", "seed", "student" and "teacher" accuracies.
+        methods: in the order of the result.
+
+    Returns:
+        For each method "top1" and "difference" as {"mean", "interval"} (half the width of Student's 95% interval, None
+        for a single seed), the difference in the same seeds to "none" (None without it), and "gap_recovered": which share
+        of the distance from the student alone to the teacher the mean difference covers.
+    """
+    accuracy = {(run["method"], run["seed"]): run["student"]["top1"] for run in runs}
+    teacher = next((run["teacher"]["top1"] for run in runs if run["teacher"]), None)
+    summary = []
+    for method in methods:
+        seeds = sorted(seed for name, seed in accuracy if name == method)
+        entry: dict[str, Any] = {
+            "method": method,
+            "seeds": seeds,
+            "top1": _interval([accuracy[method, s] for s in seeds]),
+        }
+        entry |= {"difference": None, "gap_recovered": None}
+        if method != "none" and all(("none", seed) in accuracy for seed in seeds):
+            alone = [accuracy["none", seed] for seed in seeds]
+            entry["difference"] = _interval([accuracy[method, s] - base for s, base in zip(seeds, alone, strict=True)])
+            gap = None if teacher is None else teacher - float(np.mean(alone))
+            entry["gap_recovered"] = entry["difference"]["mean"] / gap if gap else None
+        entry["seconds"] = float(np.mean([run["seconds"] for run in runs if run["method"] == method]))
+        summary.append(entry)
+    return summary
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return {"mean": mean, "interval": None}
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return {"mean": mean, "interval": float(half)}
+
+
+def summary_table(summary: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> Table:
+    """The summary for the terminal."""
+    teacher = next((run["teacher"]["top1"] for run in runs if run["teacher"]), None)
+    title = "" if teacher is None else f"teacher: top-1 {teacher:.2%}"
+    table = Table("method", title=title, caption="± half of the 95% interval over seeds; differences paired by seed")
+    for heading in ("top-1", "to none", "gap recovered", "seconds per run"):
+        table.add_column(heading, justify="right")
+    for entry in summary:
+        gap = entry["gap_recovered"]
+        table.add_row(
+            entry["method"],
+            _shown(entry["top1"]),
+            _shown(entry["difference"], "+"),
+            "" if gap is None else f"{gap:.0%}",
+            f"{entry['seconds']:.0f}",
+        )
+    return table
+
+
+def _shown(value: dict[str, float] | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    interval = "" if value["interval"] is None else f" ± {100 * value['interval']:.2f}"
+    return f"{100 * value['mean']:{sign}.2f}{interval}"
+
+
+def _write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "seed", "top1", "teacher_top1", "seconds"])
+        for run in runs:
+            teacher = run["teacher"].get("top1", "")
+            writer.writerow([run["method"], run["seed"], run["student"]["top1"], teacher, run["seconds"]])

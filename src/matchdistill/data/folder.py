@@ -1,0 +1,177 @@
+"""Images in folders, one folder for each class.
+
+Axes: N images, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from matchdistill.data.loading import Batch
+from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
+from matchdistill.messages import cause
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Paths of N images and labels (N,) int64."""
+
+    paths: list[str]
+    labels: Tensor
+
+    def subset(self, index: Tensor) -> ImageFiles:
+        """The images of ``index`` (M,)."""
+        return ImageFiles([self.paths[i] for i in index.tolist()], self.labels[index])
+
+
+def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
+    """Training images, validation images and class names of ``root/train/CLASS`` and ``root/val/CLASS``.
+
+    Raises:
+        ValueError: in one line, what is missing, empty, unreadable or not alike in both.
+    """
+    if not root.is_dir():
+        raise ValueError(f"image folder {root} {'is a file' if root.exists() else 'does not exist'}")
+    val_root = next((root / name for name in ("val", "valid") if (root / name).is_dir()), root / "val")
+    class_names, val_names = _class_names(root / "train"), _class_names(val_root)
+    if class_names != val_names:
+        only_train = ", ".join(sorted(set(class_names) - set(val_names))) or "none"
+        only_val = ", ".join(sorted(set(val_names) - set(class_names))) or "none"
+        raise ValueError(
+            f"{root / 'train'} and {val_root} must have the same class folders: "
+            f"only in {root / 'train'}: {only_train}; only in {val_root}: {only_val}"
+        )
+    return _scan(root / "train", class_names), _scan(val_root, class_names), class_names
+
+
+def _class_names(folder: Path) -> list[str]:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"image folder {folder} cannot be read ({cause(error)})") from error
+    if not names:
+        raise ValueError(f"image folder {folder} has no class folders: expected {folder}/CLASS/IMAGE.jpg")
+    return names
+
+
+def _scan(folder: Path, class_names: list[str]) -> ImageFiles:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = _image_paths(folder / name)
+        if not found:
+            raise ValueError(
+                f"class folder {folder / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
+                "add some or remove the folder"
+            )
+        paths += found
+        labels += [label] * len(found)
+    return ImageFiles(paths, torch.tensor(labels))
+
+
+def _image_paths(folder: Path) -> list[str]:
+    """All images below ``folder``, hidden files and folders left out, in an order that is the same everywhere."""
+
+    def stop(error: OSError) -> None:
+        raise ValueError(f"image folder {error.filename} cannot be read ({cause(error)})") from error
+
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [
+            os.path.join(parent, name)  # noqa: PTH118 - Path is slow for a million files
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+        ]
+    return sorted(paths)
+
+
+class FolderDataset(Dataset[Any]):
+    """Images read from files when they are asked for.
+
+    Args:
+        files: the images.
+        transform: from a PIL image to a tensor (3, H, W).
+        skip_corrupt: leave images that cannot be read out of their batch, with a warning at the first meeting. If
+            too few are left (none; in training one, which batch norm cannot take), the images that follow in the
+            data set fill up: every process still makes the same number of steps.
+        fewest: how many images a batch needs.
+    """
+
+    def __init__(
+        self, files: ImageFiles, transform: Callable[[Image.Image], Tensor], skip_corrupt: bool, fewest: int = 1
+    ) -> None:
+        self.files = files
+        self.transform = transform
+        self.skip_corrupt = skip_corrupt
+        self.fewest = fewest
+        # In shared memory: worker processes find corrupt images, the main process counts them.
+        self.corrupt = torch.zeros(len(files.paths), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    @property
+    def corrupt_paths(self) -> list[str]:
+        """The corrupt images found so far."""
+        return [self.files.paths[i] for i in self.corrupt.nonzero().flatten().tolist()]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        """One image (3, H, W) and its label, or None for a corrupt image that is to be skipped."""
+        if self.corrupt[index]:
+            return None
+        path = self.files.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # Pillow's readers fail in every way on damaged files
+            message = f"image {path} cannot be read ({cause(error)})"
+            if not self.skip_corrupt:
+                raise ValueError(
+                    f"{message}: repair or remove it, or skip such images with --data.skip_corrupt=true"
+                ) from error
+            self.corrupt[index] = True
+            warnings.warn(f"{message} and is skipped", stacklevel=2)
+            return None
+        return self.transform(image), int(self.files.labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Images (N, 3, H, W) and labels (N,) without the corrupt ones."""
+        samples = [sample for index in indices if (sample := self[index]) is not None]
+        fewest = min(self.fewest, len(indices))
+        for step in range(1, len(self) + 1):
+            if len(samples) >= fewest:
+                break
+            if (sample := self[(indices[-1] + step) % len(self)]) is not None:
+                samples.append(sample)
+        if not samples:
+            raise ValueError(f"none of the {len(self)} images beside {self.files.paths[0]} can be read")
+        images, labels = zip(*samples, strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+
+def image_transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]:
+    """ImageNet's usual preparation: a random crop and flip for training, else the middle of the resized image."""
+    from torchvision.transforms import v2
+
+    crop = (
+        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        if augment
+        else [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+    )
+    transform: Callable[[Image.Image], Tensor] = v2.Compose(
+        [*crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    )
+    return transform

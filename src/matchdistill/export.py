@@ -1,0 +1,115 @@
+"""The student alone, in the formats that it is deployed in, each checked against the model.
+
+Axes: N batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from matchdistill.files import atomic_write
+from matchdistill.models import load_weights
+
+Format = Literal["safetensors", "onnx", "pt2"]
+
+
+def export(model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: nn.Module | None = None) -> float:
+    """Write a model and read it back to see that it computes the same.
+
+    Args:
+        model: the student, images (N, 3, H, W) -> logits.
+        images: an example (N, 3, H, W) with N of at least 2; N stays free in the exported graph.
+        path: the file to write.
+        kind: "safetensors" (a state dict), "onnx", or "pt2" (`torch.export`).
+        rebuilt: for "safetensors", the plain model to load the file into.
+
+    Returns:
+        The largest absolute difference of the outputs.
+
+    Raises:
+        ValueError: an unknown format, a package that is missing, a model that cannot be exported, or an exported one that
+            computes something else; nothing is left at `path` then.
+    """
+    if kind not in get_args(Format):
+        raise ValueError(f"unknown format {kind!r}: expected one of {', '.join(get_args(Format))}")
+    model = model.eval().cpu()
+    write, run = {"safetensors": _safetensors, "onnx": _onnx, "pt2": _pt2}[kind](model, images, rebuilt)
+    with torch.no_grad():
+        # Another batch size than the example's: it must not have been fixed.
+        checked = torch.cat([images, torch.randn(3, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
+        expected = model(checked)
+    difference = 0.0
+
+    def write_and_check(temporary: Path) -> None:
+        nonlocal difference
+        write(temporary)
+        with torch.no_grad():
+            difference = (run(temporary, checked) - expected).abs().max().item()
+        if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
+            raise ValueError(f"the exported model's outputs differ by {difference:.2g}: {path} was not written")
+
+    atomic_write(path, write_and_check)
+    return difference
+
+
+_Writer = tuple[Callable[[Path], object], Callable[[Path, Tensor], Tensor]]
+
+
+def _safetensors(model: nn.Module, images: Tensor, rebuilt: nn.Module | None) -> _Writer:
+    assert rebuilt is not None
+
+    def run(path: Path, batch: Tensor) -> Tensor:
+        load_weights(rebuilt, path)
+        return torch.as_tensor(rebuilt.eval()(batch))
+
+    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    return lambda path: save_file(weights, str(path)), run
+
+
+def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
+    try:
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:
+        raise ValueError(f"torch.export cannot take the model: {str(error).strip().splitlines()[0]}") from error
+    return (
+        lambda path: torch.export.save(program, path),
+        lambda path, batch: torch.as_tensor(torch.export.load(path).module()(batch)),
+    )
+
+
+def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise ValueError(f"ONNX needs {error.name}: pip install 'matchdistill[onnx]'") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )
+    except Exception as error:
+        raise ValueError(f"torch.onnx cannot take the model: {str(error).strip().splitlines()[0]}") from error
+    assert program is not None
+
+    def run(path: Path, batch: Tensor) -> Tensor:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0])
+
+    return lambda path: program.save(str(path), external_data=False), run

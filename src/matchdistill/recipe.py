@@ -1,0 +1,355 @@
+"""Recipes: a run as plain values, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from matchdistill.data import ImageData
+from matchdistill.messages import did_you_mean
+from matchdistill.reduction import REDUCTIONS
+
+
+@dataclass
+class Training:
+    """How a network is trained: SGD with momentum.
+
+    Args:
+        epochs: passes over the training images, without the warm-up.
+        lr: learning rate at its highest.
+        momentum: of SGD.
+        nesterov: look ahead by the momentum.
+        weight_decay: of SGD.
+        schedule: "steps": times `gamma` at each milestone; "cosine": down to 0 over the epochs; "constant".
+        milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
+        gamma: the factor of "steps".
+        warmup_epochs: epochs before the others in which the learning rate rises from a tenth.
+    """
+
+    epochs: int = 120
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    milestones: list[int] = field(default_factory=lambda: [31, 61, 81])
+    gamma: float = 0.1
+    warmup_epochs: int = 0
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs with the warm-up, which is added to them."""
+        return self.epochs + self.warmup_epochs
+
+
+@dataclass
+class Model:
+    """A network by name.
+
+    Args:
+        name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own.
+        weights: a file, or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
+        options: further arguments of the function that builds it.
+    """
+
+    name: str = ""
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Teacher:
+    """The network that guides the student, and how to train it first.
+
+    Args:
+        name: as of the student; null where no method needs a teacher.
+        weights: as of the student.
+        options: as of the student.
+        training: how it is trained before the student; with 0 epochs it is taken as it is.
+        train_limit: how many training images it learns from; null: all, whatever the student's limit.
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=lambda: Training(epochs=0))
+    train_limit: int | None = None
+
+
+@dataclass
+class Distillation:
+    """How the teacher guides the student.
+
+    Args:
+        method: "none", "kd", "mgd-amp" (or -sm, -rd, -max, -mean), or "mgd-amp+kd".
+        taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
+        loss_weight: of each position's mean loss, one for all or one for each; "paper" is the paper's form.
+        refresh_every: epochs between refreshes of the matching; 0 matches once.
+        refresh_images: the most training images of a refresh.
+        kd_weight: of the loss on the outputs, in methods with "kd".
+        kd_temperature: of the softmax there.
+    """
+
+    method: str = "mgd-amp"
+    taps: Literal["auto"] | list[tuple[str, str]] = "auto"
+    loss_weight: Literal["paper"] | float | list[float] = 5.0
+    refresh_every: int = 1
+    refresh_images: int = 20_000
+    kd_weight: float = 1.0
+    kd_temperature: float = 1.5
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the method has a teacher."""
+        return self.method != "none"
+
+
+@dataclass
+class Machine:
+    """What it runs on; the values are those of Lightning's `Trainer`.
+
+    Args:
+        accelerator: "auto", "cpu", "gpu" ...
+        devices: how many processes per node, "auto" for all devices.
+        num_nodes: how many machines.
+        strategy: "auto", "ddp" ...
+        precision: "32-true", "bf16-mixed", "16-mixed" ...
+        sync_batchnorm: batch norm over the images of all processes (GPUs only).
+        log_every: steps between entries in the logs.
+    """
+
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    sync_batchnorm: bool = False
+    log_every: int = 20
+
+
+@dataclass
+class Comparison:
+    """The grid of `matchdistill compare`.
+
+    Args:
+        methods: distillation methods; the differences are to the first "none".
+        seeds: runs per method, with the seeds from `seed` on.
+    """
+
+    methods: list[str] = field(default_factory=lambda: ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"])
+    seeds: int = 3
+
+
+@dataclass
+class Recipe:
+    """Everything that a run depends on; `config` is all of it as plain values."""
+
+    config: dict[str, Any]
+    task: str
+    seed: int
+    data: ImageData
+    teacher: Teacher
+    student: Model
+    training: Training
+    distillation: Distillation
+    trainer: Machine
+    compare: Comparison
+
+    @classmethod
+    def of(cls, config: dict[str, Any], **changes: Any) -> Recipe:
+        """The recipe of a resolved configuration, with changes by dotted key whose dots are written as "__".
+
+        Raises:
+            ValueError: values that do not fit together; all of them are listed.
+        """
+        config = copy.deepcopy(config)
+        for key, value in changes.items():
+            section = config
+            *path, last = key.split("__")
+            for part in path:
+                section = section[part]
+            section[last] = value
+        teacher = {**config["teacher"], "training": Training(**config["teacher"]["training"])}
+        recipe = cls(
+            config,
+            config["task"],
+            config["seed"],
+            ImageData(**config["data"], seed=config["seed"]),
+            Teacher(**teacher),
+            Model(**config["student"]),
+            Training(**config["training"]),
+            Distillation(**config["distillation"]),
+            Machine(**config["trainer"]),
+            Comparison(**config["compare"]),
+        )
+        if problems := list(_contradictions(recipe)):
+            raise ValueError("; ".join(problems))
+        return recipe
+
+    def for_teacher(self) -> Recipe:
+        """The recipe that trains the teacher alone."""
+        teacher = self.config["teacher"]
+        return Recipe.of(
+            self.config,
+            student={key: teacher[key] for key in ("name", "weights", "options")},
+            training=teacher["training"],
+            distillation__method="none",
+            data__train_limit=teacher["train_limit"],
+        )
+
+    def with_trained_teacher(self, weights: Path) -> Recipe:
+        """The recipe that takes the teacher's weights from a file instead of training it."""
+        return Recipe.of(self.config, teacher__weights=str(weights), teacher__training__epochs=0)
+
+
+def parse_method(method: str) -> tuple[str | None, bool]:
+    """The reduction of a method, None where features are not distilled, and whether the output is.
+
+    Raises:
+        ValueError: an unknown method.
+
+    Example:
+        >>> parse_method("mgd-amp+kd"), parse_method("none")
+        (('amp', True), (None, False))
+    """
+    known: dict[str, tuple[str | None, bool]] = {"none": (None, False), "kd": (None, True)}
+    for reduction in REDUCTIONS:
+        known |= {f"mgd-{reduction}": (reduction, False), f"mgd-{reduction}+kd": (reduction, True)}
+    if method not in known:
+        raise ValueError(f"unknown method {method!r}{did_you_mean(method, known)}: expected one of {', '.join(known)}")
+    return known[method]
+
+
+def packaged() -> dict[str, str]:
+    """The packaged recipes: name -> text."""
+    folder = resources.files("matchdistill") / "recipes"
+    return {
+        Path(file.name).stem: file.read_text()
+        for file in sorted(folder.iterdir(), key=str)
+        if file.name.endswith(".yaml")
+    }
+
+
+def read_recipe(name: str | Path) -> dict[str, Any]:
+    """The values of a packaged recipe, or of a YAML file.
+
+    Raises:
+        ValueError: neither exists, or the file holds no YAML mapping.
+    """
+    known = packaged()
+    path = Path(name)
+    if str(name) in known:
+        text = known[str(name)]
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise ValueError(
+            f"no recipe {str(name)!r}: neither a file nor a packaged recipe ({', '.join(known)})"
+            f"{did_you_mean(str(name), known)}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is no recipe: expected a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def recipe_parser(prog: str | None = None) -> ArgumentParser:
+    """The options of a recipe."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser.add_argument("--task", type=Literal["classification"], default="classification", help="what is learned")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_class_arguments(ImageData, "data", skip={"seed"})
+    parser.add_class_arguments(Teacher, "teacher")
+    parser.add_class_arguments(Model, "student")
+    parser.add_class_arguments(Training, "training")
+    parser.add_class_arguments(Distillation, "distillation")
+    parser.add_class_arguments(Machine, "trainer")
+    parser.add_class_arguments(Comparison, "compare")
+    return parser
+
+
+def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Sequence[str] = ()) -> Namespace:
+    """A recipe's values, with arguments of the command line over them and defaults below, checked.
+
+    Raises:
+        ValueError: unknown keys, values of wrong types, missing values; all that the recipe has are listed.
+    """
+    options = {action.dest: action for action in parser._actions}
+    leaves = {key for key in options if not any(other.startswith(f"{key}.") for other in options)}
+    problems: list[str] = []
+    given: dict[str, Any] = {}
+    for key, value in _flattened(values, leaves):
+        if key not in leaves:
+            problems.append(f"unknown key {key!r}{did_you_mean(key, leaves)}")
+            continue
+        given[key] = value
+        try:
+            parser.parse_object(_nested(key, value), defaults=False)
+        except ArgumentError:
+            expected = str(getattr(options[key], "_typehint", "another type")).replace("typing.", "")
+            problems.append(f"{key} is {value!r}: expected {expected.removeprefix('<class ').removesuffix('>')}")
+    if problems:
+        raise ValueError("the recipe does not fit: " + "; ".join(problems))
+    parser.set_defaults(given)
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _flattened(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in leaves and any(leaf.startswith(f"{key}.") for leaf in leaves):
+            yield from _flattened(value, leaves, f"{key}.")
+        else:
+            yield key, value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return cast("dict[str, Any]", value)
+
+
+def plain_config(parser: ArgumentParser, resolved: Namespace) -> dict[str, Any]:
+    """The recipe in a parser's result, as plain values."""
+    config = yaml.safe_load(parser.dump(resolved, skip_none=False, skip_validation=True))
+    sections = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
+    return {section: config[section] for section in sections}
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    """What a check of every value by itself cannot see."""
+    methods = [recipe.distillation.method, *recipe.compare.methods]
+    for method in dict.fromkeys(methods):
+        try:
+            parse_method(method)
+        except ValueError as error:
+            yield str(error)
+    if not recipe.student.name:
+        yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
+    if recipe.distillation.needs_teacher and recipe.teacher.name is None:
+        yield f"method {recipe.distillation.method!r} needs a teacher: give teacher.name"
+    for section, training in (("training", recipe.training), ("teacher.training", recipe.teacher.training)):
+        for name in ("epochs", "warmup_epochs", "weight_decay", "momentum"):
+            if getattr(training, name) < 0:
+                yield f"{section}.{name} is {getattr(training, name)}: expected 0 or more"
+        if training.lr <= 0:
+            yield f"{section}.lr is {training.lr}: expected more than 0"
+    if recipe.training.epochs < 1:
+        yield f"training.epochs is {recipe.training.epochs}: expected at least 1"
+    if recipe.distillation.refresh_every < 0 or recipe.distillation.refresh_images < 1:
+        yield "distillation.refresh_every must be 0 or more and distillation.refresh_images 1 or more"
+    if recipe.compare.seeds < 1 or not recipe.compare.methods:
+        yield "compare needs at least one seed and one method"

@@ -1,0 +1,1 @@
+"""One module per task: thin Lightning modules around a distiller."""

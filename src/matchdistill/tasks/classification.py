@@ -1,0 +1,208 @@
+"""Classification: cross-entropy, with the guidance of a teacher.
+
+Axes: N batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from matchdistill.capture import Capture
+from matchdistill.distiller import MatchingDistiller
+from matchdistill.functional import kd_loss
+from matchdistill.matching import Matching
+from matchdistill.recipe import Distillation, Training
+from matchdistill.refresh import due
+from matchdistill.teacher import FrozenTeacher
+
+
+class Classification(pl.LightningModule):
+    """Trains a student on labels, and on its teacher's features (MGD), outputs (KD), both or neither.
+
+    Args:
+        student: images (N, 3, H, W) -> logits (N, num_classes).
+        num_classes: number of classes.
+        training: optimiser and schedule.
+        distillation: how the teacher guides.
+        teacher: the teacher of "kd" without features; with a distiller, its own is used.
+        distiller: the distiller of the student, for methods with features.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        num_classes: int,
+        training: Training,
+        distillation: Distillation,
+        teacher: nn.Module | None = None,
+        distiller: MatchingDistiller | None = None,
+    ) -> None:
+        super().__init__()
+        self.distiller = distiller
+        if distiller is None:
+            self.student = student
+        self.training_recipe, self.distillation = training, distillation
+        self.with_kd = distillation.method == "kd" or distillation.method.endswith("+kd")
+        self._capture = Capture(student, []) if teacher is not None and distiller is None else None
+        self._teacher = FrozenTeacher(teacher) if teacher is not None else None
+        self.accuracy = _accuracy(num_classes, "val/")
+        self.teacher_accuracy = _accuracy(num_classes, "val/teacher_")
+        self.teacher_result: dict[str, float] = {}
+        self._unchecked: list[tuple[int, list[str], Tensor]] = []
+
+    def network(self) -> nn.Module:
+        """The student, the network to deploy."""
+        return self.student if self.distiller is None else self.distiller.student
+
+    def losses(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's logits (N, classes), and the distillation losses by name, weighted."""
+        losses: dict[str, Tensor] = {}
+        if self.distiller is not None:
+            with self.distiller.capture() as captured:
+                output = self.distiller.student(images)
+            losses["mgd"] = self.distiller.loss(captured)
+        elif self._capture is not None:
+            assert self._teacher is not None
+            with self._capture() as captured:
+                output = self.student(images)
+            self._teacher(captured)
+        else:
+            output = self.student(images)
+        if self.with_kd:
+            loss = kd_loss(output, captured.teacher_output, self.distillation.kd_temperature)
+            losses["kd"] = self.distillation.kd_weight * loss
+        return output, losses
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The total loss of a batch."""
+        images, labels = batch
+        output, losses = self.losses(images)
+        losses = {"task": F.cross_entropy(output, labels), **losses}
+        total = torch.stack(list(losses.values())).sum()
+        logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        if self.distiller is not None:
+            del logged["train/mgd"]
+            logged |= {f"train/mgd_{number}": loss for number, loss in enumerate(self.distiller.position_losses)}
+            self.log("train/mgd", losses["mgd"].detach(), on_step=False, on_epoch=True, prog_bar=True)
+        self.log_dict(logged, on_step=True, on_epoch=True)
+        self.log("train/loss", total.detach(), on_step=False, on_epoch=True, prog_bar=True)
+        self._check_finite(logged)
+        return total
+
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        """Look at the losses of this step; on a GPU only now and then, as looking waits for it."""
+        self._unchecked.append((self.global_step, list(losses), torch.stack(list(losses.values()))))
+        if self.device.type == "cpu" or len(self._unchecked) >= 50:
+            self._stop_if_not_finite()
+
+    def _stop_if_not_finite(self) -> None:
+        for step, names, values in self._unchecked:
+            for name, value in zip(names, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"{self._described(name)} is {value} at step {step} (epoch {self.current_epoch}): training stops "
+                        "and the checkpoint of the last whole epoch is kept. Lower the learning rate or the loss weight"
+                    )
+        self._unchecked.clear()
+
+    def _described(self, name: str) -> str:
+        prefix, _, number = name.rpartition("_")
+        if prefix == "train/mgd" and self.distiller is not None:
+            return f"the distillation loss of position {number} ({self.distiller.positions[int(number)].name})"
+        return f"the loss {name.removeprefix('train/')!r}"
+
+    def on_train_epoch_start(self) -> None:
+        """Refresh the matching where it is due."""
+        if self.distiller is not None and due(self.current_epoch, self.distillation.refresh_every):
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.log_matchings(
+                self.distiller.refresh(data.refresh_dataloader(self.distillation.refresh_images, self.current_epoch))
+            )
+
+    def log_matchings(self, matchings: list[Matching]) -> None:
+        """Log the mean cost of the matched pairs, and the churn from the second matching on."""
+        for number, matching in enumerate(matchings):
+            self.log(f"matching/cost_{number}", matching.mean_cost)
+            if matching.churn is not None:
+                self.log(f"matching/churn_{number}", matching.churn)
+
+    def on_train_epoch_end(self) -> None:
+        """See that every loss of the epoch was finite before a checkpoint is written."""
+        self._stop_if_not_finite()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count the student's hits, and the first time the teacher's."""
+        images, labels = batch
+        self.accuracy.update(self.network()(images), labels)
+        if (teacher := self.guide()) is not None and not self.teacher_result:
+            self.teacher_accuracy.update(teacher(images), labels)
+
+    def guide(self) -> Callable[[Tensor], Any] | None:
+        """The teacher, if there is one, as a function of the images that is in evaluation mode."""
+        if self.distiller is not None:
+            return self.distiller.teacher
+        return self._teacher.on(self.device).model if self._teacher is not None else None
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracies."""
+        self.log_dict(self.accuracy.compute(), prog_bar=True)
+        self.accuracy.reset()
+        if self.guide() is not None and not self.teacher_result:
+            computed = self.teacher_accuracy.compute()
+            self.teacher_result = {name.removeprefix("val/teacher_"): float(value) for name, value in computed.items()}
+            self.teacher_accuracy.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is not a weight."""
+        checkpoint["teacher_result"] = self.teacher_result
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what is not a weight."""
+        self.teacher_result = checkpoint["teacher_result"]
+
+    def configure_optimizers(self) -> Any:
+        """SGD, its learning rate set at every step."""
+        recipe = self.training_recipe
+        optimizer = torch.optim.SGD(
+            self.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // recipe.all_epochs)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def lr_factor(recipe: Training, epoch: float) -> float:
+    """The learning rate at a moment in epochs, warm-up included, relative to `recipe.lr`.
+
+    Example:
+        >>> [round(lr_factor(Training(warmup_epochs=10), epoch), 3) for epoch in (0, 5, 10, 40.9, 41, 91)]
+        [0.1, 0.55, 1.0, 1.0, 0.1, 0.001]
+    """
+    if epoch < recipe.warmup_epochs:
+        return 0.1 + 0.9 * epoch / recipe.warmup_epochs
+    epoch -= recipe.warmup_epochs
+    if recipe.schedule == "steps":
+        return recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
+    if recipe.schedule == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / recipe.epochs))
+    return 1.0
+
+
+def _accuracy(num_classes: int, prefix: str) -> MetricCollection:
+    top = {"top1": MulticlassAccuracy(num_classes, 1, average="micro")}
+    if num_classes > 5:
+        top["top5"] = MulticlassAccuracy(num_classes, 5, average="micro")
+    return MetricCollection(dict(top), prefix=prefix)

@@ -1,0 +1,318 @@
+"""One run: train a student as a recipe says, in a folder that can be taken up again at any epoch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
+
+from matchdistill.data import ImageData
+from matchdistill.data.loading import mix_seed
+from matchdistill.distiller import MatchingDistiller
+from matchdistill.files import atomic_write, write_json
+from matchdistill.messages import cause
+from matchdistill.models import build_model, load_weights
+from matchdistill.recipe import Recipe, parse_method
+from matchdistill.tasks.classification import Classification
+
+CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
+    "last.ckpt",
+    "student.safetensors",
+    "metrics.json",
+    "recipe.yaml",
+    "model.json",
+)
+
+
+def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train the student of a recipe, its teacher first where the recipe says so.
+
+    Writes into `out`: the recipe, `last.ckpt` at the end of every epoch, logs, and when done `student.safetensors` with
+    `model.json`, and `metrics.json`. A run that was killed goes on from its last whole epoch and ends as it would have.
+
+    Args:
+        recipe: what to do.
+        out: folder of the run.
+        resume: go on with the run in `out`; a finished one is returned as it is.
+        quiet: no progress on the terminal.
+
+    Returns:
+        The metrics, as in `metrics.json`.
+
+    Raises:
+        ValueError: `out` holds a run already and `resume` is not set, or holds another recipe's; a model or data that
+            does not fit.
+        FloatingPointError: a loss that is not finite.
+    """
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first:
+        claim(recipe, out, resume)
+    if (done := read_metrics(out)) is not None:
+        return done
+    console = Console(quiet=quiet or not first)
+    started = time.monotonic()
+    quieten()
+    data = recipe.data
+    data.setup()
+    reduction, _ = parse_method(recipe.distillation.method)
+    teacher = None
+    if recipe.distillation.needs_teacher:
+        teacher = prepare_teacher(recipe, out / "teacher", resume, quiet)
+    pl.seed_everything(recipe.seed, verbose=False)
+    student = build_model(recipe.student.name, data.num_classes, recipe.student.weights, **recipe.student.options)
+    check_classes(student, data, "student")
+    if recipe.trainer.sync_batchnorm:
+        # Before the taps are hooked: the conversion replaces modules.
+        student = _synchronised(student)
+    distiller = None
+    if teacher is not None and reduction is not None:
+        taps = recipe.distillation.taps
+        distiller = MatchingDistiller(
+            teacher,
+            student,
+            taps if taps == "auto" else [(first, second) for first, second in taps],
+            reduction,
+            recipe.distillation.loss_weight,
+            example=example_images(data),
+        )
+        console.print(str(distiller), highlight=False, markup=False)
+        if recipe.trainer.sync_batchnorm:
+            _synchronised(distiller)
+    module = Classification(student, data.num_classes, recipe.training, recipe.distillation, teacher, distiller)
+    trainer = _trainer(recipe, out, console)
+    checkpoint = out / CHECKPOINT
+    trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    metrics = {
+        "method": recipe.distillation.method,
+        "seed": recipe.seed,
+        "epochs": recipe.training.all_epochs,
+        "student": {
+            name.removeprefix("val/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name in ("val/top1", "val/top5")
+        },
+        "teacher": module.teacher_result,
+        "parameters": {"student": _parameters(student), "teacher": _parameters(teacher)},
+        "corrupt_images": data.corrupt,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if trainer.is_global_zero:
+        save_student(module.network(), recipe, data, out)
+        write_json(out / METRICS, metrics)
+    trainer.strategy.barrier()
+    return metrics
+
+
+def prepare_teacher(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> nn.Module:
+    """The teacher with its weights, trained in `out` where the recipe says so and it is not there yet."""
+    teacher = recipe.teacher
+    assert teacher.name is not None
+    weights: str | Path | None = teacher.weights
+    if teacher.training.epochs:
+        fit(recipe.for_teacher(), out, resume, quiet)
+        weights = out / WEIGHTS
+    model = build_model(teacher.name, recipe.data.num_classes, weights, **teacher.options)
+    check_classes(model, recipe.data, "teacher")
+    return model
+
+
+def check_classes(model: nn.Module, data: ImageData, role: str) -> None:
+    """Raise a ValueError unless the model maps images of the data to one logit per class."""
+    images = example_images(data)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            output = model.eval()(images)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}"
+        ) from error
+    finally:
+        model.train(was_training)
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if shape != (len(images), data.num_classes):
+        raise ValueError(
+            f"the {role} gives {shape} for {len(images)} images, but the data has {data.num_classes} classes: expected "
+            f"({len(images)}, {data.num_classes})"
+        )
+
+
+def example_images(data: ImageData) -> torch.Tensor:
+    """Images (2, 3, H, W) of the data's size."""
+    return torch.zeros(2, 3, data.image_size, data.image_size)
+
+
+def save_student(student: nn.Module, recipe: Recipe, data: ImageData, out: Path) -> None:
+    """Write the student's weights, and what is needed to build it again."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    atomic_write(out / WEIGHTS, lambda path: save_file(weights, str(path)))
+    described = {
+        "name": recipe.student.name,
+        "options": recipe.student.options,
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+        "image_size": data.image_size,
+    }
+    write_json(out / MODEL, described)
+
+
+def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The student of a run with its final weights, in evaluation mode, and its description.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
+        raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
+    described = json.loads((run / MODEL).read_text())
+    model = build_model(described["name"], described["num_classes"], **described["options"])
+    load_weights(model, run / WEIGHTS)
+    return model.eval(), described
+
+
+def read_metrics(out: Path) -> dict[str, Any] | None:
+    """The metrics of a finished run, None of any other folder."""
+    path = out / METRICS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def claim(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Make `out` the folder of this recipe's run or comparison, by writing the recipe into it.
+
+    Raises:
+        ValueError: it holds a run already and `resume` is not set, or it holds another recipe's.
+    """
+    path = out / RECIPE
+    if not path.is_file():
+        text = yaml.safe_dump(recipe.config, sort_keys=False)
+        atomic_write(path, lambda temporary: temporary.write_text(text))
+    elif not resume:
+        raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+    else:
+        there = yaml.safe_load(path.read_text())
+        changed = [key for key in recipe.config if key != "compare" and there.get(key) != recipe.config[key]]
+        if changed:
+            raise ValueError(
+                f"{path} differs in {', '.join(changed)}: resume with the same values, or choose another --out"
+            )
+
+
+def _trainer(recipe: Recipe, out: Path, console: Console) -> pl.Trainer:
+    machine = recipe.trainer
+    on_terminal = console.is_terminal and not console.quiet
+    checkpoints = ModelCheckpoint(
+        dirpath=out, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(console), checkpoints]
+    if on_terminal:
+        callbacks.append(RichProgressBar(leave=True))
+    return pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=machine.strategy,
+        precision=machine.precision,  # type: ignore[arg-type]
+        max_epochs=recipe.training.all_epochs,
+        log_every_n_steps=machine.log_every,
+        callbacks=callbacks,
+        logger=[TensorBoardLogger(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
+        plugins=[AtomicCheckpoints()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+    )
+
+
+class SeedEpochs(Callback):
+    """Seeds everything anew at each epoch, so that a resumed run draws what the uninterrupted one would have."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed by run, epoch and rank."""
+        seed = mix_seed("epoch", self.seed, trainer.current_epoch, trainer.global_rank)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+class Narration(Callback):
+    """A line for every refresh of the matching, and without a progress bar one for every epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what the epoch came to."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {values['train/loss']:.3f}"]
+        if "train/mgd" in values:
+            parts.append(f"mgd {values['train/mgd']:.3f}")
+        for name, label in (("matching/cost_", "matching cost"), ("matching/churn_", "churn")):
+            if found := [f"{value:.2f}" for key, value in sorted(values.items()) if key.startswith(name)]:
+                parts.append(f"{label} {' '.join(found)}")
+        if "val/top1" in values:
+            parts.append(f"top-1 {values['val/top1']:.2%}")
+        self.console.print("  ".join(parts), highlight=False)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and that run no code when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the old file, then replace it.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written; the old file is left.
+        """
+        try:
+            atomic_write(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        except RuntimeError as error:  # what PyTorch's zip writer makes of a full disk
+            raise OSError(f"cannot write checkpoint {path}: {cause(error)}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read values and tensors only.
+
+        Raises:
+            ValueError: the file is truncated or holds anything else.
+        """
+        try:
+            return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
+        except Exception as error:
+            raise ValueError(
+                f"cannot read checkpoint {path}: it is damaged or no checkpoint ({cause(error)})"
+            ) from error
+
+
+def _synchronised(model: nn.Module) -> nn.Module:
+    """The model with its batch norms over the images of all processes."""
+    return cast("nn.Module", nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
+
+
+def _parameters(model: nn.Module | None) -> int | None:
+    return None if model is None else sum(parameter.numel() for parameter in model.parameters())
+
+
+def quieten() -> None:
+    """Keep Lightning's hints about hardware and loaders out of the output."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")

@@ -1,0 +1,65 @@
+"""The accuracy of a run's networks on the validation images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch import nn
+
+from matchdistill.models import build_model, load_weights
+from matchdistill.recipe import Recipe
+from matchdistill.tasks.classification import Classification
+from matchdistill.training import WEIGHTS, check_classes, quieten
+
+
+def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str, dict[str, float]]:
+    """Measure the student of a run, and its teacher where its weights are there.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+        weights: what the student is loaded from, a checkpoint or exported weights; None: its final weights.
+
+    Returns:
+        For "student" and "teacher" the shares of images right by name: "top1", and with more than 5 classes "top5".
+
+    Raises:
+        ValueError: weights that are missing or do not fit.
+    """
+    quieten()
+    data = recipe.data
+    data.setup()
+    student = build_model(recipe.student.name, data.num_classes, **recipe.student.options)
+    load_weights(student, weights or run / WEIGHTS)
+    check_classes(student, data, "student")
+    teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
+    module = Classification(student, data.num_classes, recipe.training, recipe.distillation, teacher)
+    machine = recipe.trainer
+    trainer = pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=machine.strategy,
+        precision=machine.precision,  # type: ignore[arg-type]
+        logger=False,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (result,) = trainer.validate(module, data, verbose=False)
+    return {
+        "student": {name.removeprefix("val/"): value for name, value in result.items()},
+        "teacher": module.teacher_result,
+    }
+
+
+def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:
+    """The teacher with its weights; None if the recipe has none, or would have to train it first."""
+    teacher = recipe.teacher
+    weights = trained if teacher.training.epochs else teacher.weights
+    if teacher.name is None or weights is None or (teacher.training.epochs and not trained.is_file()):
+        return None
+    model = build_model(teacher.name, recipe.data.num_classes, weights, **teacher.options)
+    check_classes(model, recipe.data, "teacher")
+    return model

@@ -1,0 +1,190 @@
+import pytest
+import torch
+
+from matchdistill.data import ImageData
+
+
+def ready(**options):
+    data = ImageData(**options)
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Pretend to be one of several processes."""
+
+    def be(rank, world):
+        monkeypatch.setattr("matchdistill.data.images.rank_and_world", lambda: (rank, world))
+
+    return be
+
+
+def content(loader, epoch=None):
+    """Batches as comparable values; in the process itself, augmentation starts from the global generator."""
+    torch.manual_seed(0)
+    if epoch is not None:
+        loader.sampler.set_epoch(epoch)
+    return [(images.double().sum((1, 2, 3)).tolist(), labels.tolist()) for images, labels in loader]
+
+
+def test_digits_by_default():
+    data = ready()
+    assert (data.num_classes, data.class_names) == (10, list("0123456789"))
+    assert (len(data.train_set), len(data.val_set)) == (1297, 500)
+    images, labels = next(iter(data.train_dataloader()))
+    assert (images.shape, images.dtype) == ((64, 3, 16, 16), torch.float32)
+    assert (labels.shape, labels.dtype) == ((64,), torch.int64)
+
+
+def test_loaders_need_no_setup_and_setup_happens_once():
+    data = ImageData(train_limit=20)
+    data.train_dataloader()
+    before = data.train_set
+    data.setup("fit")
+    assert data.train_set is before
+
+
+def test_image_size_and_augmentation():
+    plain = ready(augment=False, image_size=24)
+    assert (plain.train_set.shift, plain.train_set.flip) == (0, False)
+    assert plain.train_set[0][0].shape == (3, 24, 24)
+    assert (ready().train_set.shift, ready().train_set.flip, ready().val_set.shift) == (2, False, 0)
+
+
+def test_fashion_mnist_in_miniature(tmp_path, write_fashion):
+    data = ready(name="fashion-mnist", root=str(write_fashion(tmp_path)), batch_size=8)
+    assert (data.train_set.shift, data.train_set.flip, data.val_set.flip) == (4, True, False)
+    assert next(iter(data.val_dataloader()))[0].shape == (7, 3, 32, 32)
+    assert data.num_classes == len(data.class_names) == 10
+
+
+def test_limits_are_balanced_and_seeded():
+    first, same, other = (ready(train_limit=300, val_limit=50, seed=seed) for seed in (0, 0, 1))
+    assert first.train_set.data.labels.bincount().tolist() == [30] * 10
+    assert first.val_set.data.labels.bincount().tolist() == [5] * 10
+    assert torch.equal(first.train_set.data.images, same.train_set.data.images)
+    assert not torch.equal(first.train_set.data.images, other.train_set.data.images)
+    assert torch.equal(first.val_set.data.images, other.val_set.data.images)
+
+
+def test_limits_of_folders(image_root):
+    data = ready(name="folder", root=image_root, image_size=8, train_limit=4, val_limit=2)
+    assert (data.train_set.files.labels.tolist(), data.val_set.files.labels.tolist()) == ([0, 0, 1, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "digit"}, "did you mean 'digits'"),
+        ({"name": "cifar"}, "expected digits, fashion-mnist, folder"),
+        ({"name": "folder"}, "as data.root"),
+        ({"batch_size": 0}, "data.batch_size is 0"),
+        ({"workers": -1}, "data.workers is -1"),
+        ({"image_size": 0}, "data.image_size is 0"),
+        ({"train_limit": 0}, "data.train_limit is 0"),
+        ({"val_limit": -5}, "data.val_limit is -5"),
+        ({"train_limit": 1298}, "data.train_limit is 1298, but there are only 1297 images"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message) as info:
+        ready(**options)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_repeats_and_epochs_differ(workers):
+    options = {"train_limit": 100, "batch_size": 20, "workers": workers}
+    loader = ready(**options).train_dataloader()
+    zero, one = content(loader, 0), content(loader, 1)
+    assert zero != one
+    assert content(ready(**options).train_dataloader(), 1) == one
+    assert content(ready(seed=1, **options).train_dataloader(), 1) != one
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder_epoch_repeats(image_root, workers):
+    loaders = [
+        ready(name="folder", root=image_root, image_size=8, batch_size=4, workers=workers).train_dataloader()
+        for _ in range(2)
+    ]
+    first = content(loaders[0], 5)
+    assert first == content(loaders[1], 5)
+    assert first != content(loaders[0], 6)
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(10, [10]), (64, [64]), (65, [64]), (200, [64, 64, 64])])
+def test_no_training_batch_of_one(images, sizes):
+    loader = ready(train_limit=images).train_dataloader()
+    assert [len(labels) for _, labels in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+def test_too_few_training_images(process):
+    with pytest.raises(ValueError, match="1 training images for 1 processes"):
+        ready(train_limit=1).train_dataloader()
+    process(0, 2)
+    with pytest.raises(ValueError, match="2 training images for 2 processes"):
+        ready(train_limit=2).train_dataloader()
+
+
+def test_validation_is_complete_in_order_and_without_chance():
+    data = ready(batch_size=64)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    labels = torch.cat([labels for _, labels in data.val_dataloader()])
+    assert torch.equal(labels, data.val_set.data.labels)
+    assert torch.rand(1) == expected
+
+
+def test_ranks_share_training_and_validation(process):
+    data = ready(train_limit=100, batch_size=50)
+    train, val = [], []
+    for rank in range(2):
+        process(rank, 2)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(1)
+        assert loader.sampler.sharded
+        train.append(list(loader.sampler))
+        batches = list(data.val_dataloader().batch_sampler)
+        assert len(batches) == 5
+        val.append([index for batch in batches for index in batch])
+    assert sorted(train[0] + train[1]) == list(range(100))
+    assert sorted(val[0] + val[1]) == list(range(500))
+
+
+def test_ranks_augment_differently_with_workers(process):
+    data = ready(train_limit=2, batch_size=4, workers=1)
+    seen = []
+    for rank in range(2):
+        process(rank, 4)
+        loader = data.refresh_dataloader(2, 0)
+        seen.append(loader.generator.initial_seed())
+    assert seen[0] != seen[1]
+
+
+def test_refresh_takes_a_random_sample_without_repeats(process):
+    data = ready(batch_size=30)
+    whole = list(data.refresh_dataloader(100, epoch=2).sampler)
+    assert len(set(whole)) == 100
+    assert whole == list(ready().refresh_dataloader(100, epoch=2).sampler)
+    assert whole != list(data.refresh_dataloader(100, epoch=3).sampler)
+    assert whole != list(ready(seed=1).refresh_dataloader(100, epoch=2).sampler)
+    assert [len(labels) for _, labels in data.refresh_dataloader(100, epoch=2)] == [30, 30, 30, 10]
+    shares = []
+    for rank in range(3):
+        process(rank, 3)
+        loader = data.refresh_dataloader(100, epoch=2)
+        assert loader.sampler.sharded
+        shares.append(list(loader.sampler))
+    assert shares == [whole[rank::3] for rank in range(3)]
+
+
+def test_refresh_of_everything_and_of_nothing():
+    data = ready(train_limit=50)
+    assert sorted(data.refresh_dataloader(20_000, 0).sampler) == list(range(50))
+    assert content(data.refresh_dataloader(20, 0)) == content(data.refresh_dataloader(20, 0))
+    with pytest.raises(ValueError, match="max_images is 0"):
+        data.refresh_dataloader(0, 0)

@@ -1,0 +1,190 @@
+"""Models by name. Nothing here touches the network: what would be downloaded is replaced."""
+
+import sys
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from matchdistill.models import build_model
+from matchdistill.models.build import _take_head
+
+
+def one_line(info):
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Write a module into the current folder, which is not on the path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+
+    def write(name, source):
+        tmp_path.joinpath(f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:mobilenetv1_100"])
+@pytest.mark.parametrize("num_classes", [None, 7])
+def test_library_models(name, num_classes):
+    model = build_model(name, num_classes).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, num_classes or 1000)
+
+
+def test_options_reach_the_builder():
+    assert build_model("torchvision:mobilenet_v2", width_mult=0.25).features[0][0].out_channels == 8
+    assert build_model("timm:resnet18", in_chans=1).conv1.in_channels == 1
+    assert build_model("matchdistill.models:small_resnet", width=8).fc.in_features == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("torchvision:resnt50", ["no such model", "'resnet50'"]),
+        ("timm:mobilenetv1_10", ["no such model", "'mobilenetv1_100'"]),
+        ("timm:hf-hub:someone/model", ["no such model"]),
+        ("resnet50", ["'torchvision:NAME'", "'torchvision:resnet50'", "'timm:resnet50'"]),
+        ("torchvision:", ["'torchvision:NAME'"]),
+        ("torchvison:resnet50", ["'torchvison'", "'torchvision'"]),
+        ("matchdistill.modls:small_resnet", ["'matchdistill.modls'", "'matchdistill.models'"]),
+        ("matchdistill.models:smal_resnet", ["'smal_resnet'", "'small_resnet'"]),
+        ("matchdistill.models:__name__", ["has no function '__name__'"]),
+        ("timm:resnet18.a9_in1k", ["'a9_in1k'", "a1_in1k"]),
+    ],
+)
+def test_unknown_names(name, parts):
+    with pytest.raises(ValueError) as info:
+        build_model(name)
+    assert all(part in one_line(info) for part in parts), str(info.value)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "matchdistill.models:small_resnet"])
+def test_unknown_option(name):
+    with pytest.raises(ValueError, match="unexpected keyword argument 'widht'") as info:
+        build_model(name, widht=8)
+    assert name in one_line(info)
+
+
+def test_own_function_in_the_current_folder(own_module):
+    own_module(
+        "my_nets",
+        "from torch import nn\ndef build(num_classes=3, bias=True):\n    return nn.Linear(2, num_classes, bias)\n",
+    )
+    model = build_model("my_nets:build", num_classes=5, bias=False)
+    assert model.out_features == 5
+    assert model.bias is None
+
+
+def test_own_function_is_given_num_classes_only_if_it_takes_it(own_module):
+    own_module(
+        "my_heads",
+        "from torch import nn\ndef fixed():\n    return nn.Linear(2, 3)\n"
+        "def open(**options):\n    return nn.Linear(2, options['num_classes'])\n",
+    )
+    assert build_model("my_heads:fixed", num_classes=5).out_features == 3
+    assert build_model("my_heads:open", num_classes=5).out_features == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import not_there_at_all",
+            "importing 'broken' failed with ModuleNotFoundError: No module named 'not_there_at_all'",
+        ),
+        ("1 / 0", "importing 'broken' failed with ZeroDivisionError: division by zero"),
+        ("def build(:", "importing 'broken' failed with SyntaxError"),
+        ("def build():\n    return 3", "expected an nn.Module, the function returned a int"),
+    ],
+)
+def test_own_module_that_is_broken(own_module, source, message):
+    own_module("broken", source)
+    with pytest.raises(ValueError) as info:
+        build_model("broken:build")
+    assert message in one_line(info)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "squeezenet1_1"])
+def test_head_is_exchanged(name):
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    model, fresh = (torchvision.models.get_model(name, num_classes=count, **options) for count in (11, 4))
+    body = {key: value.clone() for key, value in model.state_dict().items()}
+    _take_head(model, fresh)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, body[key])}
+    assert changed
+    assert all(key.startswith(("fc.", "classifier.1.")) for key in changed)
+    assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "pretrained", "true", "IMAGENET1K_V1"])
+@pytest.mark.parametrize("num_classes", [None, 1000, 6])
+def test_torchvision_pretrained(monkeypatch, weights, num_classes):
+    source = torchvision.models.shufflenet_v2_x0_5().state_dict()
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: source)
+    state = build_model("torchvision:shufflenet_v2_x0_5", num_classes, weights).state_dict()
+    assert state["fc.weight"].shape[0] == (num_classes or 1000)
+    for key, value in state.items():
+        assert torch.equal(value, source[key]) or (num_classes == 6 and key.startswith("fc."))
+
+
+@pytest.mark.parametrize("weights", ["a1_in1k", "pretrained"])
+@pytest.mark.parametrize("num_classes", [None, 6])
+def test_timm_pretrained(tmp_path, weights, num_classes):
+    source = timm.create_model("resnet18").state_dict()
+    torch.save(source, tmp_path / "source.pth")
+    overlay = {"file": str(tmp_path / "source.pth")}
+    state = build_model("timm:resnet18", num_classes, weights, pretrained_cfg_overlay=overlay).state_dict()
+    assert state["fc.weight"].shape[0] == (num_classes or 1000)
+    for key, value in state.items():
+        assert torch.equal(value, source[key]) or (num_classes == 6 and key.startswith("fc."))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "part"),
+    [
+        ("torchvision:resnet50", "IMAGENET1K_V9", "IMAGENET1K_V2"),
+        ("timm:resnet18", "a9_in1k", "a1_in1k"),
+        ("matchdistill.models:small_resnet", "IMAGENET1K_V1", "expected weights from a file"),
+    ],
+)
+def test_unknown_pretrained_name(name, weights, part):
+    with pytest.raises(ValueError) as info:
+        build_model(name, weights=weights)
+    assert weights in one_line(info)
+    assert part in one_line(info)
+
+
+def test_download_that_fails(monkeypatch):
+    def offline(*_, **__):
+        raise URLError("Temporary failure in name resolution\nsecond line")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", offline)
+    monkeypatch.setattr("timm.create_model", offline)
+    for name in ("torchvision:resnet18", "timm:resnet18"):
+        with pytest.raises(ValueError, match="network connection, or give weights=FILE") as info:
+            build_model(name, weights="pretrained")
+        assert "name resolution" in one_line(info)
+
+
+@pytest.mark.parametrize("weights", ["missing.pt", "runs/missing", "missing.safetensors"])
+def test_weights_that_look_like_a_file(weights):
+    with pytest.raises(ValueError, match=f"{weights}: there is no such file"):
+        build_model("matchdistill.models:small_resnet", weights=weights, width=4)
+
+
+def test_weights_from_a_file(tmp_path):
+    source = build_model("matchdistill.models:small_resnet", num_classes=3, width=4)
+    torch.save(source.state_dict(), tmp_path / "best")  # no suffix, but it exists
+    model = build_model("matchdistill.models:small_resnet", num_classes=3, weights=tmp_path / "best", width=4)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="weights are for 3 classes, the model has 10") as info:
+        build_model("matchdistill.models:small_resnet", weights=tmp_path / "best", width=4)
+    assert "num_classes=3" in one_line(info)
+    assert isinstance(model, nn.Module)

@@ -1,0 +1,199 @@
+import collections
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from matchdistill.models import load_weights, small_resnet
+
+
+class Hostile:
+    """Unpickled by an ordinary loader, it writes a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.write_text, (self.target, "executed")
+
+
+@pytest.fixture
+def source():
+    torch.manual_seed(1)
+    return small_resnet(num_classes=3, width=4)
+
+
+@pytest.fixture
+def target():
+    torch.manual_seed(2)
+    return small_resnet(num_classes=3, width=4)
+
+
+def same(first, second):
+    return all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+
+
+def refusal(module, path, strict=True):
+    """The one-line error of a load that must leave the module as it was."""
+    before = copy.deepcopy(module)
+    with pytest.raises(ValueError) as info:
+        load_weights(module, path, strict)
+    assert same(before, module)
+    assert str(path) in str(info.value)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.ckpt", "w.bin", "w.safetensors", "w"])
+def test_round_trip(tmp_path, source, target, name):
+    (save_file if name.endswith("safetensors") else torch.save)(source.state_dict(), tmp_path / name)
+    assert load_weights(target, tmp_path / name) == []
+    assert same(source, target)
+
+
+def test_legacy_format_and_half_precision(tmp_path, source, target):
+    torch.save(copy.deepcopy(source).half().state_dict(), tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    load_weights(target, tmp_path / "w.pt")
+    assert target.fc.weight.dtype == torch.float32
+    torch.testing.assert_close(target.fc.weight, source.fc.weight, atol=1e-3, rtol=1e-3)
+
+
+def prefixed(prefix):
+    return lambda state: {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"checkpoint": 1, "model": {"state_dict": prefixed("module.")(state)}},
+        lambda state: {"state_dict": {**prefixed("student.")(state), "normaliser.weight": torch.ones(3)}},
+        lambda state: {"state_dict": {**prefixed("distiller.student.")(state), "distiller.index": torch.ones(3)}},
+        lambda state: {"student": state},
+        prefixed("module."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module."),
+        prefixed("student._orig_mod."),
+        prefixed("module.student.module."),
+        prefixed("model."),
+        lambda state: collections.OrderedDict(state),
+    ],
+)
+def test_usual_nestings(tmp_path, source, target, wrap):
+    torch.save(wrap(source.state_dict()), tmp_path / "w.ckpt")
+    assert load_weights(target, tmp_path / "w.ckpt") == []
+    assert same(source, target)
+
+
+@pytest.mark.parametrize("name", ["student", "model", "module"])
+def test_a_name_of_the_model_itself_is_not_taken_for_a_wrapper(tmp_path, source, target, name):
+    source, target = nn.ModuleDict({name: source}), nn.ModuleDict({name: target})
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(target, tmp_path / "w.pt")
+    assert same(source, target)
+
+
+def test_file_without_batch_counts(tmp_path, source, target):
+    state = {key: value for key, value in source.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "old.pth")
+    assert load_weights(target, tmp_path / "old.pth") == []
+    assert torch.equal(source.fc.weight, target.fc.weight)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+@pytest.mark.parametrize("where", ["alone", "nested"])
+def test_hostile_pickle_is_refused(tmp_path, target, save, where):
+    hostile = Hostile(tmp_path / "executed")
+    path = tmp_path / "w.pt"
+    save(hostile if where == "alone" else {"state_dict": {"fc.weight": hostile}}, path)
+    assert "refused: loading it would run code" in refusal(target, path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_hostile_pickle_of_any_protocol_is_not_executed(tmp_path, target, protocol):
+    path = tmp_path / "w.pt"
+    path.write_bytes(pickle.dumps(Hostile(tmp_path / "executed"), protocol=protocol))
+    refusal(target, path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1])
+def test_truncated_file(tmp_path, source, target, name, kept):
+    path = tmp_path / name
+    (save_file if name.endswith("safetensors") else torch.save)(source.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "damaged or truncated" in refusal(target, path)
+
+
+@pytest.mark.parametrize("content", [b"hello world" * 50, bytes(range(256))])
+def test_something_else_than_weights(tmp_path, target, content):
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+    assert "not a weights file" in refusal(target, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [({"epoch": 1, "weights": {"a": 2}}, "epoch, weights"), ([1], "list"), ({}, "dict")]
+)
+def test_file_without_a_state_dict(tmp_path, target, content, found):
+    torch.save(content, tmp_path / "w.pt")
+    message = refusal(target, tmp_path / "w.pt")
+    assert "no state dict" in message
+    assert found in message
+
+
+def test_missing_file_and_folder(tmp_path, target):
+    assert "no such file" in refusal(target, tmp_path / "absent.pt")
+    assert "a folder" in refusal(target, tmp_path)
+
+
+def test_another_architecture(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    target = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
+    message = refusal(target, tmp_path / "w.pt")
+    assert "does not fit Sequential" in message
+    assert "looks like another architecture" in message
+    assert message.count("; ") == 7 + 2
+    assert f"and {20 + len(source.state_dict()) - 8} more" in message
+
+
+def test_few_differences_are_named_with_both_shapes(tmp_path, source, target):
+    state = source.state_dict()
+    state["stem.0.weight"] = torch.zeros(4, 1, 3, 3)
+    state["extra.bias"] = state.pop("fc.bias")
+    torch.save(state, tmp_path / "w.pt")
+    message = refusal(target, tmp_path / "w.pt")
+    for part in (
+        "stem.0.weight is (4, 1, 3, 3) in the file, (4, 3, 3, 3) in the model",
+        "fc.bias (3,) is missing",
+        "extra.bias (3,) is unexpected",
+    ):
+        assert part in message
+    assert "another architecture" not in message
+
+    left = load_weights(target, tmp_path / "w.pt", strict=False)
+    assert len(left) == 3
+    assert torch.equal(target.fc.weight, source.fc.weight)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_another_number_of_classes(tmp_path, source, strict):
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    target = small_resnet(num_classes=10, width=4)
+    if strict:
+        message = refusal(target, tmp_path / "w.pt")
+        assert "for 3 classes, the model has 10" in message
+        assert "num_classes=3" in message
+    else:
+        left = load_weights(target, tmp_path / "w.pt", strict=False)
+        assert [line.split()[0] for line in left] == ["fc.weight", "fc.bias"]
+        assert torch.equal(target.layer3.conv1.weight, source.layer3.conv1.weight)

@@ -1,0 +1,86 @@
+import errno
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from matchdistill.files import atomic_write, write_json
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_creates_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "note.txt"
+    for text in ("old", "new"):
+        atomic_write(path, partial(Path.write_text, data=text))
+        assert path.read_text() == text
+    assert names(path.parent) == ["note.txt"]
+
+
+def test_temporary_is_a_sibling_with_the_same_suffix(tmp_path):
+    seen = []
+
+    def write(temporary):
+        seen.append(temporary)
+        temporary.write_bytes(b"x")
+
+    path = tmp_path / "student.safetensors"
+    atomic_write(path, write)
+    assert seen[0].parent == path.parent
+    assert seen[0].suffix == path.suffix
+    assert seen[0] != path
+
+
+def test_mode_is_that_of_an_ordinary_file(tmp_path):
+    (tmp_path / "ordinary").write_text("")
+    atomic_write(tmp_path / "atomic", lambda temporary: temporary.write_text(""))
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_failing_writer_leaves_the_old_file_and_no_debris(tmp_path, failure):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("ne")
+        raise failure
+
+    with pytest.raises(type(failure)):
+        atomic_write(path, write)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["note.txt"]
+
+
+@pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "replace")])
+def test_failing_system_call_leaves_the_old_file(tmp_path, monkeypatch, owner, step):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(owner, step, full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def test_json_round_trip_and_non_finite_values(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"accuracy": 0.5, "spread": float("nan"), "seeds": (1, float("inf")), "name": "ü"})
+    assert json.loads(path.read_text()) == {"accuracy": 0.5, "spread": None, "seeds": [1, None], "name": "ü"}
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"epoch": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"epoch": object()})
+    assert json.loads(path.read_text()) == {"epoch": 1}
+    assert names(tmp_path) == ["metrics.json"]
