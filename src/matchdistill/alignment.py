@@ -20,8 +20,9 @@ def channels_second(features: Tensor, channel_dim: int) -> Tensor:
 def align_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Bring the teacher's maps to the size of the student's: averaged where larger, else interpolated.
 
-    Equal sizes are left as they are, tokens of equal number too. Otherwise tokens (N, C, T) become the largest square grid
-    that they fill; the leading tokens beyond it (class, registers) have no place in the image and are left out.
+    Equal sizes are left as they are, tokens of equal number too. Otherwise tokens (N, C, T) become the largest grid that
+    they fill, of the aspect ratio of the other maps, square where both are tokens; the leading tokens beyond it (class,
+    registers) have no place in the image and are left out.
 
     Args:
         student: (N, Cs, *).
@@ -32,7 +33,7 @@ def align_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
-    student, teacher = (_grid(maps) if maps.ndim == 3 else maps for maps in (student, teacher))
+    student, teacher = _grid(student, teacher), _grid(teacher, student)
     if student.ndim != teacher.ndim:
         raise ValueError(
             f"cannot bring teacher maps {tuple(teacher.shape)} to the student's {tuple(student.shape)}: expected both to "
@@ -40,13 +41,18 @@ def align_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         )
     size = student.shape[2:]
     if all(wanted <= given for wanted, given in zip(size, teacher.shape[2:], strict=True)):
-        pools: dict[int, Callable[..., Tensor]]
-        pools = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
-        return student, pools[teacher.ndim](teacher, size)
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[teacher.ndim]
+        pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if teacher.ndim == 4 else F.adaptive_avg_pool3d
+        return student, pool(teacher, size)
+    mode = "bilinear" if teacher.ndim == 4 else "trilinear"
     return student, F.interpolate(teacher, size, mode=mode, align_corners=False)
 
 
-def _grid(tokens: Tensor) -> Tensor:
-    side = math.isqrt(tokens.shape[2])
-    return tokens[:, :, tokens.shape[2] - side * side :].reshape(*tokens.shape[:2], side, side)
+def _grid(maps: Tensor, others: Tensor) -> Tensor:
+    """Tokens (N, C, T) as (N, C, height, width), the others' aspect ratio; anything else as it is."""
+    if maps.ndim != 3:
+        return maps
+    tokens = maps.shape[2]
+    tall, wide = others.shape[2:] if others.ndim == 4 else (1, 1)
+    height = max(1, min(tokens, math.isqrt(tokens * tall // wide)))
+    width = max(1, min(tokens // height, round(height * wide / tall)))
+    return maps[:, :, tokens - height * width :].reshape(*maps.shape[:2], height, width)

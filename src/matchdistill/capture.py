@@ -121,16 +121,18 @@ class Capture:
         if captured is None:
             return
         tensor = tensors_in(value)[0]
-        captured.values[number] = tensor if self.keeps(number, module.training) else tensor.clone()
-        self._watch(captured, number, module, [tensor])
+        keeps = self.keeps(number, module.training)
+        captured.values[number] = tensor if keeps else tensor.clone()
+        _watch(captured, number, [tensor], module.training, not keeps)
 
     def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:
         """Keep the arguments of the model."""
         captured = self.current()
         if captured is None:
             return
-        captured.arguments = arguments if self.keeps(ARGUMENTS, module.training) else copied(arguments)
-        self._watch(captured, ARGUMENTS, module, tensors_in(arguments))
+        keeps = self.keeps(ARGUMENTS, module.training)
+        captured.arguments = arguments if keeps else copy_of(arguments)
+        _watch(captured, ARGUMENTS, tensors_in(arguments), module.training, not keeps)
 
     def keeps(self, number: int, training: bool) -> bool:
         """Whether the passes in that mode leave the value of a tap, or the `ARGUMENTS`, unchanged, as far as is known."""
@@ -142,23 +144,17 @@ class Capture:
         Raises:
             ValueError: one was changed, and no copy was made since this is the first time.
         """
-        for number, (tensors, versions, training, safe) in captured.watched.items():
+        for number, (tensors, versions, training, copied) in captured.watched.items():
             if [tensor._version for tensor in tensors] == versions:
                 self._kept.setdefault((number, training), True)
                 continue
             self._kept[number, training] = False
-            if not safe:
+            if not copied:
                 place = "the input" if number == ARGUMENTS else f"the value at {self.taps[number]}"
                 raise ValueError(
                     f"{place} was changed in place in this pass but not in the passes before: "
                     "a network whose in-place operations come and go cannot be tapped there, choose another module"
                 )
-
-    def _watch(self, captured: Captured, number: int, module: nn.Module, tensors: list[Tensor]) -> None:
-        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
-            return
-        versions = [tensor._version for tensor in tensors]
-        captured.watched[number] = _Watched(tensors, versions, module.training, not self.keeps(number, module.training))
 
 
 @dataclass
@@ -184,6 +180,11 @@ class _ArgumentsHook(_Hook):
         self.capture.take_arguments(module, (args, kwargs))
 
 
-def copied(arguments: Any) -> Any:
+def _watch(captured: Captured, number: int, tensors: list[Tensor], training: bool, copied: bool) -> None:
+    if not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in tensors):
+        captured.watched[number] = _Watched(tensors, [tensor._version for tensor in tensors], training, copied)
+
+
+def copy_of(arguments: Any) -> Any:
     """The arguments with a copy of every tensor, without a graph."""
     return tree_map_only(Tensor, lambda value: value.detach().clone(), arguments)

@@ -135,10 +135,9 @@ def taps(arguments: Sequence[str]) -> None:
         example = torch.zeros(2, options.channels, options.image_size, options.image_size)
     models = build_model(options.teacher), build_model(options.student)
     distiller = MatchingDistiller(*models, reduction=options.reduction, example=example)
-    table = Table("teacher tap", "student tap", title=f"{options.teacher} -> {options.student}", show_lines=True)
-    for heading in ("channels", "map", "G"):
-        table.add_column(heading, justify="right")
-    table.add_column("margins")
+    table = Table(title=f"{options.teacher} -> {options.student}", show_lines=True)
+    for heading in ("teacher tap", "student tap", "channels", "map", "G", "margins"):
+        table.add_column(heading, overflow="fold")
     for position in distiller.positions:
         table.add_row(
             f"{position.teacher}\n[dim]{position.teacher.reason}[/dim]",
@@ -258,30 +257,40 @@ def _resolved(
 ) -> tuple[Namespace, dict[str, Any] | None, str]:
     """The options, the recipe's configuration (None if it was only to be printed) and the recipe's name.
 
-    The recipe is the first argument that is no option; its values go below those of the command line.
+    The recipe is the first argument, or that of --config; its values go below those of the command line.
     """
     from matchdistill.recipe import plain_config, read_recipe, resolve_recipe
 
     parser.usage = (
         f"{parser.prog} {'[RECIPE]' if default else 'RECIPE'} [options]   (RECIPE: a file or a packaged name)"
     )
+    # Of our own, and taken out below: jsonargparse's own actions of these names would let the recipe win, or print it
+    # without the values that are given after it.
+    parser.add_argument("--config", type=str, default=None, help="the recipe, instead of naming it first")
     parser.add_argument("--print_config", action="store_true", help="print the whole resolved recipe and stop")
-    rest = list(arguments)
+    rest = [part for argument in arguments for part in _split_config(argument)]
+    only_print = "--print_config" in rest
+    rest = [argument for argument in rest if argument != "--print_config"]
     name = rest.pop(0) if rest and not rest[0].startswith("-") else default
-    if name is None:
-        if not {"-h", "--help"} & set(rest):
-            raise ValueError("no recipe: name a YAML file or a packaged recipe first (see matchdistill recipes list)")
-        values: dict[str, Any] = {}
-    else:
-        values = read_recipe(name)
+    if "--config" in rest[:-1]:
+        at = rest.index("--config")
+        name = rest[at + 1]
+        del rest[at : at + 2]
+    if name is None and not {"-h", "--help"} & set(rest):
+        raise ValueError("no recipe: name a YAML file or a packaged recipe first (see matchdistill recipes list)")
+    values = {} if name is None else read_recipe(name)
     resolved = resolve_recipe(values, parser, rest)
     config = plain_config(parser, resolved)
-    if resolved.print_config:
+    if only_print:
         import yaml
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return resolved, None, ""
     return resolved, config, Path(name or "").stem
+
+
+def _split_config(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

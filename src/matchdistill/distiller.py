@@ -6,6 +6,8 @@ Axes: N batch, Cs student channels, Ct teacher channels, G group, * position axe
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -48,7 +50,7 @@ class Position(nn.Module):
         teacher, student: the taps.
         values: the operations that make their values.
         margin_norm: path of the teacher's batch norm that gives the margins; None: they are measured.
-        rule: how matched channels are reduced.
+        reduction: how matched channels are reduced, by name or a `Reduction`.
         norm: builds the normalisation from the number of channels.
     """
 
@@ -61,15 +63,15 @@ class Position(nn.Module):
         student: Tap,
         values: tuple[Operation, Operation],
         margin_norm: str | None,
-        rule: Reduction,
+        reduction: str | Reduction,
         norm: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
-        self.teacher, self.student, self.margin_norm, self.rule = teacher, student, margin_norm, rule
+        self.teacher, self.student, self.margin_norm, self.reduction = teacher, student, margin_norm, reduction
         self.channel_dims = values[0].channels_axis, values[1].channels_axis
         self.spatial = values[0].spatial, values[1].spatial
         self.teacher_channels, self.student_channels = values[0].channels, values[1].channels
-        group = 1 if rule.one_to_one else max(1, self.teacher_channels // self.student_channels)
+        group = 1 if self.rule.one_to_one else max(1, self.teacher_channels // self.student_channels)
         self.register_buffer("index", torch.full((self.student_channels, group), -1))
         self.register_buffer("margin", torch.zeros(self.student_channels))
         self.norm = norm(self.student_channels)
@@ -79,6 +81,11 @@ class Position(nn.Module):
     def name(self) -> str:
         """The taps, "teacher -> student"."""
         return f"{self.teacher} -> {self.student}"
+
+    @property
+    def rule(self) -> Reduction:
+        """The reduction; by name where it has one, as not every function can be pickled."""
+        return get_reduction(self.reduction)
 
     def maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both features with the channels in axis 1 and the student's map size."""
@@ -183,22 +190,18 @@ class MatchingDistiller(nn.Module):
         example: Tensor | tuple[Any, ...] | None = None,
     ) -> None:
         super().__init__()
-        rule = get_reduction(reduction)
+        get_reduction(reduction)
         traces = trace_pair(teacher, student, example)
         if isinstance(taps, str) and taps != "auto":
             raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
-        if taps == "auto":
-            pairs = [(first.tap, second.tap) for first, second in choose(*traces)]
-        else:
-            pairs = [(_as_tap(first), _as_tap(second)) for first, second in taps]
-            if not pairs:
-                raise ValueError("taps is empty: expected 'auto' or at least one (teacher tap, student tap)")
+        pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if taps == "auto" else _pairs(taps)
         positions = []
         for first, second in pairs:
             values = tapped_operation(traces[0], teacher, first), tapped_operation(traces[1], student, second)
-            positions.append(Position(first, second, values, margin_source(traces[0], values[0]), rule, norm))
-        device = next(student.parameters(), torch.empty(0)).device
-        self.positions = cast("Sequence[Position]", nn.ModuleList(positions).to(device))
+            positions.append(Position(first, second, values, margin_source(traces[0], values[0]), reduction, norm))
+        like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
+        modules = nn.ModuleList(positions).to(like.device, torch.promote_types(like.dtype, torch.float32))
+        self.positions = cast("Sequence[Position]", modules)
         self._weights, self._loss_reduction = _weights(loss_weight, len(positions))
         self.student = student
         self._student_capture = Capture(student, [position.student for position in positions])
@@ -247,6 +250,7 @@ class MatchingDistiller(nn.Module):
         """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar."""
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
+        self._student_capture.check(captured)
         teacher_values = self._teacher(captured)
         # The paper's sums are per image of the batch; means are already.
         share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
@@ -287,6 +291,7 @@ class MatchingDistiller(nn.Module):
         rank, world = rank_and_world()
         device = self.positions[0].index.device
         sums = [CostAccumulator() for _ in self.positions]
+        self._teacher.copies.clear()  # whose weights may have been loaded since
         with evaluating(self.student):
             for batch, count in share(loader, max_images, rank, world):
                 with self.capture() as captured:
@@ -323,8 +328,21 @@ def _look_for_matching(distiller: nn.Module, _: Any) -> None:
     distiller.matched = all(bool((position.index >= 0).any()) for position in distiller.positions)  # type: ignore
 
 
-def _as_tap(tap: Tap | str) -> Tap:
-    return tap if isinstance(tap, Tap) else Tap.parse(tap)
+def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]:
+    """The taps as such; a pair from YAML is a list."""
+    pairs: list[tuple[Tap, Tap]] = []
+    for pair in taps:
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(isinstance(tap, (Tap, str)) for tap in pair)
+        ):
+            raise ValueError(f"{pair!r} in taps: expected a pair (teacher tap, student tap), each a Tap or its text")
+        first, second = (tap if isinstance(tap, Tap) else Tap.parse(tap) for tap in pair)
+        pairs.append((first, second))
+    if not pairs:
+        raise ValueError("taps is empty: expected 'auto' or at least one (teacher tap, student tap)")
+    return pairs
 
 
 def _weights(
@@ -335,7 +353,9 @@ def _weights(
         return [1 / (PAPER_FACTOR * 2 ** (positions - 1 - number)) for number in range(positions)], "sum"
     if isinstance(loss_weight, str):
         raise ValueError(f"loss_weight={loss_weight!r}: expected a number, a number for each position, or 'paper'")
-    weights = [loss_weight] * positions if isinstance(loss_weight, (int, float)) else list(loss_weight)
+    weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
     if len(weights) != positions:
         raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
-    return weights, "mean"
+    if not all(isinstance(weight, numbers.Real) and 0 <= float(weight) < math.inf for weight in weights):
+        raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
+    return [float(weight) for weight in weights], "mean"

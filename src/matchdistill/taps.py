@@ -6,15 +6,18 @@ Axes: N batch, C channels, T tokens, P positions.
 from __future__ import annotations
 
 import difflib
+import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from matchdistill.trace import Operation, Trace
+from matchdistill.messages import cause
+from matchdistill.trace import Operation, Trace, tensors_in
 
 Side = Literal["input", "output"]
 
@@ -94,17 +97,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def tapped_operation(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
-    """The operation that makes the value of a tap.
+    """The operation that makes the value of a tap, with the channels where the tap says they are.
 
     Raises:
-        ValueError: no such module, or the forward pass does not reach it, or its value is not a single tensor (N, C, *).
+        ValueError: no such module, or the forward pass does not reach it, or its value is not a single tensor (N, C, *),
+            or has no such channel axis.
     """
     resolve(model, tap.module)
     for operation in reversed(trace.operations):
         if tap.module in (operation.inputs_of if tap.side == "input" else operation.outputs_of):
             if operation.shape is None or len(operation.shape) < 2:
                 break
-            return operation
+            if tap.channel_dim is None:
+                return operation
+            axes = len(operation.shape)
+            if not -axes <= tap.channel_dim < axes or tap.channel_dim % axes == 0:
+                raise ValueError(
+                    f"channel_dim={tap.channel_dim} of tap {tap} is no channel axis of its value {operation.shape}: "
+                    f"expected 1 to {axes - 1}, axis 0 is the batch"
+                )
+            return replace(operation, channel_dim=tap.channel_dim % axes)
     raise ValueError(
         f"the forward pass of {type(model).__name__} gives no single feature tensor (N, C, *) at the {tap.side} of "
         f"{tap.module!r}: choose a module that it calls with, or that returns, one"
@@ -114,19 +126,29 @@ def tapped_operation(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
 def margin_source(trace: Trace, operation: Operation) -> str | None:
     """Path of the batch norm whose scale and shift describe the value; None where it has to be measured.
 
-    It is the first of the same width on the way back through sums, as in a residual stage the last norm of its branch.
+    It is the first of the same width on the way back through the sums of the last block, as in a residual stage the last
+    norm of its branch. The norm of an earlier block says nothing of what the later ones have added.
     """
-    queue, seen = deque([operation]), set()
+    ends = {cut.number for cut in trace.cuts() if len(cut.inputs) > 1}
+    queue, seen = deque([(operation, False)]), set()
     while queue:
-        current = queue.popleft()
-        if current.number in seen or current.shape is None or current.channels != operation.channels:
+        current, past_end = queue.popleft()
+        shape = current.shape or ()
+        if current.number in seen or len(shape) < 2 or current.channels != operation.channels:
             continue
         seen.add(current.number)
-        if current.name == "batch_norm":
+        if current.name == "batch_norm" and _has_scale(resolve(trace.model, current.module), current.channels):
             return current.module
-        if current.name in _KEEPING:
-            queue.extend(maker for number in current.inputs if (maker := trace.made_by(number)) is not None)
+        if current.name in _KEEPING and not (past_end and current.number in ends):
+            past_end = past_end or current.number in ends
+            queue.extend((maker, past_end) for number in current.inputs if (maker := trace.made_by(number)) is not None)
     return None
+
+
+def _has_scale(norm: nn.Module, channels: int) -> bool:
+    """Whether a module that runs a batch norm holds its scale and shift, under their usual names."""
+    held = [getattr(norm, name, None) for name in ("weight", "bias")]
+    return all(isinstance(values, Tensor) and values.shape == (channels,) for values in held)
 
 
 @dataclass(frozen=True)
@@ -205,12 +227,15 @@ def pair_candidates(
         return list(zip(_spread(teacher, count), _spread(student, count), strict=True))
     pairs = []
     for group in student:
-        size = group[-1].operation.positions
-        for other in teacher:
-            if 0.5 < other[-1].operation.positions / size < 2:
-                pairs.append((other[-1], group[-1]))
-                break
+        nearest = min(teacher, key=lambda other: _distance(other[-1], group[-1]))
+        if _distance(nearest[-1], group[-1]) < math.log(2):
+            pairs.append((nearest[-1], group[-1]))
     return pairs[-limit:]
+
+
+def _distance(first: Candidate, second: Candidate) -> float:
+    """How far two resolutions are from each other: the logarithm of their ratio, without its sign."""
+    return abs(math.log(first.operation.positions / second.operation.positions))
 
 
 def _spread(groups: list[list[Candidate]], count: int) -> list[Candidate]:
@@ -239,7 +264,7 @@ def find_taps(
         (teacher tap, student tap) from the finest to the coarsest resolution, each with its `reason`.
 
     Raises:
-        ValueError: no position was found, or no pair; the candidates are listed.
+        ValueError: no position was found, or no pair; the candidates are listed. Or a network fails on the example.
     """
     traces = trace_pair(teacher, student, example)
     return [(first.tap, second.tap) for first, second in choose(*traces, limit=limit)]
@@ -251,6 +276,8 @@ def choose(teacher: Trace, student: Trace, limit: int = 4) -> list[tuple[Candida
     Raises:
         ValueError: there is none.
     """
+    if limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1 position")
     groups = candidates(teacher), candidates(student)
     for role, trace, found in zip(("teacher", "student"), (teacher, student), groups, strict=True):
         if not found:
@@ -259,7 +286,7 @@ def choose(teacher: Trace, student: Trace, limit: int = 4) -> list[tuple[Candida
                 f"found no position in the {role}: no spatial feature map through which everything flows. Give taps, "
                 f"for example outputs of {_listed(outputs)}"
             )
-    pairs = pair_candidates(*groups, limit) if limit > 0 else []
+    pairs = pair_candidates(*groups, limit)
     if not pairs:
         lists = [_listed(f"{group[-1].tap} {group[-1].operation.spatial}" for group in found) for found in groups]
         raise ValueError(
@@ -279,12 +306,17 @@ def trace_pair(teacher: nn.Module, student: nn.Module, example: Tensor | tuple[A
     """Trace both networks on one example; without one, on images of the first size that both accept.
 
     Raises:
-        ValueError: a network fails on the example.
+        ValueError: a network fails on the example, or is a scripted one.
     """
     models = unwrapped(teacher), unwrapped(student)
+    for role, model in zip(("teacher", "student"), models, strict=True):
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError(f"the {role} is a scripted module, which takes no hooks: give it unscripted")
     if example is not None:
         arguments = example if isinstance(example, tuple) else (example,)
         return _traced(models[0], arguments, "teacher"), _traced(models[1], arguments, "student")
+    if any(nn.parameter.is_lazy(parameter) for model in models for parameter in model.parameters()):
+        raise ValueError("the first input of a lazy module sets its size: run the networks once, or give example=")
     channels = next((module.in_channels for module in models[1].modules() if isinstance(module, nn.Conv2d)), 3)
     error = None
     for size in _likely_sizes(models):
@@ -299,18 +331,16 @@ def trace_pair(teacher: nn.Module, student: nn.Module, example: Tensor | tuple[A
 def _traced(model: nn.Module, arguments: tuple[Any, ...], role: str) -> Trace:
     """A trace on the arguments as this model needs them: its device and floating point type."""
     weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
-    placed = tuple(
-        value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for value in arguments
-    )
+
+    def placed(value: Tensor) -> Tensor:
+        return value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype, copy=True)
+
     try:
-        return Trace(model, placed)
+        return Trace(model, tree_map_only(Tensor, placed, arguments))
     except Exception as failure:
-        shapes = ", ".join(str(tuple(value.shape)) for value in placed if isinstance(value, Tensor))
+        shapes = ", ".join(str(tuple(value.shape)) for value in tensors_in(arguments))
         raise ValueError(
-            f"the {role} ({type(model).__name__}) fails on an input of shape {shapes}: {str(failure).splitlines()[0]}"
+            f"the {role} ({type(model).__name__}) fails on an input of shape {shapes}: {cause(failure)}"
         ) from failure
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from matchdistill.capture import ARGUMENTS, Capture, Captured, copied
+from matchdistill.capture import ARGUMENTS, Capture, Captured, copy_of
 from matchdistill.taps import Tap
 from matchdistill.trace import tensors_in
 
@@ -41,7 +41,7 @@ class FrozenTeacher:
         if any(module.training for module in teacher.model.modules()):
             teacher.model.eval()
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
-        args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copied(captured.arguments)
+        args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
         with torch.no_grad(), teacher.capture() as own:
             captured.teacher_output = teacher.model(*args, **kwargs)
         return own.values

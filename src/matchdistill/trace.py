@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 INPUT = -1  # the number of the network's input, which no operation made
 
@@ -34,7 +35,7 @@ class Operation:
         inputs: numbers of the operations whose values it took, without repeats; `INPUT` for the network's input.
         shape: of its value; None where it made several.
         channel_dim: axis of the value's channels as far as it is known.
-        outputs_of, inputs_of: modules that return, or are called with, its value.
+        outputs_of, inputs_of: modules whose last call in the pass returned, or was given, its value.
         last_use: number of the last operation that took its value; its own where none did.
     """
 
@@ -87,15 +88,24 @@ class Trace:
     """The operations of a forward pass that depend on its input, in order of execution."""
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...]) -> None:
+        self.model = model
         self.operations: list[Operation] = []
         # id -> (tensor, number of the operation that made it); the tensor is kept, or its id would be given away.
         self._made: dict[int, tuple[Tensor, int]] = {}
         self._entered: list[tuple[str, Any]] = []
+        self._noted: dict[tuple[str, str], list[str]] = {}
         self.batch = next((len(value) for value in tensors_in(example) if value.ndim), 0)
         for value in tensors_in(example):
             self._made[id(value)] = (value, INPUT)
-        eagerly = torch.compiler.set_stance("force_eager")
-        with self._hooked(model), evaluating(model), torch.no_grad(), eagerly, _Recorder(self._record):
+        with (
+            self._hooked(model),
+            evaluating(model),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            _Beneath(),  # type: ignore[no-untyped-call]
+            _Recorder(self._record),
+        ):
             model(*example)
         self._made.clear()
 
@@ -118,6 +128,8 @@ class Trace:
     def _hooked(self, model: nn.Module) -> Iterator[None]:
         handles = []
         for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; its operations count as its caller's
+                continue
             handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
             handles.append(module.register_forward_hook(self._leaving(path), always_call=True))
         try:
@@ -129,9 +141,7 @@ class Trace:
     def _entering(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._entered.append((path, (args, kwargs)))
-            for value in tensors_in((args, kwargs))[:1]:
-                if (maker := self._maker(value)) is not None:
-                    maker.inputs_of.append(path)
+            self._note("inputs_of", path, tensors_in((args, kwargs)))
 
         return hook
 
@@ -139,14 +149,21 @@ class Trace:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             _, received = self._entered.pop()
             values = tensors_in(output)
-            # Code that function modes do not see (scripted modules, autograd functions): the module is one operation.
+            # Code that no mode sees (extensions in C++): the module is one operation.
             if any(id(value) not in self._made for value in values):
                 self._record(Call(type(module).__name__, received, values), path)
-            for value in values[:1]:
-                if (maker := self._maker(value)) is not None:
-                    maker.outputs_of.append(path)
+            self._note("outputs_of", path, values)
 
         return hook
+
+    def _note(self, side: str, path: str, values: list[Tensor]) -> None:
+        """Note a module at the operation that made its first value, and only there: the last call counts."""
+        if (earlier := self._noted.pop((side, path), None)) is not None:
+            earlier.remove(path)
+        if values and (maker := self._maker(values[0])) is not None:
+            noted: list[str] = getattr(maker, side)
+            noted.append(path)
+            self._noted[side, path] = noted
 
     def _maker(self, value: Tensor) -> Operation | None:
         return self.made_by(self._made.get(id(value), (value, INPUT))[1])
@@ -196,6 +213,13 @@ class Trace:
         return axis
 
 
+class _Beneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Does nothing, but brings the operations of scripted code before function modes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchFunctionMode):
     """Tells of every call of a torch function."""
 
@@ -205,13 +229,25 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = [(value, value._version) for value in tensors_in((args, kwargs))]
+        before = [(value, _version(value)) for value in tensors_in((args, kwargs))]
         result = func(*args, **kwargs)
-        given = {id(value) for value, _ in before}
-        changed = [value for value, version in before if value._version != version]
-        made = [value for value in tensors_in(result) if id(value) not in given] + changed
-        self._tell(Call(getattr(func, "__name__", "").strip("_"), (args, kwargs), made, func))
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:  # counts the change only later
+            made = tensors_in(result)
+        else:
+            given = {id(value) for value, _ in before}
+            changed = [value for value, version in before if _version(value) != version]
+            made = [value for value in tensors_in(result) if id(value) not in given] + changed
+        name = getattr(func, "overloadpacket", func).__name__.strip("_")
+        self._tell(Call(name, (args, kwargs), made, func))
         return result
+
+
+def _version(value: Tensor) -> int:
+    """The number of in-place changes; 0 for inference tensors, which do not count them."""
+    try:
+        return value._version
+    except RuntimeError:
+        return 0
 
 
 def tensors_in(value: Any) -> list[Tensor]:
