@@ -54,5 +54,5 @@ def _grid(maps: Tensor, others: Tensor) -> Tensor:
     tokens = maps.shape[2]
     tall, wide = others.shape[2:] if others.ndim == 4 else (1, 1)
     height = max(1, min(tokens, math.isqrt(tokens * tall // wide)))
-    width = max(1, min(tokens // height, round(height * wide / tall)))
+    width = max(1, min(tokens // height, (2 * height * wide + tall) // (2 * tall)))  # rounded
     return maps[:, :, tokens - height * width :].reshape(*maps.shape[:2], height, width)

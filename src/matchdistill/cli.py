@@ -124,10 +124,10 @@ def taps(arguments: Sequence[str]) -> None:
     parser.add_argument("--reduction", type=str, default="amp", help="sm, rd, amp, max or mean")
     options = parser.parse_args(list(arguments))
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from matchdistill.distiller import MatchingDistiller
+    from matchdistill.messages import console
     from matchdistill.models import build_model
 
     example = None
@@ -147,7 +147,7 @@ def taps(arguments: Sequence[str]) -> None:
             str(position.index.shape[1]),
             position.margin_norm or "measured",
         )
-    Console().print(table)
+    console().print(table)
 
 
 def recipes(arguments: Sequence[str]) -> None:
@@ -206,8 +206,9 @@ def export(arguments: Sequence[str]) -> None:
 
 def _print_accuracies(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
     """A table of teacher and student."""
-    from rich.console import Console
     from rich.table import Table
+
+    from matchdistill.messages import console
 
     table = Table("network", title=title)
     headings = [*measured["student"], *(["parameters"] if parameters else [])]
@@ -217,7 +218,7 @@ def _print_accuracies(measured: dict[str, Any], title: str, parameters: dict[str
         if measured[role]:
             row = [f"{value:.2%}" for value in measured[role].values()]
             table.add_row(role, *row, *([f"{parameters[role]:,}"] if parameters else []))
-    Console().print(table)
+    console().print(table)
 
 
 def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
@@ -235,9 +236,8 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     resolved, config, name = _resolved(parser, arguments, default)
     if config is None:
         return
-    from rich.console import Console
-
     from matchdistill.compare import compare as run
+    from matchdistill.messages import console
     from matchdistill.recipe import Recipe
 
     if resolved.methods is not None:
@@ -248,7 +248,7 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
         raise ValueError(f"--jobs {resolved.jobs}: expected at least 1")
     recipe = Recipe.of(config)
     out = resolved.out or Path("runs") / name
-    run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, Console())
+    run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, console())
     print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from scipy import stats
 
 from matchdistill.files import atomic_write, write_json
 from matchdistill.recipe import Recipe
-from matchdistill.training import METRICS, WEIGHTS, claim, fit
+from matchdistill.training import METRICS, WEIGHTS, build_module, check_folder, claim, fit
 
 TABLE = "metrics.csv"
 
@@ -37,7 +38,7 @@ class Cell(NamedTuple):
 
 
 def compare(
-    recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int = 1, console: Console | None = None
+    recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int = 1, terminal: Console | None = None
 ) -> dict[str, Any]:
     """Run the recipe under every method and seed, and summarise.
 
@@ -50,7 +51,7 @@ def compare(
         methods: distillation methods.
         seeds: runs per method.
         jobs: runs at a time, each in a process with its share of the cores.
-        console: where to report.
+        terminal: where to report.
 
     Returns:
         What `metrics.json` holds: the summary by method, and the metrics of every run.
@@ -59,27 +60,30 @@ def compare(
         ValueError: `out` holds runs of another recipe.
         RuntimeError: runs failed; the others are done and kept.
     """
-    console = console or Console(quiet=True)
-    claim(recipe, out, resume=True)
+    terminal = terminal or Console(quiet=True)
+    check_folder(recipe, out, resume=True)
+    for method in methods:  # before anything is trained or written
+        build_module(replace(recipe, distillation=replace(recipe.distillation, method=method)))
+    claim(recipe, out)
     cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
     if any(method != "none" for method in methods) and recipe.teacher.training.epochs:
-        console.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
-        result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not console.is_terminal)
-        console.print(f"teacher: top-1 {result['student']['top1']:.2%}, {result['seconds']:.0f} s", highlight=False)
+        terminal.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
+        result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
+        terminal.print(f"teacher: top-1 {result['student']['top1']:.2%}, {result['seconds']:.0f} s", highlight=False)
     results: dict[Cell, dict[str, Any]] = {}
     failures: list[str] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as progress:
         task = progress.add_task("runs", total=len(cells))
         for cell, outcome in _run(recipe.config, cells, out, jobs):
             progress.advance(task)
             if isinstance(outcome, str):
                 failures.append(f"{cell.method}, seed {cell.seed}: {outcome}")
-                console.print(failures[-1], highlight=False, markup=False)
+                terminal.print(failures[-1], highlight=False, markup=False)
                 continue
             results[cell] = outcome
             top1, seconds = outcome["student"]["top1"], outcome["seconds"]
-            console.print(f"{cell.method}, seed {cell.seed}: top-1 {top1:.2%}, {seconds:.0f} s", highlight=False)
+            terminal.print(f"{cell.method}, seed {cell.seed}: top-1 {top1:.2%}, {seconds:.0f} s", highlight=False)
     if failures:
         raise RuntimeError(
             f"{len(failures)} of {len(cells)} runs failed, the others are kept in {out}: {'; '.join(failures)}"
@@ -89,7 +93,7 @@ def compare(
     report = {"recipe": recipe.config, "summary": summary, "runs": runs}
     write_json(out / METRICS, report)
     atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
-    console.print(summary_table(summary, runs))
+    terminal.print(summary_table(summary, runs))
     return report
 
 

@@ -19,7 +19,7 @@ from matchdistill.capture import Capture, Captured
 from matchdistill.functional import batchnorm_margin, partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn
 from matchdistill.reduction import Reduction, get_reduction
-from matchdistill.refresh import images_of, rank_and_world, share
+from matchdistill.refresh import images_of, is_sharded, rank_and_world
 from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
 from matchdistill.teacher import FrozenTeacher
 from matchdistill.trace import Operation, evaluating
@@ -291,17 +291,26 @@ class MatchingDistiller(nn.Module):
         rank, world = rank_and_world()
         device = self.positions[0].index.device
         sums = [CostAccumulator() for _ in self.positions]
-        self._teacher.copies.clear()  # whose weights may have been loaded since
+        sharded = world == 1 or is_sharded(loader)
+        # Images left to this rank; to all of them where the other ranks' batches can be counted as they pass by.
+        own = sharded or forward is not None
+        left = len(range(rank, max_images, world)) if own else max_images
         with evaluating(self.student):
-            for batch, count in share(loader, max_images, rank, world):
-                with self.capture() as captured:
-                    if forward is None:
-                        self.student(images_of(batch)[:count].to(device))
-                    else:
-                        forward(batch)
-                teacher_values = self._teacher(captured)
-                for number, position in enumerate(self.positions):
-                    sums[number].update(*position.maps(captured.values[number], teacher_values[number]))
+            for number, batch in enumerate(loader if left > 0 else ()):
+                count = min(left, len(images_of(batch))) if forward is None else 0
+                if sharded or number % world == rank:
+                    with self.capture() as captured:
+                        if forward is None:
+                            self.student(images_of(batch)[:count].to(device))
+                        else:
+                            forward(batch)
+                    teacher_values = self._teacher(captured)
+                    for place, position in enumerate(self.positions):
+                        sums[place].update(*position.maps(captured.values[place], teacher_values[place]))
+                    count = len(captured.values[0])
+                left -= count
+                if left <= 0:  # before another batch is loaded
+                    break
         if world > 1:
             for total, position in zip(sums, self.positions, strict=True):
                 total.all_reduce(position.student_channels, position.teacher_channels, device)

@@ -1,9 +1,12 @@
-"""Pieces of one-line error messages."""
+"""What is said to the user: pieces of one-line errors, and the console."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+
+from rich.console import Console
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -26,3 +29,8 @@ def cause(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def console(quiet: bool = False) -> Console:
+    """Standard output; wide where it is no terminal, so that lines in files and pipes stay whole."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 200)

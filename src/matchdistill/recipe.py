@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from matchdistill.data import ImageData
 from matchdistill.messages import did_you_mean
+from matchdistill.models import is_file_name
 from matchdistill.reduction import REDUCTIONS
 
 
@@ -347,6 +348,9 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
                 yield f"{section}.{name} is {getattr(training, name)}: expected 0 or more"
         if training.lr <= 0:
             yield f"{section}.lr is {training.lr}: expected more than 0"
+    for section, weights in (("teacher", recipe.teacher.weights), ("student", recipe.student.weights)):
+        if weights is not None and is_file_name(weights) and not Path(weights).is_file():
+            yield f"{section}.weights: there is no file {weights}"
     if recipe.training.epochs < 1:
         yield f"training.epochs is {recipe.training.epochs}: expected at least 1"
     if recipe.distillation.refresh_every < 0 or recipe.distillation.refresh_images < 1:

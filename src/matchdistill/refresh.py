@@ -1,11 +1,11 @@
-"""When the matching is refreshed, and this rank's share of the images that it is refreshed from.
+"""When the matching is refreshed, and from which images.
 
 Axes: N batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch.distributed as dist
@@ -37,24 +37,11 @@ def images_of(batch: Any) -> Tensor:
     return found[0]
 
 
-def share(loader: Iterable[Any], max_images: int, rank: int, world: int) -> Iterator[tuple[Any, int]]:
-    """This rank's batches of at most `max_images` images over all ranks, each with how many of its images to use.
+def is_sharded(loader: Iterable[Any]) -> bool:
+    """Whether a loader deals the images out to the ranks already.
 
-    A loader whose sampler deals the images out to the ranks already (a `DistributedSampler`, or any with a true attribute
-    ``sharded``) is taken as it is; of any other, which must yield the same on all ranks, every world-th batch.
+    Its sampler is a `DistributedSampler` then, or has a true attribute ``sharded``.
     """
-    sharded = world > 1 and _is_sharded(loader)
-    left = (max_images - rank + world - 1) // world if sharded else max_images
-    for number, batch in enumerate(loader):
-        if left <= 0:
-            return
-        count = min(left, len(images_of(batch)))
-        left -= count
-        if sharded or number % world == rank:
-            yield batch, count
-
-
-def _is_sharded(loader: Iterable[Any]) -> bool:
     from torch.utils.data.distributed import DistributedSampler
 
     samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))

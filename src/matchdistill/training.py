@@ -26,9 +26,9 @@ from matchdistill.data import ImageData
 from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
-from matchdistill.messages import cause
+from matchdistill.messages import cause, console
 from matchdistill.models import build_model, load_weights
-from matchdistill.recipe import Recipe, parse_method
+from matchdistill.recipe import Recipe, parse_method, read_recipe
 from matchdistill.tasks.classification import Classification
 
 CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
@@ -62,40 +62,24 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     """
     first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
-        claim(recipe, out, resume)
+        check_folder(recipe, out, resume)
     if (done := read_metrics(out)) is not None:
         return done
-    console = Console(quiet=quiet or not first)
+    terminal = console(quiet=quiet or not first)
     started = time.monotonic()
     quieten()
     data = recipe.data
-    data.setup()
-    reduction, _ = parse_method(recipe.distillation.method)
-    teacher = None
-    if recipe.distillation.needs_teacher:
-        teacher = prepare_teacher(recipe, out / "teacher", resume, quiet)
-    pl.seed_everything(recipe.seed, verbose=False)
-    student = build_model(recipe.student.name, data.num_classes, recipe.student.weights, **recipe.student.options)
-    check_classes(student, data, "student")
-    if recipe.trainer.sync_batchnorm:
-        # Before the taps are hooked: the conversion replaces modules.
-        student = _synchronised(student)
-    distiller = None
-    if teacher is not None and reduction is not None:
-        taps = recipe.distillation.taps
-        distiller = MatchingDistiller(
-            teacher,
-            student,
-            taps if taps == "auto" else [(first, second) for first, second in taps],
-            reduction,
-            recipe.distillation.loss_weight,
-            example=example_images(data),
-        )
-        console.print(str(distiller), highlight=False, markup=False)
-        if recipe.trainer.sync_batchnorm:
-            _synchronised(distiller)
-    module = Classification(student, data.num_classes, recipe.training, recipe.distillation, teacher, distiller)
-    trainer = _trainer(recipe, out, console)
+    module = build_module(recipe)
+    # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
+    if first:
+        claim(recipe, out)
+    student, teacher = module.network(), module.guide()
+    if teacher is not None and recipe.teacher.training.epochs:
+        fit(recipe.for_teacher(), out / "teacher", resume, quiet)
+        load_weights(teacher, out / "teacher" / WEIGHTS)
+    if module.distiller is not None:
+        terminal.print(str(module.distiller), highlight=False, markup=False, soft_wrap=True)
+    trainer = _trainer(recipe, out, terminal)
     checkpoint = out / CHECKPOINT
     trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     metrics = {
@@ -119,15 +103,42 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     return metrics
 
 
-def prepare_teacher(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> nn.Module:
-    """The teacher with its weights, trained in `out` where the recipe says so and it is not there yet."""
-    teacher = recipe.teacher
-    assert teacher.name is not None
-    weights: str | Path | None = teacher.weights
-    if teacher.training.epochs:
-        fit(recipe.for_teacher(), out, resume, quiet)
-        weights = out / WEIGHTS
-    model = build_model(teacher.name, recipe.data.num_classes, weights, **teacher.options)
+def build_module(recipe: Recipe) -> Classification:
+    """Student, teacher and distiller of a recipe, the teacher as it is before any training of it.
+
+    Raises:
+        ValueError: a model, weights, taps or loss weights that do not fit.
+    """
+    data, settings = recipe.data, recipe.distillation
+    data.setup()
+    teacher = build_teacher(recipe, recipe.teacher.weights) if settings.needs_teacher else None
+    pl.seed_everything(recipe.seed, verbose=False)
+    student = build_model(recipe.student.name, data.num_classes, recipe.student.weights, **recipe.student.options)
+    check_classes(student, data, "student")
+    if recipe.trainer.sync_batchnorm:
+        # Before the taps are hooked: the conversion replaces modules.
+        student = _synchronised(student)
+    distiller = None
+    reduction, _ = parse_method(settings.method)
+    if teacher is not None and reduction is not None:
+        taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
+        distiller = MatchingDistiller(
+            teacher, student, taps, reduction, settings.loss_weight, example=example_images(data)
+        )
+        if recipe.trainer.sync_batchnorm:
+            for position in distiller.positions:
+                position.norm = _synchronised(position.norm)
+    return Classification(student, data.num_classes, recipe.training, settings, teacher, distiller)
+
+
+def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
+    """The teacher of a recipe with the given weights.
+
+    Raises:
+        ValueError: a model or weights that do not fit each other or the data.
+    """
+    assert recipe.teacher.name is not None
+    model = build_model(recipe.teacher.name, recipe.data.num_classes, weights, **recipe.teacher.options)
     check_classes(model, recipe.data, "teacher")
     return model
 
@@ -192,34 +203,38 @@ def read_metrics(out: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def claim(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make `out` the folder of this recipe's run or comparison, by writing the recipe into it.
+def check_folder(recipe: Recipe, out: Path, resume: bool) -> None:
+    """See that `out` is free, or the folder of this recipe's run or comparison and to be resumed.
 
     Raises:
         ValueError: it holds a run already and `resume` is not set, or it holds another recipe's.
     """
     path = out / RECIPE
     if not path.is_file():
-        text = yaml.safe_dump(recipe.config, sort_keys=False)
-        atomic_write(path, lambda temporary: temporary.write_text(text))
-    elif not resume:
+        return
+    if not resume:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
-    else:
-        there = yaml.safe_load(path.read_text())
-        changed = [key for key in recipe.config if key != "compare" and there.get(key) != recipe.config[key]]
-        if changed:
-            raise ValueError(
-                f"{path} differs in {', '.join(changed)}: resume with the same values, or choose another --out"
-            )
+    there = read_recipe(path)
+    changed = [key for key in recipe.config if key != "compare" and there.get(key) != recipe.config[key]]
+    if changed:
+        raise ValueError(
+            f"{path} differs in {', '.join(changed)}: resume with the same values, or choose another --out"
+        )
 
 
-def _trainer(recipe: Recipe, out: Path, console: Console) -> pl.Trainer:
+def claim(recipe: Recipe, out: Path) -> None:
+    """Make `out` the folder of this recipe, by writing it there."""
+    text = yaml.safe_dump(recipe.config, sort_keys=False)
+    atomic_write(out / RECIPE, lambda temporary: temporary.write_text(text))
+
+
+def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
     machine = recipe.trainer
-    on_terminal = console.is_terminal and not console.quiet
+    on_terminal = terminal.is_terminal and not terminal.quiet
     checkpoints = ModelCheckpoint(
         dirpath=out, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(console), checkpoints]
+    callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(terminal), checkpoints]
     if on_terminal:
         callbacks.append(RichProgressBar(leave=True))
     return pl.Trainer(
@@ -257,8 +272,8 @@ class SeedEpochs(Callback):
 class Narration(Callback):
     """A line for every refresh of the matching, and without a progress bar one for every epoch."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, terminal: Console) -> None:
+        self.terminal = terminal
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what the epoch came to."""
@@ -271,7 +286,7 @@ class Narration(Callback):
                 parts.append(f"{label} {' '.join(found)}")
         if "val/top1" in values:
             parts.append(f"top-1 {values['val/top1']:.2%}")
-        self.console.print("  ".join(parts), highlight=False)
+        self.terminal.print("  ".join(parts), highlight=False, soft_wrap=True)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

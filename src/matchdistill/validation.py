@@ -10,7 +10,7 @@ from torch import nn
 from matchdistill.models import build_model, load_weights
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import WEIGHTS, check_classes, quieten
+from matchdistill.training import WEIGHTS, build_teacher, check_classes, quieten
 
 
 def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str, dict[str, float]]:
@@ -56,10 +56,7 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:
     """The teacher with its weights; None if the recipe has none, or would have to train it first."""
-    teacher = recipe.teacher
-    weights = trained if teacher.training.epochs else teacher.weights
-    if teacher.name is None or weights is None or (teacher.training.epochs and not trained.is_file()):
+    weights = trained if recipe.teacher.training.epochs else recipe.teacher.weights
+    if recipe.teacher.name is None or weights is None or (weights is trained and not trained.is_file()):
         return None
-    model = build_model(teacher.name, recipe.data.num_classes, weights, **teacher.options)
-    check_classes(model, recipe.data, "teacher")
-    return model
+    return build_teacher(recipe, weights)

@@ -43,7 +43,7 @@ def build_model(
         >>> model(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 4])
     """
-    file = Path(weights) if weights is not None and _is_file(str(weights)) else None
+    file = Path(weights) if weights is not None and is_file_name(str(weights)) else None
     pretrained = str(weights) if weights is not None and file is None else None
     library, _, entry = name.partition(":")
     if not library or not entry:
@@ -65,7 +65,8 @@ def build_model(
     return model
 
 
-def _is_file(weights: str) -> bool:
+def is_file_name(weights: str) -> bool:
+    """Whether weights are meant as a file, not as a name that a library has for them."""
     return Path(weights).suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or Path(weights).exists()
 
 

@@ -6,7 +6,6 @@ Axes: N batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -146,8 +145,8 @@ class Classification(pl.LightningModule):
         if (teacher := self.guide()) is not None and not self.teacher_result:
             self.teacher_accuracy.update(teacher(images), labels)
 
-    def guide(self) -> Callable[[Tensor], Any] | None:
-        """The teacher, if there is one, as a function of the images that is in evaluation mode."""
+    def guide(self) -> nn.Module | None:
+        """The teacher, if there is one."""
         if self.distiller is not None:
             return self.distiller.teacher
         return self._teacher.on(self.device).model if self._teacher is not None else None
