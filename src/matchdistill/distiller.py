@@ -117,11 +117,10 @@ class Position(nn.Module):
         except ValueError as error:
             raise ValueError(f"position {self.name}: {error}") from error
         changed = churn(self.index.to(index.device), index, self.teacher_channels) if (self.index >= 0).any() else None
-        if self.margin_norm is None:
-            margin = sums.margin()
-        else:
-            norm = resolve(teacher, self.margin_norm)
-            margin = batchnorm_margin(norm.weight, norm.bias)  # type: ignore[arg-type]
+        norm = None if self.margin_norm is None else resolve(teacher, self.margin_norm)
+        # Without scale and shift a norm tells nothing of the channels.
+        measured = norm is None or norm.weight is None
+        margin = sums.margin() if measured else batchnorm_margin(norm.weight, norm.bias)  # type: ignore
         self.index.copy_(index)
         self.margin.copy_(reduce_margin(margin.to(index.device), index, self.rule))
         self.matching = Matching(self.name, index, cost, sums.count, changed)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -33,4 +35,6 @@ def cause(error: BaseException) -> str:
 
 def console(quiet: bool = False) -> Console:
     """Standard output; wide where it is no terminal, so that lines in files and pipes stay whole."""
+    from rich.console import Console
+
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 200)

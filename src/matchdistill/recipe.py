@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,6 +17,8 @@ from matchdistill.data import ImageData
 from matchdistill.messages import did_you_mean
 from matchdistill.models import is_file_name
 from matchdistill.reduction import REDUCTIONS
+
+SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
 
 
 @dataclass
@@ -177,22 +180,20 @@ class Recipe:
             for part in path:
                 section = section[part]
             section[last] = value
-        teacher = {**config["teacher"], "training": Training(**config["teacher"]["training"])}
-        recipe = cls(
+        if problems := list(_contradictions(config)):
+            raise ValueError("; ".join(problems))
+        return cls(
             config,
             config["task"],
             config["seed"],
             ImageData(**config["data"], seed=config["seed"]),
-            Teacher(**teacher),
+            _teacher(config),
             Model(**config["student"]),
             Training(**config["training"]),
             Distillation(**config["distillation"]),
             Machine(**config["trainer"]),
             Comparison(**config["compare"]),
         )
-        if problems := list(_contradictions(recipe)):
-            raise ValueError("; ".join(problems))
-        return recipe
 
     def for_teacher(self) -> Recipe:
         """The recipe that trains the teacher alone."""
@@ -208,6 +209,10 @@ class Recipe:
     def with_trained_teacher(self, weights: Path) -> Recipe:
         """The recipe that takes the teacher's weights from a file instead of training it."""
         return Recipe.of(self.config, teacher__weights=str(weights), teacher__training__epochs=0)
+
+
+def _teacher(config: dict[str, Any]) -> Teacher:
+    return Teacher(**{**config["teacher"], "training": Training(**config["teacher"]["training"])})
 
 
 def parse_method(method: str) -> tuple[str | None, bool]:
@@ -246,10 +251,11 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     """
     known = packaged()
     path = Path(name)
+    text: str | bytes
     if str(name) in known:
         text = known[str(name)]
     elif path.is_file():
-        text = path.read_text()
+        text = path.read_bytes()  # YAML finds out the encoding
     else:
         raise ValueError(
             f"no recipe {str(name)!r}: neither a file nor a packaged recipe ({', '.join(known)})"
@@ -285,27 +291,37 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
     Raises:
         ValueError: unknown keys, values of wrong types, missing values; all that the recipe has are listed.
     """
-    options = {action.dest: action for action in parser._actions}
+    options = {action.dest: action for action in parser._actions if action.dest.partition(".")[0] in SECTIONS}
     leaves = {key for key in options if not any(other.startswith(f"{key}.") for other in options)}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     given: dict[str, Any] = {}
     for key, value in _flattened(values, leaves):
-        if key not in leaves:
-            problems.append(f"unknown key {key!r}{did_you_mean(key, leaves)}")
+        inside = {leaf.removeprefix(f"{key}.").partition(".")[0] for leaf in leaves if leaf.startswith(f"{key}.")}
+        if inside:
+            problems[key] = f"{key} is {value!r}: expected a mapping of {', '.join(sorted(inside))}"
             continue
-        given[key] = value
+        if key not in leaves:
+            problems[key] = f"unknown key {key!r}{did_you_mean(key, leaves)}"
+            continue
         try:
             parser.parse_object(_nested(key, value), defaults=False)
+            given[key] = value
         except ArgumentError:
             expected = str(getattr(options[key], "_typehint", "another type")).replace("typing.", "")
-            problems.append(f"{key} is {value!r}: expected {expected.removeprefix('<class ').removesuffix('>')}")
-    if problems:
-        raise ValueError("the recipe does not fit: " + "; ".join(problems))
+            problems[key] = f"{key} is {value!r}: expected {expected.removeprefix('<class ').removesuffix('>')}"
     parser.set_defaults(given)
     try:
-        return parser.parse_args(list(arguments))
+        resolved = parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        problems["--"] = " ".join(str(error).split())
+        if len(problems) == 1:
+            raise ValueError(problems["--"]) from error
+    else:
+        if not problems:
+            return resolved
+        others = _contradictions(plain_config(parser, resolved))
+        problems |= {text: text for text in others if not any(key in text for key in problems)}
+    raise ValueError("the recipe does not fit: " + "; ".join(problems.values()))
 
 
 def _flattened(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -326,34 +342,39 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 def plain_config(parser: ArgumentParser, resolved: Namespace) -> dict[str, Any]:
     """The recipe in a parser's result, as plain values."""
     config = yaml.safe_load(parser.dump(resolved, skip_none=False, skip_validation=True))
-    sections = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
-    return {section: config[section] for section in sections}
+    return {section: config[section] for section in SECTIONS}
 
 
-def _contradictions(recipe: Recipe) -> Iterator[str]:
+def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     """What a check of every value by itself cannot see."""
-    methods = [recipe.distillation.method, *recipe.compare.methods]
-    for method in dict.fromkeys(methods):
+    try:
+        ImageData(**config["data"])
+    except ValueError as error:
+        yield str(error)
+    student, teacher, guidance = Model(**config["student"]), _teacher(config), Distillation(**config["distillation"])
+    for method in dict.fromkeys([guidance.method, *config["compare"]["methods"]]):
         try:
             parse_method(method)
         except ValueError as error:
             yield str(error)
-    if not recipe.student.name:
+    if not student.name:
         yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
-    if recipe.distillation.needs_teacher and recipe.teacher.name is None:
-        yield f"method {recipe.distillation.method!r} needs a teacher: give teacher.name"
-    for section, training in (("training", recipe.training), ("teacher.training", recipe.teacher.training)):
+    if guidance.needs_teacher and teacher.name is None:
+        yield f"method {guidance.method!r} needs a teacher: give teacher.name"
+    for section, training in (("training", Training(**config["training"])), ("teacher.training", teacher.training)):
         for name in ("epochs", "warmup_epochs", "weight_decay", "momentum"):
             if getattr(training, name) < 0:
                 yield f"{section}.{name} is {getattr(training, name)}: expected 0 or more"
-        if training.lr <= 0:
-            yield f"{section}.lr is {training.lr}: expected more than 0"
-    for section, weights in (("teacher", recipe.teacher.weights), ("student", recipe.student.weights)):
+        if not 0 < training.lr < math.inf:
+            yield f"{section}.lr is {training.lr}: expected a finite number of more than 0"
+    for section, weights in (("teacher", teacher.weights), ("student", student.weights)):
         if weights is not None and is_file_name(weights) and not Path(weights).is_file():
             yield f"{section}.weights: there is no file {weights}"
-    if recipe.training.epochs < 1:
-        yield f"training.epochs is {recipe.training.epochs}: expected at least 1"
-    if recipe.distillation.refresh_every < 0 or recipe.distillation.refresh_images < 1:
+    if config["training"]["epochs"] < 1:
+        yield f"training.epochs is {config['training']['epochs']}: expected at least 1"
+    if guidance.refresh_every < 0 or guidance.refresh_images < 1:
         yield "distillation.refresh_every must be 0 or more and distillation.refresh_images 1 or more"
-    if recipe.compare.seeds < 1 or not recipe.compare.methods:
+    if not (guidance.kd_temperature > 0 and guidance.kd_weight >= 0):
+        yield "distillation.kd_temperature must be more than 0 and distillation.kd_weight 0 or more"
+    if config["compare"]["seeds"] < 1 or not config["compare"]["methods"]:
         yield "compare needs at least one seed and one method"

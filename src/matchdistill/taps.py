@@ -5,7 +5,6 @@ Axes: N batch, C channels, T tokens, P positions.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from matchdistill.messages import cause
+from matchdistill.messages import cause, did_you_mean
 from matchdistill.trace import Operation, Trace, tensors_in
 
 Side = Literal["input", "output"]
@@ -82,8 +81,8 @@ def resolve(model: nn.Module, path: str) -> nn.Module:
     """
     modules: dict[str, nn.Module] = dict(unwrapped(model).named_modules())
     if path not in modules:
-        near = difflib.get_close_matches(path, modules, 3, 0.5) or [name for name in modules if name][:8]
-        raise ValueError(f"{type(unwrapped(model)).__name__} has no module {path!r}: did you mean {', '.join(near)}?")
+        hint = did_you_mean(path, modules) or f": expected one of {_listed(name for name in modules if name)}"
+        raise ValueError(f"{type(unwrapped(model)).__name__} has no module {path!r}{hint}")
     return modules[path]
 
 
@@ -351,4 +350,4 @@ def _likely_sizes(models: Iterable[nn.Module]) -> list[int]:
         fixed = getattr(model, "image_size", None)
         named = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         sizes += [size for size in (fixed, named[-1] if named else None) if isinstance(size, int)]
-    return list(dict.fromkeys([*sizes, 224, 299, 64, 32]))
+    return list(dict.fromkeys([*sizes, 224, 299, 384, 128, 96, 64, 48, 32, 28, 16, 8]))

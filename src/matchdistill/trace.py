@@ -20,7 +20,8 @@ INPUT = -1  # the number of the network's input, which no operation made
 
 _CHANNELS_SECOND = {"batch_norm", "group_norm", "instance_norm"}
 _CHANNELS_LAST = {"linear", "layer_norm", "rms_norm", "embedding"}
-_PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
+# "get" reads a property, mT or T.
+_PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint", "get"}
 _RESHAPING = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat"}
 
 

@@ -234,9 +234,9 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
     checkpoints = ModelCheckpoint(
         dirpath=out, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(terminal), checkpoints]
+    callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(terminal, not on_terminal), checkpoints]
     if on_terminal:
-        callbacks.append(RichProgressBar(leave=True))
+        callbacks.append(ProgressBars(leave=True))
     return pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -269,24 +269,41 @@ class SeedEpochs(Callback):
         torch.manual_seed(seed)
 
 
+class ProgressBars(RichProgressBar):
+    """Rich bars with the names as short as they are clear."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The metrics beside a bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.rpartition("/")[2]: value for name, value in metrics.items() if name != "v_num"}
+
+
 class Narration(Callback):
     """A line for every refresh of the matching, and without a progress bar one for every epoch."""
 
-    def __init__(self, terminal: Console) -> None:
-        self.terminal = terminal
+    def __init__(self, terminal: Console, epochs: bool) -> None:
+        self.terminal, self.epochs = terminal, epochs
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Say what the refresh before the epoch came to."""
+        if batch_idx == 0 and isinstance(pl_module, Classification) and pl_module.refreshed:
+            matchings = pl_module.refreshed
+            costs = " ".join(f"{matching.mean_cost:.2f}" for matching in matchings)
+            churns = " ".join(f"{matching.churn:.0%}" for matching in matchings if matching.churn is not None)
+            self._say(f"matching of {matchings[0].images} images", f"cost {costs}", f"churn {churns}" if churns else "")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what the epoch came to."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {values['train/loss']:.3f}"]
-        if "train/mgd" in values:
-            parts.append(f"mgd {values['train/mgd']:.3f}")
-        for name, label in (("matching/cost_", "matching cost"), ("matching/churn_", "churn")):
-            if found := [f"{value:.2f}" for key, value in sorted(values.items()) if key.startswith(name)]:
-                parts.append(f"{label} {' '.join(found)}")
-        if "val/top1" in values:
-            parts.append(f"top-1 {values['val/top1']:.2%}")
-        self.terminal.print("  ".join(parts), highlight=False, soft_wrap=True)
+        if self.epochs:
+            values = trainer.callback_metrics
+            shown = {"loss": "train/loss", "mgd": "train/mgd", "top-1": "val/top1"}
+            parts = [f"{label} {float(values[name]):.4g}" for label, name in shown.items() if name in values]
+            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts)
+
+    def _say(self, *parts: str) -> None:
+        self.terminal.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -91,12 +91,13 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        problems = []
         if name not in IMAGE_SIZES:
-            raise ValueError(
+            problems.append(
                 f"data.name is {name!r}: expected {', '.join(IMAGE_SIZES)}{did_you_mean(name, IMAGE_SIZES)}"
             )
         if name == "folder" and root is None:
-            raise ValueError("data.name is 'folder': give the folder that holds train/ and val/ as data.root")
+            problems.append("data.name is 'folder': give the folder that holds train/ and val/ as data.root")
         for argument, value, least in (
             ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
@@ -105,7 +106,9 @@ class ImageData(pl.LightningDataModule):
             ("val_limit", val_limit, 1),
         ):
             if value is not None and value < least:
-                raise ValueError(f"data.{argument} is {value}: expected a whole number from {least} on")
+                problems.append(f"data.{argument} is {value}: expected a whole number from {least} on")
+        if problems:
+            raise ValueError("; ".join(problems))
         self.name: str = name
         self.root = None if root is None else Path(root).expanduser()
         self.image_size = image_size or IMAGE_SIZES[name]

@@ -34,6 +34,10 @@ class Classification(pl.LightningModule):
         distillation: how the teacher guides.
         teacher: the teacher of "kd" without features; with a distiller, its own is used.
         distiller: the distiller of the student, for methods with features.
+
+    Attributes:
+        refreshed: the matchings that this epoch began with; empty where it kept the ones before.
+        teacher_result: the teacher's accuracies, once they were measured.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Classification(pl.LightningModule):
         self.accuracy = _accuracy(num_classes, "val/")
         self.teacher_accuracy = _accuracy(num_classes, "val/teacher_")
         self.teacher_result: dict[str, float] = {}
+        self.refreshed: list[Matching] = []
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
 
     def network(self) -> nn.Module:
@@ -120,16 +125,13 @@ class Classification(pl.LightningModule):
         return f"the loss {name.removeprefix('train/')!r}"
 
     def on_train_epoch_start(self) -> None:
-        """Refresh the matching where it is due."""
+        """Refresh the matching where it is due; log the mean cost of the matched pairs, and the churn from the second on."""
+        self.refreshed = []
         if self.distiller is not None and due(self.current_epoch, self.distillation.refresh_every):
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.log_matchings(
-                self.distiller.refresh(data.refresh_dataloader(self.distillation.refresh_images, self.current_epoch))
-            )
-
-    def log_matchings(self, matchings: list[Matching]) -> None:
-        """Log the mean cost of the matched pairs, and the churn from the second matching on."""
-        for number, matching in enumerate(matchings):
+            images = data.refresh_dataloader(self.distillation.refresh_images, self.current_epoch)
+            self.refreshed = self.distiller.refresh(images, self.distillation.refresh_images)
+        for number, matching in enumerate(self.refreshed):
             self.log(f"matching/cost_{number}", matching.mean_cost)
             if matching.churn is not None:
                 self.log(f"matching/churn_{number}", matching.churn)
@@ -153,7 +155,8 @@ class Classification(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies."""
-        self.log_dict(self.accuracy.compute(), prog_bar=True)
+        for name, value in self.accuracy.compute().items():
+            self.log(name, value, prog_bar=name == "val/top1")
         self.accuracy.reset()
         if self.guide() is not None and not self.teacher_result:
             computed = self.teacher_accuracy.compute()

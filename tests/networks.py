@@ -1,0 +1,31 @@
+"""Small networks that several test modules share."""
+
+from torch import Tensor, nn
+
+
+def conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels_out)
+    )
+
+
+class Plain(nn.Module):
+    """Convolution, batch norm and ReLU three times, at full, half and quarter resolution."""
+
+    def __init__(self, width: int, channels: int = 3, inplace: bool = True) -> None:
+        super().__init__()
+        for stage in range(3):
+            channels_in, channels_out = (width * 2 ** (stage - 1), width * 2**stage) if stage else (channels, width)
+            setattr(self, f"conv{stage}", nn.Conv2d(channels_in, channels_out, 3, 1 + (stage > 0), 1, bias=False))
+            setattr(self, f"bn{stage}", nn.BatchNorm2d(channels_out))
+            setattr(self, f"relu{stage}", nn.ReLU(inplace))
+        self.fc = nn.Linear(4 * width, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.relu0(self.bn0(self.conv0(images)))
+        values = self.relu1(self.bn1(self.conv1(values)))
+        values = self.relu2(self.bn2(self.conv2(values)))
+        return self.fc(values.mean((2, 3)))
+
+
+PLAIN_TAPS = [(f"relu{stage}:input", f"relu{stage}:input") for stage in range(3)]
