@@ -1,5 +1,6 @@
 """Small networks that several test modules share."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,3 +30,14 @@ class Plain(nn.Module):
 
 
 PLAIN_TAPS = [(f"relu{stage}:input", f"relu{stage}:input") for stage in range(3)]
+
+
+def as_if_trained(network: nn.Module) -> nn.Module:
+    """Batch norms with scales, shifts and statistics of their own, some scales negative."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            with torch.no_grad():
+                for values in (module.weight, module.bias, module.running_mean):
+                    values.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return network

@@ -3,6 +3,7 @@
 Axes: N images, C channels, H and W positions, T tokens.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import pytest
@@ -328,9 +329,23 @@ def test_scripted_modules_are_seen_through() -> None:
     assert traced.operations[1].inputs_of == ["2"]
 
 
-def test_compiled_parts_are_traced_eagerly() -> None:
-    model = nn.Sequential(torch.compile(Plain(4), backend="eager"), nn.Tanh())
-    assert names(Trace(model, (IMAGES,)))[-2:] == ["linear", "tanh"]
+@pytest.mark.parametrize("run_before", [False, True])
+def test_compiled_parts_are_traced_eagerly(run_before: bool) -> None:
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = nn.Sequential(torch.compile(Plain(4), backend=backend), nn.Tanh())
+    model[0].bn1.compile(backend=backend)
+    if run_before:
+        with torch.no_grad():
+            model.eval()(IMAGES)
+    before = len(graphs)
+    assert names(Trace(model, (IMAGES,))) == [*(name for name, _ in 3 * LAYERS), "mean", "linear", "tanh"]
+    assert len(graphs) == before == run_before
 
 
 def test_code_that_no_mode_sees_is_one_operation_per_module() -> None:
@@ -382,15 +397,19 @@ def test_runs_in_evaluation_mode_without_a_graph_and_in_inference_mode_too() -> 
 def test_evaluating_restores_every_module() -> None:
     model, other = Plain(4), Plain(2).eval()
     model.bn0.eval()
-    with pytest.raises(KeyError), evaluating(model, other):
+    with contextlib.suppress(KeyError), evaluating(model, other):
         assert not any(module.training for module in [*model.modules(), *other.modules()])
         raise KeyError
     assert [name for name, module in model.named_modules() if not module.training] == ["bn0"]
     assert not any(module.training for module in other.modules())
 
 
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
 def test_tensors_in_nested_containers() -> None:
     a, b, c = (torch.zeros(size) for size in range(3))
-    pair = NamedTuple("pair", [("x", Any), ("y", Any)])
-    assert [len(value) for value in tensors_in([a, {"k": (b, "text", None)}, pair(c, 3)])] == [0, 1, 2]
+    assert [len(value) for value in tensors_in([a, {"k": (b, "text", None)}, Pair(c, 3)])] == [0, 1, 2]
     assert tensors_in("text") == []

@@ -85,10 +85,12 @@ def fit(arguments: Sequence[str]) -> None:
         return
     from matchdistill.recipe import Recipe
     from matchdistill.training import fit as run
+    from matchdistill.training import is_first
 
     out = resolved.out or Path("runs") / name
     metrics = run(Recipe.of(config), out, resolved.resume)
-    _print_accuracies(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
+    if is_first():
+        _print_accuracies(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
 
 
 def validate(arguments: Sequence[str]) -> None:
@@ -101,15 +103,18 @@ def validate(arguments: Sequence[str]) -> None:
         parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
         raise ValueError("no run: name the folder of a run, or a checkpoint or weights file in it, first")
     from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe
-    from matchdistill.training import RECIPE
+    from matchdistill.training import RECIPE, is_first
     from matchdistill.validation import validate as measure
 
     path = Path(arguments[0])
     run, weights = (path.parent, path) if path.is_file() else (path, None)
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
-    recipe = Recipe.of(plain_config(parser, resolve_recipe(read_recipe(run / RECIPE), parser, arguments[1:])))
-    _print_accuracies(measure(recipe, run, weights), str(path))
+    config = plain_config(resolve_recipe(read_recipe(run / RECIPE), parser, arguments[1:]))
+    config["student"]["weights"] = None  # those that it started from, which need not be here any more
+    measured = measure(Recipe.of(config), run, weights)
+    if is_first():
+        _print_accuracies(measured, str(path))
 
 
 def taps(arguments: Sequence[str]) -> None:
@@ -233,27 +238,37 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     if default is not None:
         parser.set_defaults(jobs=max(1, min(4, os.cpu_count() or 1)))
-    resolved, config, name = _resolved(parser, arguments, default)
+    resolved, config, name = _resolved(parser, arguments, default, _grid)
     if config is None:
         return
     from matchdistill.compare import compare as run
     from matchdistill.messages import console
     from matchdistill.recipe import Recipe
+    from matchdistill.training import is_first
 
-    if resolved.methods is not None:
-        config["compare"]["methods"] = resolved.methods.split(",")
-    if resolved.seeds is not None:
-        config["compare"]["seeds"] = resolved.seeds
     if resolved.jobs < 1:
         raise ValueError(f"--jobs {resolved.jobs}: expected at least 1")
     recipe = Recipe.of(config)
     out = resolved.out or Path("runs") / name
-    run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, console())
-    print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
+    terminal = console(quiet=not is_first())
+    run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, terminal)
+    if is_first():
+        print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
+
+
+def _grid(resolved: Namespace, config: dict[str, Any]) -> None:
+    """Put the short options --methods and --seeds into the recipe."""
+    if resolved.methods is not None:
+        config["compare"]["methods"] = [method.strip() for method in resolved.methods.split(",")]
+    if resolved.seeds is not None:
+        config["compare"]["seeds"] = resolved.seeds
 
 
 def _resolved(
-    parser: ArgumentParser, arguments: Sequence[str], default: str | None = None
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    default: str | None = None,
+    adjust: Callable[[Namespace, dict[str, Any]], None] | None = None,
 ) -> tuple[Namespace, dict[str, Any] | None, str]:
     """The options, the recipe's configuration (None if it was only to be printed) and the recipe's name.
 
@@ -280,7 +295,9 @@ def _resolved(
         raise ValueError("no recipe: name a YAML file or a packaged recipe first (see matchdistill recipes list)")
     values = {} if name is None else read_recipe(name)
     resolved = resolve_recipe(values, parser, rest)
-    config = plain_config(parser, resolved)
+    config = plain_config(resolved)
+    if adjust is not None:
+        adjust(resolved, config)
     if only_print:
         import yaml
 

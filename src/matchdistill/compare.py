@@ -7,7 +7,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from scipy import stats
 
 from matchdistill.files import atomic_write, write_json
 from matchdistill.recipe import Recipe
-from matchdistill.training import METRICS, WEIGHTS, build_module, check_folder, claim, fit
+from matchdistill.training import CELLS, CHECKPOINT, METRICS, WEIGHTS, build_module, check_folder, claim, fit
 
 TABLE = "metrics.csv"
 
@@ -34,7 +33,7 @@ class Cell(NamedTuple):
     @property
     def folder(self) -> Path:
         """Its folder inside that of the comparison."""
-        return Path("cells") / self.method / f"seed{self.seed}"
+        return Path(CELLS) / self.method / f"seed{self.seed}"
 
 
 def compare(
@@ -61,9 +60,12 @@ def compare(
         RuntimeError: runs failed; the others are done and kept.
     """
     terminal = terminal or Console(quiet=True)
-    check_folder(recipe, out, resume=True)
+    methods = list(dict.fromkeys(methods))
+    if jobs > 1 and recipe.trainer.devices not in (1, "auto"):
+        raise ValueError(f"{jobs} jobs of {recipe.trainer.devices} processes: compare with one of both at a time")
+    check_folder(recipe, out, resume=True, other=CHECKPOINT)
     for method in methods:  # before anything is trained or written
-        build_module(replace(recipe, distillation=replace(recipe.distillation, method=method)))
+        build_module(Recipe.of(recipe.config, distillation__method=method))
     claim(recipe, out)
     cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
     if any(method != "none" for method in methods) and recipe.teacher.training.epochs:
@@ -116,11 +118,11 @@ def _run(
 
 def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] | str:
     recipe = Recipe.of(config, seed=cell.seed, distillation__method=cell.method)
-    if recipe.teacher.training.epochs:
+    if recipe.distillation.needs_teacher and recipe.teacher.training.epochs:
         recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
     try:
         return fit(recipe, out / cell.folder, resume=True, quiet=True)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, the other runs go on
         return f"{type(error).__name__}: {error}"
 
 
@@ -134,7 +136,7 @@ def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[di
     Returns:
         For each method "top1" and "difference" as {"mean", "interval"} (half the width of Student's 95% interval, None
         for a single seed), the difference in the same seeds to "none" (None without it), and "gap_recovered": which share
-        of the distance from the student alone to the teacher the mean difference covers.
+        of the distance from the student alone to the teacher the mean difference covers (None if it is not below).
     """
     accuracy = {(run["method"], run["seed"]): run["student"]["top1"] for run in runs}
     teacher = next((run["teacher"]["top1"] for run in runs if run["teacher"]), None)
@@ -151,7 +153,7 @@ def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[di
             alone = [accuracy["none", seed] for seed in seeds]
             entry["difference"] = _interval([accuracy[method, s] - base for s, base in zip(seeds, alone, strict=True)])
             gap = None if teacher is None else teacher - float(np.mean(alone))
-            entry["gap_recovered"] = entry["difference"]["mean"] / gap if gap else None
+            entry["gap_recovered"] = entry["difference"]["mean"] / gap if gap is not None and gap > 0 else None
         entry["seconds"] = float(np.mean([run["seconds"] for run in runs if run["method"] == method]))
         summary.append(entry)
     return summary

@@ -117,10 +117,11 @@ class Position(nn.Module):
         except ValueError as error:
             raise ValueError(f"position {self.name}: {error}") from error
         changed = churn(self.index.to(index.device), index, self.teacher_channels) if (self.index >= 0).any() else None
-        norm = None if self.margin_norm is None else resolve(teacher, self.margin_norm)
-        # Without scale and shift a norm tells nothing of the channels.
-        measured = norm is None or norm.weight is None
-        margin = sums.margin() if measured else batchnorm_margin(norm.weight, norm.bias)  # type: ignore
+        if self.margin_norm is None:
+            margin = sums.margin()
+        else:
+            norm = resolve(teacher, self.margin_norm)
+            margin = batchnorm_margin(norm.weight, norm.bias)  # type: ignore[arg-type]
         self.index.copy_(index)
         self.margin.copy_(reduce_margin(margin.to(index.device), index, self.rule))
         self.matching = Matching(self.name, index, cost, sums.count, changed)
@@ -290,6 +291,7 @@ class MatchingDistiller(nn.Module):
         rank, world = rank_and_world()
         device = self.positions[0].index.device
         sums = [CostAccumulator() for _ in self.positions]
+        self._teacher.copies.clear()  # weights may have been loaded into it since
         sharded = world == 1 or is_sharded(loader)
         # Images left to this rank; to all of them where the other ranks' batches can be counted as they pass by.
         own = sharded or forward is not None

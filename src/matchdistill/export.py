@@ -5,20 +5,24 @@ Axes: N batch.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matchdistill.files import atomic_write
+from matchdistill.messages import cause
 from matchdistill.models import load_weights
 
 Format = Literal["safetensors", "onnx", "pt2"]
+_Program = TypeVar("_Program")
 
 
 def export(model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: nn.Module | None = None) -> float:
@@ -51,13 +55,30 @@ def export(model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: 
     def write_and_check(temporary: Path) -> None:
         nonlocal difference
         write(temporary)
-        with torch.no_grad():
-            difference = (run(temporary, checked) - expected).abs().max().item()
+        try:
+            with torch.no_grad():
+                difference = (run(temporary, checked) - expected).abs().max().item()
+        except Exception as error:  # whatever the runtime makes of, say, another number of images
+            raise ValueError(f"the exported model does not run ({cause(error)}): {path} was not written") from error
         if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
             raise ValueError(f"the exported model's outputs differ by {difference:.2g}: {path} was not written")
 
     atomic_write(path, write_and_check)
     return difference
+
+
+def _traced(exporter: str, trace: Callable[[], _Program]) -> _Program:
+    """What the exporter makes of a model, or one line about why it makes nothing of it."""
+    try:
+        # An exporter that fails prints the graph so far.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return trace()
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise ValueError(f"{exporter} cannot take the model ({cause(root)})") from error
 
 
 _Writer = tuple[Callable[[Path], object], Callable[[Path, Tensor], Tensor]]
@@ -70,15 +91,14 @@ def _safetensors(model: nn.Module, images: Tensor, rebuilt: nn.Module | None) ->
         load_weights(rebuilt, path)
         return torch.as_tensor(rebuilt.eval()(batch))
 
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    # Copies: the format takes no tensors that share memory, as tied weights do.
+    weights = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
     return lambda path: save_file(weights, str(path)), run
 
 
 def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
-    try:
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except Exception as error:
-        raise ValueError(f"torch.export cannot take the model: {str(error).strip().splitlines()[0]}") from error
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = _traced("torch.export", lambda: torch.export.export(model, (images,), dynamic_shapes=dynamic))
     return (
         lambda path: torch.export.save(program, path),
         lambda path, batch: torch.as_tensor(torch.export.load(path).module()(batch)),
@@ -92,20 +112,18 @@ def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     except ImportError as error:
         raise ValueError(f"ONNX needs {error.name}: pip install 'matchdistill[onnx]'") from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                model,
-                (images,),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            )
-    except Exception as error:
-        raise ValueError(f"torch.onnx cannot take the model: {str(error).strip().splitlines()[0]}") from error
+    program = _traced(
+        "torch.onnx",
+        lambda: torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        ),
+    )
     assert program is not None
 
     def run(path: Path, batch: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ class Recipe:
 
     def with_trained_teacher(self, weights: Path) -> Recipe:
         """The recipe that takes the teacher's weights from a file instead of training it."""
-        return Recipe.of(self.config, teacher__weights=str(weights), teacher__training__epochs=0)
+        return Recipe.of(self.config, teacher__weights=str(weights.resolve()), teacher__training__epochs=0)
 
 
 def _teacher(config: dict[str, Any]) -> Teacher:
@@ -319,7 +319,7 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
     else:
         if not problems:
             return resolved
-        others = _contradictions(plain_config(parser, resolved))
+        others = _contradictions(plain_config(resolved))
         problems |= {text: text for text in others if not any(key in text for key in problems)}
     raise ValueError("the recipe does not fit: " + "; ".join(problems.values()))
 
@@ -339,10 +339,19 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def plain_config(parser: ArgumentParser, resolved: Namespace) -> dict[str, Any]:
+def plain_config(resolved: Namespace) -> dict[str, Any]:
     """The recipe in a parser's result, as plain values."""
-    config = yaml.safe_load(parser.dump(resolved, skip_none=False, skip_validation=True))
-    return {section: config[section] for section in SECTIONS}
+    config = resolved.as_dict()
+    return {section: _plain(config[section]) for section in SECTIONS}
+
+
+def _plain(value: Any) -> Any:
+    """As it would come from YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _contradictions(config: dict[str, Any]) -> Iterator[str]:

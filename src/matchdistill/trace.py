@@ -103,7 +103,6 @@ class Trace:
             evaluating(model),
             torch.inference_mode(False),
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
             _Beneath(),  # type: ignore[no-untyped-call]
             _Recorder(self._record),
         ):
@@ -215,7 +214,7 @@ class Trace:
 
 
 class _Beneath(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Does nothing, but brings the operations of scripted code before function modes."""
+    """Does nothing, but brings the operations of scripted code before function modes, and has compiled code run eagerly."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))

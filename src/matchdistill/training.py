@@ -13,7 +13,9 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -28,7 +30,7 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
 from matchdistill.messages import cause, console
 from matchdistill.models import build_model, load_weights
-from matchdistill.recipe import Recipe, parse_method, read_recipe
+from matchdistill.recipe import Machine, Recipe, parse_method, read_recipe
 from matchdistill.tasks.classification import Classification
 
 CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
@@ -38,6 +40,7 @@ CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "recipe.yaml",
     "model.json",
 )
+CELLS = "cells"  # the runs of a comparison
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -60,9 +63,9 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
             does not fit.
         FloatingPointError: a loss that is not finite.
     """
-    first = getattr(rank_zero_only, "rank", 0) == 0
+    first = is_first()
     if first:
-        check_folder(recipe, out, resume)
+        check_folder(recipe, out, resume, other=CELLS)
     if (done := read_metrics(out)) is not None:
         return done
     terminal = console(quiet=quiet or not first)
@@ -70,30 +73,31 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     quieten()
     data = recipe.data
     module = build_module(recipe)
+    student, teacher = module.network(), module.guide()
+    guide = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
+    if guide is not None:
+        guide.data.setup()
+    trainer = _trainer(recipe, out, terminal)
+    if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
-    student, teacher = module.network(), module.guide()
-    if teacher is not None and recipe.teacher.training.epochs:
-        fit(recipe.for_teacher(), out / "teacher", resume, quiet)
+    if teacher is not None and guide is not None:
+        fit(guide, out / "teacher", resume, quiet)
         load_weights(teacher, out / "teacher" / WEIGHTS)
     if module.distiller is not None:
         terminal.print(str(module.distiller), highlight=False, markup=False, soft_wrap=True)
-    trainer = _trainer(recipe, out, terminal)
     checkpoint = out / CHECKPOINT
     trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     metrics = {
         "method": recipe.distillation.method,
         "seed": recipe.seed,
         "epochs": recipe.training.all_epochs,
-        "student": {
-            name.removeprefix("val/"): float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name in ("val/top1", "val/top5")
-        },
+        "student": module.result,
         "teacher": module.teacher_result,
         "parameters": {"student": _parameters(student), "teacher": _parameters(teacher)},
-        "corrupt_images": data.corrupt,
+        "corrupt_images": _of_all_ranks(data.corrupt),
         "seconds": round(time.monotonic() - started, 1),
     }
     if trainer.is_global_zero:
@@ -171,7 +175,8 @@ def example_images(data: ImageData) -> torch.Tensor:
 
 def save_student(student: nn.Module, recipe: Recipe, data: ImageData, out: Path) -> None:
     """Write the student's weights, and what is needed to build it again."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    # Copies: the format takes no tensors that share memory, as tied weights do.
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in student.state_dict().items()}
     atomic_write(out / WEIGHTS, lambda path: save_file(weights, str(path)))
     described = {
         "name": recipe.student.name,
@@ -203,23 +208,41 @@ def read_metrics(out: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def check_folder(recipe: Recipe, out: Path, resume: bool) -> None:
+def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
     """See that `out` is free, or the folder of this recipe's run or comparison and to be resumed.
 
+    Args:
+        recipe: what is to be done there.
+        out: the folder.
+        resume: whether it may have been begun.
+        other: what only a folder of another kind holds, CELLS or CHECKPOINT.
+
     Raises:
-        ValueError: it holds a run already and `resume` is not set, or it holds another recipe's.
+        ValueError: it holds a run already and `resume` is not set, or it holds another recipe's or kind's.
     """
     path = out / RECIPE
     if not path.is_file():
+        if strange := [name for name in (CHECKPOINT, METRICS, CELLS) if (out / name).exists()]:
+            raise ValueError(f"{out} holds {', '.join(strange)} but no {RECIPE}: choose another --out")
         return
+    if (out / other).exists():
+        raise ValueError(f"{out} holds a {'comparison' if other == CELLS else 'run'} already: choose another --out")
     if not resume:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
-    there = read_recipe(path)
-    changed = [key for key in recipe.config if key != "compare" and there.get(key) != recipe.config[key]]
+    there = _decisive(read_recipe(path))
+    changed = [key for key, value in _decisive(recipe.config).items() if there.get(key) != value]
     if changed:
         raise ValueError(
             f"{path} differs in {', '.join(changed)}: resume with the same values, or choose another --out"
         )
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on: not the grid around it, nor whether it stops at a corrupt image."""
+    decisive = {key: value for key, value in config.items() if key != "compare"}
+    if isinstance(config.get("data"), dict):
+        decisive["data"] = {key: value for key, value in config["data"].items() if key != "skip_corrupt"}
+    return decisive
 
 
 def claim(recipe: Recipe, out: Path) -> None:
@@ -237,22 +260,37 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
     callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(terminal, not on_terminal), checkpoints]
     if on_terminal:
         callbacks.append(ProgressBars(leave=True))
-    return pl.Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=machine.strategy,
-        precision=machine.precision,  # type: ignore[arg-type]
+    return machine_trainer(
+        machine,
         max_epochs=recipe.training.all_epochs,
         log_every_n_steps=machine.log_every,
         callbacks=callbacks,
         logger=[TensorBoardLogger(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
         plugins=[AtomicCheckpoints()],
-        use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_progress_bar=on_terminal,
-        enable_model_summary=False,
     )
+
+
+def machine_trainer(machine: Machine, **options: Any) -> pl.Trainer:
+    """A Lightning trainer for a machine, with further options of Lightning's.
+
+    Raises:
+        ValueError: values that Lightning or this computer does not have.
+    """
+    try:
+        return pl.Trainer(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.num_nodes,
+            strategy=machine.strategy,
+            precision=machine.precision,  # type: ignore[arg-type]
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            **options,
+        )
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
+        raise ValueError(f"trainer does not fit this machine: {cause(error)}") from error
 
 
 class SeedEpochs(Callback):
@@ -327,11 +365,30 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ValueError: the file is truncated or holds anything else.
         """
         try:
-            return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
+                checkpoint = dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
         except Exception as error:
             raise ValueError(
                 f"cannot read checkpoint {path}: it is damaged or no checkpoint ({cause(error)})"
             ) from error
+        if missing := [key for key in ("state_dict", "optimizer_states", "loops", "results") if key not in checkpoint]:
+            raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
+        return checkpoint
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and reports; the only one, or rank 0."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def _of_all_ranks(names: list[str]) -> list[str]:
+    """What the processes of a run have found, together."""
+    found: list[list[str]] = [names]
+    if dist.is_available() and dist.is_initialized():
+        found = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, names)
+    return sorted(set().union(*found))
 
 
 def _synchronised(model: nn.Module) -> nn.Module:

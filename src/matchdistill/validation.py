@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytorch_lightning as pl
 from torch import nn
 
 from matchdistill.models import build_model, load_weights
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import WEIGHTS, build_teacher, check_classes, quieten
+from matchdistill.training import WEIGHTS, build_teacher, check_classes, machine_trainer, quieten
 
 
 def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str, dict[str, float]]:
@@ -35,23 +34,9 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
     check_classes(student, data, "student")
     teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
     module = Classification(student, data.num_classes, recipe.training, recipe.distillation, teacher)
-    machine = recipe.trainer
-    trainer = pl.Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=machine.strategy,
-        precision=machine.precision,  # type: ignore[arg-type]
-        logger=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    (result,) = trainer.validate(module, data, verbose=False)
-    return {
-        "student": {name.removeprefix("val/"): value for name, value in result.items()},
-        "teacher": module.teacher_result,
-    }
+    trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
+    trainer.validate(module, data, verbose=False)
+    return {"student": module.result, "teacher": module.teacher_result}
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:

@@ -40,8 +40,7 @@ class ImageData(pl.LightningDataModule):
     """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
 
     Usable without a trainer too: call ``setup()``, then ask for loaders. Randomness is a function of seed, epoch and
-    rank; with ``workers=0`` the augmentation draws from PyTorch's global generator, which the training loop seeds
-    at the start of each epoch.
+    rank, and of the number of workers.
 
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, or ``folder`` for ``ROOT/train/CLASS/*.jpg`` and

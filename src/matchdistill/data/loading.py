@@ -88,7 +88,7 @@ class BatchLoader(DataLoader[Batch]):
         # iter() before it calls set_epoch(), and worker processes would start in the order of epoch 0.
         batches = cast(Iterator[Batch], super().__iter__())
         try:
-            yield from batches
+            yield from batches if self.num_workers else _drawn_apart(batches, self.generator)
         except ValueError as error:
             # From a worker process it arrives with that process's traceback as text; the message comes last.
             traceback, _, message = str(error).rpartition("\nValueError: ")
@@ -98,6 +98,25 @@ class BatchLoader(DataLoader[Batch]):
         finally:
             # An iterator that is left to the garbage collector, as after an error, waits 5 s for each worker.
             getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def _drawn_apart(batches: Iterator[Batch], generator: Generator) -> Iterator[Batch]:
+    """Batches whose augmentation has random numbers of its own, as in worker processes.
+
+    So the images do not depend on what else is drawn between them: dropout, random reductions, a refresh.
+    """
+    state = Generator().manual_seed(generator.initial_seed()).get_state()
+    while True:
+        outside = torch.get_rng_state()
+        torch.set_rng_state(state)
+        try:
+            batch = next(batches, None)
+        finally:
+            state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+        if batch is None:
+            return
+        yield batch
 
 
 def as_it_is(batch: Any) -> Any:

@@ -37,7 +37,8 @@ class Classification(pl.LightningModule):
 
     Attributes:
         refreshed: the matchings that this epoch began with; empty where it kept the ones before.
-        teacher_result: the teacher's accuracies, once they were measured.
+        result: the student's accuracies when they were last measured.
+        teacher_result: the teacher's, once they were measured.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Classification(pl.LightningModule):
         self._teacher = FrozenTeacher(teacher) if teacher is not None else None
         self.accuracy = _accuracy(num_classes, "val/")
         self.teacher_accuracy = _accuracy(num_classes, "val/teacher_")
+        self.result: dict[str, float] = {}
         self.teacher_result: dict[str, float] = {}
         self.refreshed: list[Matching] = []
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
@@ -72,15 +74,15 @@ class Classification(pl.LightningModule):
         losses: dict[str, Tensor] = {}
         if self.distiller is not None:
             with self.distiller.capture() as captured:
-                output = self.distiller.student(images)
+                output = _logits(self.distiller.student(images))
             losses["mgd"] = self.distiller.loss(captured)
         elif self._capture is not None:
             assert self._teacher is not None
             with self._capture() as captured:
-                output = self.student(images)
+                output = _logits(self.student(images))
             self._teacher(captured)
         else:
-            output = self.student(images)
+            output = _logits(self.student(images))
         if self.with_kd:
             loss = kd_loss(output, captured.teacher_output, self.distillation.kd_temperature)
             losses["kd"] = self.distillation.kd_weight * loss
@@ -119,6 +121,8 @@ class Classification(pl.LightningModule):
         self._unchecked.clear()
 
     def _described(self, name: str) -> str:
+        if name == "val/output":
+            return "the student's output for validation images"
         prefix, _, number = name.rpartition("_")
         if prefix == "train/mgd" and self.distiller is not None:
             return f"the distillation loss of position {number} ({self.distiller.positions[int(number)].name})"
@@ -137,13 +141,17 @@ class Classification(pl.LightningModule):
                 self.log(f"matching/churn_{number}", matching.churn)
 
     def on_train_epoch_end(self) -> None:
-        """See that every loss of the epoch was finite before a checkpoint is written."""
+        """See that everything was finite before a checkpoint is written."""
         self._stop_if_not_finite()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count the student's hits, and the first time the teacher's."""
         images, labels = batch
-        self.accuracy.update(self.network()(images), labels)
+        output = self.network()(images)
+        self.accuracy.update(output, labels)
+        if self.trainer.state.fn == "fit":
+            # An optimiser step at the end of an epoch may spoil the weights that are about to be saved.
+            self._check_finite({"val/output": output.detach().float().abs().amax()})
         if (teacher := self.guide()) is not None and not self.teacher_result:
             self.teacher_accuracy.update(teacher(images), labels)
 
@@ -155,8 +163,10 @@ class Classification(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies."""
-        for name, value in self.accuracy.compute().items():
+        computed = self.accuracy.compute()
+        for name, value in computed.items():
             self.log(name, value, prog_bar=name == "val/top1")
+        self.result = {name.removeprefix("val/"): float(value) for name, value in computed.items()}
         self.accuracy.reset()
         if self.guide() is not None and not self.teacher_result:
             computed = self.teacher_accuracy.compute()
@@ -165,11 +175,11 @@ class Classification(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is not a weight."""
-        checkpoint["teacher_result"] = self.teacher_result
+        checkpoint["results"] = [self.result, self.teacher_result]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what is not a weight."""
-        self.teacher_result = checkpoint["teacher_result"]
+        self.result, self.teacher_result = checkpoint["results"]
 
     def configure_optimizers(self) -> Any:
         """SGD, its learning rate set at every step."""
@@ -201,6 +211,12 @@ def lr_factor(recipe: Training, epoch: float) -> float:
     if recipe.schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / recipe.epochs))
     return 1.0
+
+
+def _logits(output: Any) -> Tensor:
+    """The logits; in training GoogLeNet and Inception-V3 return those of their auxiliary classifiers behind them."""
+    logits: Tensor = output if isinstance(output, Tensor) else output[0]
+    return logits
 
 
 def _accuracy(num_classes: int, prefix: str) -> MetricCollection:

@@ -1,0 +1,57 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from matchdistill.models import small_resnet
+from matchdistill.recipe import Recipe, plain_config, recipe_parser, resolve_recipe
+
+TINY: dict[str, Any] = {
+    "data": {"batch_size": 20, "train_limit": 60, "val_limit": 50},
+    "teacher": {"name": "matchdistill.models:small_resnet", "options": {"width": 4}},
+    "student": {"name": "matchdistill.models:small_resnet", "options": {"width": 2}},
+    "training": {"epochs": 2, "lr": 0.05, "schedule": "cosine"},
+    "distillation": {"refresh_every": 2},
+    "trainer": {"accelerator": "cpu", "log_every": 1},
+    "compare": {"methods": ["none", "kd"], "seeds": 2},
+}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in the same order in every process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the tiny recipe's teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    torch.manual_seed(0)
+    torch.save(small_resnet(width=4).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path, teacher_weights: Path) -> Path:
+    """A recipe of seconds in a file: digits, two epochs, a teacher with weights from a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "teacher": {**TINY["teacher"], "weights": str(teacher_weights)}}))
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_file: Path, one_thread: None) -> Callable[..., Recipe]:
+    """The recipe of `tiny_file` with arguments of the command line over it."""
+
+    def recipe(*arguments: str) -> Recipe:
+        parser = recipe_parser()
+        return Recipe.of(plain_config(resolve_recipe(yaml.safe_load(tiny_file.read_text()), parser, arguments)))
+
+    return recipe

@@ -1,0 +1,115 @@
+"""Two real processes with gloo, for tests: what every rank finds, and a place to leave it.
+
+A module of its own, since the processes import it: it needs little.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from matchdistill import MatchingDistiller
+from networks import Plain, as_if_trained
+
+IMAGES = 24
+BATCH = 4
+
+
+def run(worker: Callable[[int], Any], folder: Path, world: int = 2) -> list[Any]:
+    """What ``worker(rank)`` returns in each of `world` processes that belong together."""
+    mp.start_processes(_rank, (worker, str(folder), world), nprocs=world, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _rank(rank: int, worker: Callable[[int], Any], folder: str, world: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        torch.save(worker(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def images(count: int = IMAGES) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def distiller(**options: Any) -> MatchingDistiller:
+    """The same on every rank; in double precision, as rounding depends on how images come in batches."""
+    torch.manual_seed(0)
+    networks = (as_if_trained(Plain(width)).double() for width in (8, 4))
+    return MatchingDistiller(*networks, example=images(1), **options)
+
+
+class Counter:
+    """How many images a network has run."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.images = 0
+        network.register_forward_pre_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, args: tuple[Tensor]) -> None:
+        self.images += len(args[0])
+
+
+def refreshed(made: MatchingDistiller, loader: Any, **options: Any) -> dict[str, Any]:
+    """The state after a refresh, and how many images each network has run."""
+    counters = Counter(made.teacher), Counter(made.student)
+    found = made.refresh(loader, **options)
+    return {
+        "index": [matching.index for matching in found],
+        "cost": [matching.cost for matching in found],
+        "total": [matching.images for matching in found],
+        "margin": [position.margin.clone() for position in made.positions],
+        "run": [counter.images for counter in counters],
+    }
+
+
+def plain_loader(count: int = IMAGES) -> DataLoader:
+    return DataLoader(TensorDataset(images(count), torch.arange(count)), BATCH)
+
+
+def sharded_loader() -> DataLoader:
+    dataset = TensorDataset(images(), torch.arange(IMAGES))
+    return DataLoader(dataset, BATCH, sampler=DistributedSampler(dataset, shuffle=False))
+
+
+def all_at_once(rank: int) -> dict[str, Any]:
+    """Everything that needs two ranks, since starting them takes longest."""
+    found = {
+        "plain": refreshed(distiller(), plain_loader()),
+        "sharded": refreshed(distiller(), sharded_loader()),
+        "sharded, limited": refreshed(distiller(), sharded_loader(), max_images=11),
+        "plain, limited": refreshed(distiller(), plain_loader(), max_images=10),
+        "one batch": refreshed(distiller(), plain_loader(BATCH)),
+    }
+    made = distiller()
+    found["part"] = refreshed(made, plain_loader(), forward=lambda batch: made.student(batch[0]))
+    torch.manual_seed(rank)
+    found["random"] = refreshed(distiller_with("rd", rank), plain_loader())
+    found["again"] = refreshed(made, plain_loader())
+    found["step"] = step(rank)
+    return found
+
+
+def distiller_with(reduction: str, seed: int) -> MatchingDistiller:
+    made = distiller(reduction=reduction)
+    torch.manual_seed(seed)
+    return made
+
+
+def step(rank: int) -> dict[str, Any]:
+    """One step on this rank's half of the images, gradients averaged over the ranks."""
+    made = distiller()
+    made.refresh(plain_loader())
+    parallel = DistributedDataParallel(made.train())
+    half = images()[rank * IMAGES // 2 : (rank + 1) * IMAGES // 2]
+    output, loss = parallel(half)
+    (loss + output.square().mean()).backward()
+    return {"loss": loss.detach(), "gradients": [parameter.grad for parameter in made.parameters()]}

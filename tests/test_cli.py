@@ -1,0 +1,529 @@
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from matchdistill import cli
+from matchdistill import compare as compare_module
+from matchdistill.models import small_resnet
+from matchdistill.training import AtomicCheckpoints, fit
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The commands run in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a command that succeeds and says nothing on standard error; returns what it printed."""
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert (code, err) == (0, "")
+        return out
+
+    return run
+
+
+@pytest.fixture
+def mistake(capfd):
+    """Run a command that is mistaken; returns the one line that it said."""
+
+    def mistake(*arguments):
+        capfd.readouterr()
+        with warnings.catch_warnings():
+            # Those that Python shows; pytest would keep them from standard error.
+            for category in (UserWarning, FutureWarning, RuntimeWarning):
+                warnings.simplefilter("error", category)
+            code = cli.main([str(argument) for argument in arguments])
+        err = capfd.readouterr().err
+        assert code == 2
+        assert re.fullmatch(r"matchdistill: error: [^\n]+\n", err), err
+        return err
+
+    return mistake
+
+
+def left(path):
+    return sorted(each.relative_to(path).as_posix() for each in path.rglob("*")) if path.exists() else []
+
+
+def test_fit(run, tiny_file):
+    out = run("fit", tiny_file, "--out", "o", "--distillation.method=mgd-amp+kd", "--training.epochs", "1")
+    assert "mgd-amp+kd, 1 epochs: o" in out
+    metrics = json.loads(Path("o/metrics.json").read_text())
+    for role in ("teacher", "student"):
+        row = next(line for line in out.splitlines() if f" {role} " in line)
+        assert f"{metrics[role]['top1']:.2%}" in row
+        assert f"{metrics['parameters'][role]:,}" in row
+    assert yaml.safe_load(Path("o/recipe.yaml").read_text())["training"]["epochs"] == 1
+    assert "mgd-amp+kd, 1 epochs" in run(
+        "fit", tiny_file, "--out=o", "--distillation.method=mgd-amp+kd", "--training.epochs=1", "--resume"
+    )
+
+
+def test_fit_writes_into_runs_by_the_name_of_the_recipe(run, tiny_file):
+    run("fit", tiny_file, "--training.epochs=1", "--distillation.method=none")
+    assert Path("runs/tiny/student.safetensors").is_file()
+
+
+@pytest.mark.parametrize("form", ["first", "--config", "--config="])
+def test_ways_to_name_the_recipe(run, tiny_file, form):
+    named = {"first": [tiny_file], "--config": ["--config", tiny_file], "--config=": [f"--config={tiny_file}"]}[form]
+    printed = yaml.safe_load(run("fit", *named, "--seed=7", "--print_config", "--training.lr=0.2"))
+    assert (printed["seed"], printed["training"]["lr"]) == (7, 0.2)
+    assert printed["training"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "quickstart"])
+def test_the_printed_recipe_is_a_recipe(run, tiny_file, command):
+    arguments = ["--training.milestones=[3, 4]", "--distillation.loss_weight=paper", "--trainer.devices=auto"]
+    printed = run(command, tiny_file, *arguments, "--print_config")
+    Path("printed.yaml").write_text(printed)
+    assert run(command, "printed.yaml", "--print_config") == printed
+    config = yaml.safe_load(printed)
+    assert config["training"]["milestones"] == [3, 4]
+    assert config["distillation"]["loss_weight"] == "paper"
+    assert left(Path("runs")) == []
+
+
+def test_the_grid_is_in_the_printed_recipe(run, tiny_file):
+    config = yaml.safe_load(run("compare", tiny_file, "--methods", "none, mgd-rd", "--seeds=9", "--print_config"))
+    assert config["compare"] == {"methods": ["none", "mgd-rd"], "seeds": 9}
+
+
+def test_compare(run, tiny_file):
+    out = run("compare", tiny_file, "--out=o", "--methods", "none,kd", "--seeds=2", "--training.epochs=1")
+    assert re.search(r"none +│ +[\d.]+ ± [\d.]+ ", out)
+    assert "students: o/cells/METHOD/SEED/student.safetensors" in out
+    assert left(Path("o/cells")).count("kd/seed1/student.safetensors") == 1
+    report = json.loads(Path("o/metrics.json").read_text())
+    assert len(report["runs"]) == 4
+    assert report["recipe"]["compare"] == {"methods": ["none", "kd"], "seeds": 2}
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """What the comparison is asked for, instead of doing it."""
+    asked = []
+    monkeypatch.setattr(compare_module, "compare", lambda *arguments: asked.append(arguments))
+    return asked
+
+
+def test_quickstart_is_the_comparison_of_the_packaged_recipe(run, grids):
+    run("quickstart")
+    run("compare", "quickstart", f"--jobs={max(1, min(4, os.cpu_count() or 1))}")
+    (first, *rest), (second, *others) = grids
+    assert first.config == second.config
+    assert rest[:-1] == others[:-1]
+    assert rest[0] == Path("runs/quickstart")
+    assert rest[1] == ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"]
+    assert rest[2] >= 3
+    assert first.data.name == "digits"
+    assert first.data.train_limit == 300
+
+
+def test_quickstart_takes_options_and_another_recipe(run, grids, tiny_file):
+    run("quickstart", "--seeds=1", "--jobs=1", "--out=o", "--training.epochs=3")
+    recipe, out, _, seeds, jobs, _ = grids[0]
+    assert (recipe.training.epochs, out, seeds, jobs) == (3, Path("o"), 1, 1)
+    run("quickstart", tiny_file)
+    assert grids[1][0].student.options == {"width": 2}
+
+
+def test_quickstart_for_real_but_small(run):
+    small = ["--student.options={width: 2}", "--teacher.options={width: 4}", "--data.val_limit=50"]
+    out = run("quickstart", *small, "--training.epochs=1", "--teacher.training.epochs=1", "--seeds=1", "--jobs=1")
+    for method in ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"):
+        assert Path(f"runs/quickstart/cells/{method}/seed0/student.safetensors").is_file()
+        assert re.search(rf"│ {re.escape(method)} +│ +[\d.]+ │", out)
+    assert {"metrics.json", "metrics.csv", "recipe.yaml", "teacher"} <= set(left(Path("runs/quickstart")))
+
+
+def test_validate(run, tiny_file):
+    run("fit", tiny_file, "--out=o", "--distillation.method=kd")
+    metrics = json.loads(Path("o/metrics.json").read_text())
+    for path in ("o", "o/last.ckpt", "o/student.safetensors"):
+        out = run("validate", path)
+        assert path in out
+        for role in ("teacher", "student"):
+            row = next(line for line in out.splitlines() if f" {role} " in line)
+            assert f"{metrics[role]['top1']:.2%}" in row
+            assert f"{metrics[role]['top5']:.2%}" in row
+    assert "student" in run("validate", "o", "--data.val_limit=20")
+
+
+def test_validate_needs_no_weights_to_start_from(run, tiny_file):
+    torch.save(small_resnet(width=2).state_dict(), "initial.pt")
+    run("fit", tiny_file, "--out=o", "--distillation.method=none", "--student.weights=initial.pt")
+    Path("initial.pt").unlink()
+    assert "student" in run("validate", "o")
+
+
+def test_export(run, tiny_file):
+    run("fit", tiny_file, "--out=o", "--distillation.method=mgd-amp")
+    weights = load_file("o/student.safetensors")
+    assert re.search(r"o/student.safetensors: [\d,]+ bytes, outputs within 0 of the model's", run("export", "o"))
+    assert all(torch.equal(value, weights[name]) for name, value in load_file("o/student.safetensors").items())
+    run("export", "o", "--format=pt2", "--out=deployed/s.pt2")
+    plain = small_resnet(width=2)
+    plain.load_state_dict(weights, strict=True)
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load("deployed/s.pt2").module()(images), plain.eval()(images))
+
+
+def test_export_onnx(run, tiny_file):
+    pytest.importorskip("onnxruntime")
+    run("fit", tiny_file, "--out=o", "--distillation.method=none", "--training.epochs=1")
+    assert run("export", "o", "--format=onnx").count("\n") == 1
+    assert Path("o/student.onnx").is_file()
+
+
+def test_taps(run):
+    out = run("taps", "matchdistill.models:small_resnet", "matchdistill.models:small_resnet", "--image_size=16")
+    assert "layer1.relu2:input" in out
+    assert "layer3.bn2" in out
+
+
+def test_recipes(run, mistake):
+    from matchdistill.recipe import packaged
+
+    listed = run("recipes", "list")
+    for name, text in packaged().items():
+        assert re.search(rf"^{name} ", listed, re.M)
+        assert run("recipes", "show", name) == text
+        assert run("recipes", "copy", name) == f"{name}.yaml\n"
+        assert Path(f"{name}.yaml").read_text() == text
+        assert "exists already" in mistake("recipes", "copy", name)
+        run("recipes", "copy", name, "deep/other.yaml")
+        assert Path("deep/other.yaml").read_text() == text
+    assert "did you mean 'quickstart'" in mistake("recipes", "show", "quickstrat")
+    assert "usage: matchdistill recipes" in mistake("recipes")
+    assert "usage: matchdistill recipes" in mistake("recipes", "list", "more")
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help(run, capfd, command):
+    assert f"  {command} " in run("--help")
+    try:
+        code = cli.main([command, "--help"])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 0
+    assert f"usage: matchdistill {command}" in capfd.readouterr().out
+
+
+def test_version(run):
+    assert re.fullmatch(r"\d+\.\d+.*\n", run("--version"))
+    assert cli.main([]) == 2
+
+
+def test_mistakes_in_commands(mistake):
+    assert "unknown command 'fti'; did you mean 'fit'" in mistake("fti")
+    assert "no recipe: name a YAML file or a packaged recipe first" in mistake("fit")
+    assert "no recipe 'nothing.yaml'" in mistake("fit", "nothing.yaml")
+    assert "expected one argument" in mistake("fit", "quickstart", "--seed")
+    assert "--unknown" in mistake("fit", "quickstart", "--unknown=1")
+    assert "--jobs 0: expected at least 1" in mistake("compare", "quickstart", "--jobs=0")
+    assert "unknown method 'kdd'" in mistake("compare", "quickstart", "--methods=none,kdd")
+    assert "compare needs at least one seed" in mistake("quickstart", "--seeds=0")
+    assert "no run: name the folder" in mistake("validate")
+    assert "nowhere is no folder of a run" in mistake("validate", "nowhere")
+    assert "nowhere holds no finished run" in mistake("export", "nowhere")
+    assert "required" in mistake("export")
+    assert "required" in mistake("taps")
+    assert "did you mean 'torchvision:resnet18' or 'timm:resnet18'" in mistake("taps", "resnet18", "resnet18")
+    assert "unknown reduction 'amq'" in mistake(
+        "taps", *["matchdistill.models:small_resnet"] * 2, "--reduction=amq", "--image_size=16"
+    )
+    assert left(Path()) == []
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "quickstart"])
+def test_unknown_keys_are_named_all_at_once(mistake, command):
+    Path("r.yaml").write_text("data: {nmae: digits}\ntrianing: {}\nstudent: {nme: x}\ntraining: {epochs: many}\n")
+    said = mistake(command, "r.yaml", "--out=o")
+    for part in (
+        "unknown key 'data.nmae'; did you mean 'data.name'",
+        "unknown key 'trianing'; did you mean 'training",
+        "unknown key 'student.nme'; did you mean 'student.name'",
+        "training.epochs is 'many': expected 'int'",
+        "student.name is missing",
+    ):
+        assert part in said
+    assert not Path("o").exists()
+
+
+def test_models_and_taps_that_do_not_exist(mistake, tiny_file):
+    for arguments, message in (
+        (["--student.name=timm:resnt18"], "did you mean 'resnet18'"),
+        (["--student.name=torchvision:resnt18"], "did you mean 'resnet18'"),
+        (["--teacher.name=matchdistill.models:small_resnt"], "did you mean 'small_resnet'"),
+        (["--teacher.name=matchdistil.models:small_resnet"], "did you mean 'matchdistill'"),
+        (
+            ["--distillation.taps=[[layer1.relu2:input, layer1.relu3:input]]"],
+            "no module 'layer1.relu3'; did you mean 'layer1.relu2'",
+        ),
+        (["--student.options={widht: 3}"], "it takes num_classes, width, in_channels"),
+    ):
+        assert message in mistake("fit", tiny_file, "--out=o", "--teacher.weights=null", *arguments)
+        assert not Path("o").exists()
+
+
+def test_weights_of_another_architecture(mistake, tiny_file):
+    torch.save(small_resnet(width=5).state_dict(), "wide.pt")
+    torch.save(torch.nn.Linear(3, 2).state_dict(), "linear.pt")
+    torch.save(small_resnet(num_classes=7, width=4).state_dict(), "seven.pt")
+    Path("text.pt").write_text("no weights")
+    for file, message in (
+        ("wide.pt", "wide.pt does not fit SmallResNet"),
+        ("linear.pt", "this looks like another architecture"),
+        ("seven.pt", "these weights are for 7 classes, the model has 10"),
+        ("text.pt", "not a weights file, or a damaged or truncated one"),
+        ("absent.pt", "teacher.weights: there is no file absent.pt"),
+    ):
+        assert message in mistake("fit", tiny_file, "--out=o", f"--teacher.weights={file}")
+        assert not Path("o").exists()
+
+
+def test_class_counts(mistake, tiny_file, monkeypatch):
+    Path("mine.py").write_text(
+        "from matchdistill.models import small_resnet\ndef seven():\n    return small_resnet(num_classes=7, width=2)\n"
+    )
+    said = mistake("fit", tiny_file, "--out=o", "--student.name=mine:seven", "--student.options={}")
+    assert "the student gives (2, 7) for 2 images, but the data has 10 classes" in said
+    assert not Path("o").exists()
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("executed").absolute(),)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle", "legacy"])
+def test_weights_that_would_execute_code(mistake, tiny_file, kind):
+    content = {**small_resnet(width=4).state_dict(), "more": Payload()}
+    if kind == "pickle":
+        Path("teacher.pt").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, "teacher.pt", _use_new_zipfile_serialization=kind == "torch")
+    for arguments in (["--teacher.weights=teacher.pt"], ["--student.weights=teacher.pt"]):
+        assert "teacher.pt" in mistake("fit", tiny_file, "--out=o", *arguments)
+        assert not Path("o").exists()
+        assert not Path("executed").exists()
+
+
+def write_images(root):
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(("bee", "wasp")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20, 20), (100 * label, 20 * number, 0)).save(root / split / name / f"{number}.png")
+
+
+@pytest.fixture
+def insects(tiny_file):
+    """A recipe of an image folder, in a file."""
+    write_images(Path("insects"))
+    values = yaml.safe_load(tiny_file.read_text())
+    values["data"] = {"name": "folder", "root": "insects", "image_size": 16, "batch_size": 8}
+    values["distillation"]["method"] = "none"
+    Path("insects.yaml").write_text(yaml.safe_dump(values))
+    return "insects.yaml"
+
+
+def test_image_folders(mistake, insects):
+    assert "image folder nowhere does not exist" in mistake("fit", insects, "--data.root=nowhere", "--out=o")
+    Path("empty").mkdir()
+    assert "image folder empty/train cannot be read" in mistake("fit", insects, "--data.root=empty", "--out=o")
+    Path("empty/train").mkdir()
+    assert "has no class folders" in mistake("fit", insects, "--data.root=empty", "--out=o")
+    for path in Path("insects/val/wasp").iterdir():
+        path.unlink()
+    assert "class folder insects/val/wasp has no images" in mistake("fit", insects, "--out=o")
+    Path("insects/val/wasp").rmdir()
+    assert "must have the same class folders" in mistake("fit", insects, "--out=o")
+    assert not Path("o").exists()
+
+
+def test_corrupt_images(mistake, insects, capfd):
+    damaged = Path("insects/train/wasp/3.png")
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    said = mistake("fit", insects, "--out=o")
+    assert f"image {damaged} cannot be read" in said
+    assert "--data.skip_corrupt=true" in said
+    assert not Path("o/metrics.json").exists()
+    with pytest.warns(UserWarning, match=f"image {damaged} cannot be read .* is skipped"):
+        assert cli.main(["fit", insects, "--out=o", "--resume", "--data.skip_corrupt=true"]) == 0
+    assert json.loads(Path("o/metrics.json").read_text())["corrupt_images"] == [str(damaged)]
+
+
+def test_folders_that_hold_a_run(run, mistake, tiny_file):
+    run("fit", tiny_file, "--out=o", "--distillation.method=none")
+    before = {path: path.stat().st_mtime_ns for path in Path("o").rglob("*")}
+    assert "o holds a run already: go on with it by --resume, or choose another --out" in mistake(
+        "fit", tiny_file, "--out=o", "--distillation.method=none"
+    )
+    for arguments, changed in ((["--training.lr=0.9"], "training"), (["--distillation.method=kd"], "distillation")):
+        said = mistake("fit", tiny_file, "--out=o", "--distillation.method=none", "--resume", *arguments)
+        assert f"o/recipe.yaml differs in {changed}: resume with the same values" in said
+    assert "o holds a run already" in mistake("compare", tiny_file, "--out=o", "--methods=none")
+    assert {path: path.stat().st_mtime_ns for path in Path("o").rglob("*")} == before
+    Path("file").write_text("")
+    assert "file" in mistake("fit", tiny_file, "--out=file", "--distillation.method=none")
+    assert Path("file").read_text() == ""
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "malicious", "pickle"])
+def test_checkpoints_that_are_refused(run, mistake, tiny_file, spoil):
+    arguments = ("fit", tiny_file, "--out=o", "--distillation.method=none")
+    run(*arguments)
+    path = Path("o/last.ckpt")
+    Path("o/metrics.json").unlink()
+    if spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif spoil == "malicious":
+        torch.save({**torch.load(path, weights_only=True), "more": Payload()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Payload()))
+    content = path.read_bytes()
+    assert "cannot read checkpoint o/last.ckpt: it is damaged or no checkpoint" in mistake(*arguments, "--resume")
+    assert "last.ckpt" in mistake("validate", "o/last.ckpt")
+    assert not Path("executed").exists()
+    assert not Path("o/metrics.json").exists()
+    assert path.read_bytes() == content
+
+
+def test_a_loss_that_is_not_finite(mistake, tiny_file):
+    said = mistake("fit", tiny_file, "--out=o", "--distillation.method=none", "--training.lr=1e30")
+    assert re.search(r"the loss 'task' is (nan|inf) at step 1 \(epoch 0\)", said)
+    assert not Path("o/last.ckpt").exists()
+    assert not Path("o/metrics.json").exists()
+
+
+def test_a_full_disk(mistake, tiny_file, monkeypatch):
+    saved = []
+    write = AtomicCheckpoints.save_checkpoint
+
+    def save(self, content, path, storage_options=None):
+        if saved:
+            monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        saved.append(path)
+        write(self, content, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpoints, "save_checkpoint", save)
+    assert "No space left on device" in mistake("fit", tiny_file, "--out=o", "--distillation.method=none")
+    assert torch.load("o/last.ckpt", weights_only=True)["epoch"] == 0
+    assert [name for name in left(Path("o")) if "/." in f"/{name}"] == []
+
+
+def test_a_failing_run_of_a_comparison(mistake, tiny_file, monkeypatch):
+    def sometimes(recipe, out, resume=False, quiet=False):
+        if recipe.distillation.method == "kd":
+            raise ValueError("bad\nluck")
+        return fit(recipe, out, resume, quiet)
+
+    monkeypatch.setattr(compare_module, "fit", sometimes)
+    said = mistake("compare", tiny_file, "--out=o", "--methods=none,kd", "--seeds=1")
+    assert "1 of 2 runs failed, the others are kept in o: kd, seed 0: ValueError: bad luck" in said
+    assert Path("o/cells/none/seed0/metrics.json").exists()
+    assert not Path("o/metrics.json").exists()
+
+
+def test_exports_that_fail_leave_no_file(run, mistake, tiny_file):
+    Path("mine.py").write_text(
+        "import torch\nfrom matchdistill.models.small import SmallResNet\n"
+        "class Branching(SmallResNet):\n"
+        "    def forward(self, images):\n"
+        "        logits = super().forward(images)\n"
+        "        return logits if images.sum().item() > 0.5 else logits.cumsum(1)\n"
+        "class Another(SmallResNet):\n"
+        "    def forward(self, images):\n"
+        "        return super().forward(images) + (1.0 if torch.compiler.is_exporting() else 0.0)\n"
+        "def branching(num_classes): return Branching(num_classes, 2, 3)\n"
+        "def another(num_classes): return Another(num_classes, 2, 3)\n"
+    )
+    sys.modules.pop("mine", None)
+    for name, message in (("branching", "cannot take the model"), ("another", "outputs differ by")):
+        run(
+            "fit",
+            tiny_file,
+            f"--out={name}",
+            "--distillation.method=none",
+            *(f"--student.name=mine:{name}", "--student.options={}", "--training.epochs=1"),
+        )
+        before = left(Path(name))
+        for kind in ("onnx", "pt2"):
+            assert message in mistake("export", name, f"--format={kind}")
+        assert left(Path(name)) == before
+
+
+def test_debugging_shows_where_an_error_comes_from(monkeypatch):
+    monkeypatch.setenv("MATCHDISTILL_DEBUG", "1")
+    with pytest.raises(ValueError, match="no recipe 'nothing'"):
+        cli.main(["fit", "nothing"])
+
+
+@pytest.mark.slow
+def test_the_command_itself(tiny_file, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def call(*arguments, command=(str(Path(sys.executable).parent / "matchdistill"),)):
+        return subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, timeout=300, check=False, env=environment
+        )
+
+    assert call("--version", command=(sys.executable, "-m", "matchdistill")).stdout == call("--version").stdout
+    done = call("fit", str(tiny_file), "--out=o", "--distillation.method=mgd-amp+kd")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = call("fit", str(tiny_file), "--out=o2", "--training.lr=1e30")
+    assert done.returncode == 2
+    assert re.fullmatch(r"matchdistill: error: [^\n]* at step 1 \(epoch 0\)[^\n]*\n", done.stderr)
+    done = call("export", "o", "--format=onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    torch.save({"more": Payload()}, "teacher.pt")
+    done = call("fit", str(tiny_file), "--out=o3", "--teacher.weights=teacher.pt")
+    assert done.returncode == 2
+    assert re.fullmatch(r"matchdistill: error: teacher.pt is refused[^\n]*\n", done.stderr)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.slow
+def test_the_command_is_killed_and_resumed(tiny_file, folder):
+    """By another process, whenever that happens to be."""
+    arguments = ["fit", str(tiny_file), "--distillation.method=mgd-rd+kd", "--training.epochs=60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "matchdistill", *arguments]
+    assert subprocess.run([*command, "--out=whole"], env=environment, capture_output=True, check=False).returncode == 0
+    process = subprocess.Popen([*command, "--out=o"], env=environment, stdout=subprocess.DEVNULL)
+    while not Path("o/last.ckpt").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not Path("o/metrics.json").exists()
+    resumed = subprocess.run([*command, "--out=o", "--resume"], env=environment, capture_output=True, check=False)
+    assert (resumed.returncode, resumed.stderr) == (0, b"")
+    first, second = (torch.load(f"{out}/last.ckpt", weights_only=True) for out in ("o", "whole"))
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    assert first["results"] == second["results"]

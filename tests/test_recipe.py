@@ -1,0 +1,231 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from matchdistill.recipe import (
+    SECTIONS,
+    Distillation,
+    Recipe,
+    Training,
+    packaged,
+    parse_method,
+    plain_config,
+    read_recipe,
+    recipe_parser,
+    resolve_recipe,
+)
+
+STUDENT = {"student": {"name": "timm:resnet18"}, "distillation": {"method": "none"}}
+
+
+def resolved(values, *arguments):
+    parser = recipe_parser()
+    return plain_config(resolve_recipe(values, parser, arguments))
+
+
+def complaint(values, *arguments):
+    with pytest.raises(ValueError) as info:
+        Recipe.of(resolved(values, *arguments))
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+def test_every_problem_at_once():
+    message = complaint(
+        {
+            "data": {"nmae": "digits", "batch_size": 0},
+            "student": {"nme": "timm:resnet18"},
+            "training": {"lr": "high", "epochs": 2.5, "schedule": "cosin"},
+            "teacher": {"training": {"epoch": 3}},
+            "distillation": {"taps": [["a", "b", "c"]], "method": "mgd-apm"},
+            "trainer": 3,
+            "something": 1,
+        }
+    )
+    for part in (
+        "unknown key 'data.nmae'; did you mean 'data.name'",
+        "data.batch_size is 0: expected a whole number from 1 on",
+        "unknown key 'student.nme'; did you mean 'student.name'",
+        "student.name is missing",
+        "training.lr is 'high': expected 'float'",
+        "training.epochs is 2.5: expected 'int'",
+        "training.schedule is 'cosin'",
+        "unknown key 'teacher.training.epoch'; did you mean 'teacher.training.epochs'",
+        "distillation.taps is [['a', 'b', 'c']]",
+        "unknown method 'mgd-apm'; did you mean 'mgd-amp'",
+        "trainer is 3: expected a mapping of accelerator",
+        "unknown key 'something'",
+    ):
+        assert part in message
+    assert message.count(";") >= 11
+
+
+def test_a_value_that_is_wrong_is_not_called_missing_as_well():
+    message = complaint({**STUDENT, "student": {"name": ["timm:resnet18"]}})
+    assert message.startswith("the recipe does not fit: student.name is ['timm:resnet18']")
+    assert "missing" not in message
+
+
+@pytest.mark.parametrize("key", ["out", "resume", "config", "print_config", "help", "methods", "data.seed"])
+def test_options_of_a_command_are_no_keys_of_a_recipe(key):
+    parser = recipe_parser()
+    for option in ("--out", "--resume", "--config", "--print_config", "--methods"):
+        parser.add_argument(option)
+    values = {**STUDENT, "data": {"seed": 1}} if key == "data.seed" else {**STUDENT, key: "x"}
+    with pytest.raises(ValueError, match=f"unknown key '{key}'"):
+        resolve_recipe(values, parser)
+
+
+def test_mistakes_on_the_command_line():
+    assert "--training.lrr" in complaint(STUDENT, "--training.lrr=1")
+    assert "training.lr" in complaint(STUDENT, "--training.lr=high")
+    both = complaint({**STUDENT, "foo": 1}, "--training.lrr=1")
+    assert "unknown key 'foo'" in both
+    assert "--training.lrr" in both
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"student": {}}, "student.name is missing"),
+        ({"distillation": {"method": "kd"}}, "method 'kd' needs a teacher: give teacher.name"),
+        ({"training": {"epochs": 0}}, "training.epochs is 0: expected at least 1"),
+        ({"training": {"warmup_epochs": -1}}, "training.warmup_epochs is -1: expected 0 or more"),
+        ({"training": {"lr": 0}}, "training.lr is 0: expected a finite number of more than 0"),
+        ({"training": {"lr": float("inf")}}, "training.lr is inf: expected a finite number"),
+        ({"teacher": {"training": {"weight_decay": -1}}}, "teacher.training.weight_decay is -1:"),
+        ({"student": {"name": "timm:resnet18", "weights": "absent.pt"}}, "student.weights: there is no file absent.pt"),
+        ({"teacher": {"weights": "no/such.file"}}, "teacher.weights: there is no file no/such.file"),
+        ({"distillation": {"method": "none", "refresh_images": 0}}, "distillation.refresh_images 1 or more"),
+        ({"distillation": {"method": "none", "refresh_every": -1}}, "distillation.refresh_every must be 0 or more"),
+        ({"distillation": {"method": "none", "kd_temperature": 0}}, "distillation.kd_temperature must be more than 0"),
+        ({"distillation": {"method": "none", "kd_weight": -1}}, "distillation.kd_weight 0 or more"),
+        ({"compare": {"seeds": 0}}, "compare needs at least one seed"),
+        ({"compare": {"methods": []}}, "compare needs at least one seed and one method"),
+        ({"compare": {"methods": ["none", "mgd"]}}, "unknown method 'mgd'; did you mean"),
+        ({"data": {"name": "digts"}}, "data.name is 'digts'"),
+        ({"data": {"name": "folder"}}, "data.root"),
+        ({"data": {"workers": -1}}, "data.workers is -1"),
+    ],
+)
+def test_values_that_do_not_fit_together(values, message):
+    assert message in complaint({**STUDENT, **values})
+
+
+def test_contradictions_are_listed_together():
+    message = complaint({**STUDENT, "training": {"lr": -1, "momentum": -1}, "data": {"batch_size": 0, "val_limit": 0}})
+    for key in ("training.lr", "training.momentum", "data.batch_size", "data.val_limit"):
+        assert key in message
+
+
+def test_overrides_are_above_the_recipe_and_the_recipe_above_the_defaults():
+    values = {**STUDENT, "training": {"lr": 0.5, "gamma": 0.3}, "teacher": {"options": {"width": 4}}}
+    config = resolved(values, "--training.lr=0.25", "--teacher.options={width: 9}", "--data.batch_size=7")
+    assert config["training"]["lr"] == 0.25
+    assert config["training"]["gamma"] == 0.3
+    assert config["training"]["momentum"] == 0.9
+    assert config["teacher"]["options"] == {"width": 9}
+    assert config["data"]["batch_size"] == 7
+    assert list(config) == list(SECTIONS)
+
+
+def test_parsers_share_no_defaults():
+    resolved({**STUDENT, "training": {"milestones": [1], "lr": 3.0}, "student": {"name": "x", "options": {"a": 1}}})
+    config = resolved(STUDENT)
+    assert config["training"]["milestones"] == [31, 61, 81]
+    assert config["training"]["lr"] == 0.1
+    assert config["student"]["options"] == {}
+
+
+@pytest.mark.parametrize("loss_weight", ["paper", 3.0, [1.0, 0.0]])
+@pytest.mark.parametrize("taps", ["auto", [["layer1:output", "features.3:input"]]])
+def test_plain_values_resolve_to_themselves(loss_weight, taps):
+    values = {
+        **STUDENT,
+        "data": {"name": "folder", "root": "/data/birds", "image_size": 224},
+        "training": {"lr": 1e-5, "weight_decay": 5e-4, "milestones": []},
+        "distillation": {"method": "none", "loss_weight": loss_weight, "taps": taps},
+        "trainer": {"devices": 2},
+    }
+    config = resolved(copy.deepcopy(values))
+    assert config["distillation"]["taps"] == values["distillation"]["taps"]
+    assert config["distillation"]["loss_weight"] == loss_weight
+    assert resolved(yaml.safe_load(yaml.safe_dump(config))) == config
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_packaged_recipes_resolve(name):
+    config = resolved(read_recipe(name))
+    recipe = Recipe.of(config)
+    for method in recipe.compare.methods:
+        assert Recipe.of(config, distillation__method=method).distillation.method == method
+    assert resolved(config) == config
+    assert packaged()[name].startswith("# ")
+
+
+def test_reading(tmp_path, monkeypatch):
+    path = tmp_path / "r.yaml"
+    path.write_bytes("# größer\nseed: 3\n".encode())
+    assert read_recipe(path) == read_recipe(str(path)) == {"seed": 3}
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").write_text("seed: 9")
+    assert read_recipe("quickstart")["task"] == "classification"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1\n- 2\n", r"r.yaml is no recipe: expected a mapping of sections, got list"),
+        (b"", r"r.yaml is no recipe: expected a mapping of sections, got NoneType"),
+        (b"a: [1\nb: {", r"r.yaml is not YAML: .*line 2"),
+        (b"a: \xff\xfe", r"r.yaml is not YAML"),
+        (b"a: !!python/object/apply:os.getcwd []", r"r.yaml is not YAML: could not determine a constructor"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, content, message):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as info:
+        read_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(info.value)
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match=r"no recipe 'quickstrat'.*did you mean 'quickstart'"):
+        read_recipe("quickstrat")
+
+
+def test_methods():
+    assert parse_method("none") == (None, False)
+    assert parse_method("kd") == (None, True)
+    for reduction in ("sm", "rd", "amp", "max", "mean"):
+        assert parse_method(f"mgd-{reduction}") == (reduction, False)
+        assert parse_method(f"mgd-{reduction}+kd") == (reduction, True)
+    for wrong in ("", "mgd", "amp", "none+kd", "MGD-AMP"):
+        with pytest.raises(ValueError, match="unknown method"):
+            parse_method(wrong)
+    assert [Distillation(method=method).needs_teacher for method in ("none", "kd", "mgd-rd")] == [False, True, True]
+
+
+def test_warm_up_is_added():
+    assert Training(epochs=120, warmup_epochs=10).all_epochs == 130
+
+
+def test_recipe_of_the_teacher(tiny):
+    recipe = tiny("--teacher.training.epochs=7", "--teacher.train_limit=90", "--teacher.training.lr=0.3", "--seed=4")
+    teacher = recipe.for_teacher()
+    assert (teacher.student.name, teacher.student.options) == (recipe.teacher.name, {"width": 4})
+    assert teacher.student.weights == recipe.teacher.weights
+    assert (teacher.training.epochs, teacher.training.lr) == (7, 0.3)
+    assert (teacher.data.train_limit, recipe.data.train_limit) == (90, 60)
+    assert teacher.data.val_limit == 50
+    assert (teacher.distillation.method, teacher.seed, teacher.data.seed) == ("none", 4, 4)
+    assert recipe.config["distillation"]["method"] == "mgd-amp"
+
+
+def test_recipe_with_a_trained_teacher(tiny, teacher_weights, monkeypatch):
+    monkeypatch.chdir(teacher_weights.parent)
+    recipe = tiny("--teacher.training.epochs=7").with_trained_teacher(Path(teacher_weights.name))
+    assert recipe.teacher.weights == str(teacher_weights)
+    assert recipe.teacher.training.epochs == 0

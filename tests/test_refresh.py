@@ -1,0 +1,211 @@
+"""When the matching is refreshed, from which images, and on how many processes.
+
+Axes: N images.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+
+import distributed
+from distributed import BATCH, IMAGES, distiller, images, plain_loader, refreshed
+from matchdistill.refresh import due, images_of, is_sharded, rank_and_world
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, range(7)), (2, [0, 2, 4, 6]), (3, [0, 3, 6]), (9, [0]), (0, [0]), (-1, [0])]
+)
+def test_due_before_training_and_then_every_so_many_epochs(every: int, expected: Any) -> None:
+    assert [epoch for epoch in range(7) if due(epoch, every)] == list(expected)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [images(2), [images(2), torch.zeros(2)], {"name": ["a", "b"], "image": images(2)}, ("id", [(images(2), 3)])],
+)
+def test_first_tensor_of_a_batch_holds_the_images(batch: Any) -> None:
+    assert torch.equal(images_of(batch), images(2))
+
+
+@pytest.mark.parametrize("batch", ["text", [], {"a": 1}, 3])
+def test_batch_without_a_tensor(batch: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"found no images in a batch of type {type(batch).__name__}: .* give forward="
+    ):
+        images_of(batch)
+
+
+def test_loaders_that_deal_the_images_out() -> None:
+    data = list(range(8))
+    sampler = DistributedSampler(data, num_replicas=2, rank=0)
+    own = SequentialSampler(data)
+    assert not is_sharded(DataLoader(data))
+    assert not is_sharded([images()])
+    assert not is_sharded(DataLoader(data, sampler=own))
+    assert is_sharded(DataLoader(data, sampler=sampler))
+    assert is_sharded(DataLoader(data, batch_sampler=BatchSampler(sampler, 2, False)))
+    own.sharded = True
+    assert is_sharded(DataLoader(data, sampler=own))
+
+
+def test_one_process_outside_of_a_group() -> None:
+    assert rank_and_world() == (0, 1)
+
+
+@pytest.mark.parametrize(("limit", "run"), [(1, 1), (4, 4), (6, 6), (23, 23), (24, 24), (20_000, 24)])
+def test_most_images_exactly(limit: int, run: int) -> None:
+    found = refreshed(distiller(), plain_loader(), max_images=limit)
+    assert found["run"] == [run, run]
+    assert found["total"] == [run] * 3
+
+
+def test_the_images_of_the_limit_are_the_first_ones() -> None:
+    found, expected = refreshed(distiller(), plain_loader(), max_images=6), refreshed(distiller(), [images()[:6]])
+    assert_same(found, expected)
+
+
+def test_no_batch_is_loaded_beyond_the_limit() -> None:
+    loaded = []
+
+    def batches() -> Iterator[Tensor]:
+        for number in range(5):
+            loaded.append(number)
+            yield images()[:BATCH]
+
+    distiller().refresh(batches(), max_images=8)
+    assert loaded == [0, 1]
+
+
+def test_parts_of_larger_models_count_the_images_that_they_see() -> None:
+    made = distiller()
+    found = refreshed(made, plain_loader(), max_images=6, forward=lambda batch: made.student(batch[0][:3]))
+    assert found["run"] == [6, 6]
+    assert found["total"] == [6, 6, 6]
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_limit_without_images(limit: int) -> None:
+    with pytest.raises(ValueError, match=f"max_images={limit}: expected at least 1"):
+        distiller().refresh(plain_loader(), max_images=limit)
+
+
+def test_loader_without_images() -> None:
+    with pytest.raises(ValueError, match="no image was seen"):
+        distiller().refresh([])
+
+
+def test_batches_may_have_any_sizes() -> None:
+    assert_same(refreshed(distiller(), images().split([1, 20, 3])), refreshed(distiller(), [images()]))
+
+
+def test_modules_keep_their_modes_and_statistics() -> None:
+    made = distiller()
+    made.train()
+    made.student.bn1.eval()
+    modes = {name: module.training for name, module in made.named_modules()}
+    modules: list[nn.Module] = [made.student, made.teacher, *made.positions]
+    buffers = [{name: value.clone() for name, value in module.named_buffers()} for module in modules]
+    made.refresh(plain_loader())
+    assert {name: module.training for name, module in made.named_modules()} == modes
+    assert not any(module.training for module in made.teacher.modules())
+    for module, before in zip(modules, buffers, strict=True):
+        for name, value in module.named_buffers():
+            if name not in ("index", "margin"):
+                assert torch.equal(value, before[name]), name
+
+
+def test_modes_are_kept_when_a_refresh_fails() -> None:
+    made = distiller()
+    made.train()
+    with pytest.raises(ValueError, match="found no images"):
+        made.refresh(["text"])
+    assert all(module.training for module in made.modules())
+
+
+def test_networks_run_in_evaluation_mode_without_a_graph() -> None:
+    made, seen = distiller(), []
+    for network in (made.student, made.teacher):
+        network.bn2.register_forward_hook(
+            lambda module, args, output: seen.append((module.training, output.requires_grad))
+        )
+    made.train().refresh([images()])
+    assert seen == [(False, False)] * 2
+    made.refresh([images().requires_grad_()])
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes found."""
+    return distributed.run(distributed.all_at_once, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Equal indices, and costs and margins but for the order of sums."""
+    assert found["total"] == expected["total"]
+    for index, other in zip(found["index"], expected["index"], strict=True):
+        assert torch.equal(index, other)
+    for name in ("cost", "margin"):
+        for value, other in zip(found[name], expected[name], strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("loader", ["plain", "sharded", "again"])
+def test_ranks_find_what_one_process_finds_with_half_of_the_images_each(ranks: Any, loader: str) -> None:
+    expected = refreshed(distiller(), plain_loader())
+    for found in ranks:
+        assert_same(found[loader], expected)
+        assert found[loader]["run"] == [IMAGES // 2, IMAGES // 2]
+    assert all(torch.equal(*pair) for pair in zip(ranks[0][loader]["cost"], ranks[1][loader]["cost"], strict=True))
+
+
+def test_ranks_share_the_limit(ranks: Any) -> None:
+    assert [found["sharded, limited"]["run"] for found in ranks] == [[6, 6], [5, 5]]
+    dealt = torch.cat([images()[0::2][:6], images()[1::2][:5]])
+    for found in ranks:
+        assert_same(found["sharded, limited"], refreshed(distiller(), [dealt]))
+    # Batches of 4, of which the third is cut: ranks 0, 1, 0.
+    assert [found["plain, limited"]["run"] for found in ranks] == [[6, 6], [4, 4]]
+    for found in ranks:
+        assert_same(found["plain, limited"], refreshed(distiller(), [images()[:10]]))
+
+
+def test_a_rank_without_images(ranks: Any) -> None:
+    assert [found["one batch"]["run"] for found in ranks] == [[BATCH, BATCH], [0, 0]]
+    for found in ranks:
+        assert_same(found["one batch"], refreshed(distiller(), [images()[:BATCH]]))
+
+
+def test_parts_of_larger_models_on_ranks(ranks: Any) -> None:
+    for found in ranks:
+        assert found["part"]["run"] == [IMAGES // 2, IMAGES // 2]
+        assert_same(found["part"], refreshed(distiller(), plain_loader()))
+
+
+def test_margins_that_are_drawn_are_the_same_on_every_rank(ranks: Any) -> None:
+    for first, second in zip(ranks[0]["random"]["margin"], ranks[1]["random"]["margin"], strict=True):
+        assert torch.equal(first, second)
+    alone = [refreshed(distributed.distiller_with("rd", seed), plain_loader())["margin"] for seed in range(2)]
+    assert not all(torch.equal(*pair) for pair in zip(*alone, strict=True))
+
+
+def test_a_step_with_two_processes(ranks: Any) -> None:
+    """Every rank's loss is of its own half, the gradients are the mean of both."""
+    halves = images().chunk(2)
+    gradients = []
+    for rank, half in enumerate(halves):
+        made = distiller()
+        made.refresh(plain_loader())
+        output, loss = made.train()(half)
+        (loss + output.square().mean()).backward()
+        torch.testing.assert_close(ranks[rank]["step"]["loss"], loss.detach())
+        gradients.append([parameter.grad for parameter in made.parameters()])
+    for rank in ranks:
+        for found, *expected in zip(rank["step"]["gradients"], *gradients, strict=True):
+            torch.testing.assert_close(found, sum(expected) / 2)
