@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from matchdistill import cli
 from matchdistill import compare as compare_module
+from matchdistill.folder import AtomicCheckpoints
 from matchdistill.models import small_resnet
-from matchdistill.training import AtomicCheckpoints, fit
+from matchdistill.training import fit
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 

@@ -3,6 +3,7 @@
 Axes: N images.
 """
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 
 import distributed
 from distributed import BATCH, IMAGES, distiller, images, plain_loader, refreshed
+from matchdistill import MatchingDistiller
 from matchdistill.refresh import due, images_of, is_sharded, rank_and_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,6 +104,23 @@ def test_loader_without_images() -> None:
 
 def test_batches_may_have_any_sizes() -> None:
     assert_same(refreshed(distiller(), images().split([1, 20, 3])), refreshed(distiller(), [images()]))
+
+
+def test_memory_is_flat_over_many_batches() -> None:
+    """1024 x 2048 channels."""
+    alive = []
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(6):
+            gc.collect()
+            tensors = (value for value in gc.get_objects() if type(value) is Tensor)
+            alive.append(sum(value.numel() * value.element_size() for value in tensors))
+            yield images()[:BATCH].float()
+
+    networks = (nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.ReLU()) for width in (2048, 1024))
+    (matching,) = MatchingDistiller(*networks, [("1:input", "1:input")], example=images(1)).refresh(batches())
+    assert matching.images == 6 * BATCH
+    assert len(set(alive[2:])) == 1
 
 
 def test_modules_keep_their_modes_and_statistics() -> None:

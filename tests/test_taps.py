@@ -369,14 +369,14 @@ def scripted_inside(width: int) -> nn.Module:
     return nn.Sequential(conv_bn(3, width, 2), nn.ReLU(), middle, conv_bn(width, width, 2), nn.ReLU(), nn.Flatten())
 
 
-@torch.jit.script
 def fused(values: Tensor) -> Tensor:
     return torch.relu(values) * 0.5
 
 
 def scripted_functions(width: int) -> nn.Module:
+    scripted = torch.jit.script(fused)
     return Function(
-        lambda self, x: fused(self.second(fused(self.first(x)))),
+        lambda self, x: scripted(self.second(scripted(self.first(x)))),
         first=conv_bn(3, width, 2),
         second=conv_bn(width, width, 2),
     )
@@ -849,6 +849,7 @@ def test_margins_come_from_the_last_block_only() -> None:
         (lambda self, x: F.dropout(self.norm(x), training=self.training), "norm"),
         (lambda self, x: self.norm(x) + self.other(x), "norm"),
         (lambda self, x: self.norm(x).permute(0, 2, 3, 1), "norm"),
+        (lambda self, x: self.one(x.mean(1, keepdim=True)) + x.exp(), None),
         (lambda self, x: self.norm(x) * 2, None),
         (lambda self, x: torch.cat([self.norm(x), self.other(x)], 1), None),
         (lambda self, x: self.conv(self.norm(x)), None),
@@ -857,7 +858,8 @@ def test_margins_come_from_the_last_block_only() -> None:
     ],
 )
 def test_what_a_norm_may_pass(tail: Any, expected: str | None) -> None:
-    norms = {"norm": nn.BatchNorm2d(3), "other": nn.BatchNorm2d(3), "plain": nn.BatchNorm2d(3, affine=False)}
+    norms = {"norm": nn.BatchNorm2d(3), "other": nn.BatchNorm2d(3), "one": nn.BatchNorm2d(1)}
+    norms["plain"] = nn.BatchNorm2d(3, affine=False)
     trace = Trace(Function(tail, conv=nn.Conv2d(3, 3, 1), **norms), (SMALL,))
     assert margin_source(trace, trace.operations[-1]) == expected
 

@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.folder import load_student
 from matchdistill.models import small_resnet
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import check_classes, fit, load_student
+from matchdistill.training import check_classes, fit
 
 METHODS = ["none", "kd", "mgd-amp", "mgd-sm", "mgd-rd", "mgd-amp+kd"]
 

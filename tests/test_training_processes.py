@@ -9,8 +9,9 @@ import yaml
 from safetensors.torch import load_file
 
 from matchdistill.data import ImageData
+from matchdistill.folder import METRICS, load_student
 from matchdistill.models import small_resnet
-from matchdistill.training import METRICS, build_module, load_student
+from matchdistill.training import build_module
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from matchdistill import training
 from matchdistill.distiller import Position
+from matchdistill.folder import AtomicCheckpoints
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import AtomicCheckpoints, fit
+from matchdistill.training import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

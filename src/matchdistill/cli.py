@@ -102,8 +102,9 @@ def validate(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
         raise ValueError("no run: name the folder of a run, or a checkpoint or weights file in it, first")
+    from matchdistill.folder import RECIPE
     from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe
-    from matchdistill.training import RECIPE, is_first
+    from matchdistill.training import is_first
     from matchdistill.validation import validate as measure
 
     path = Path(arguments[0])
@@ -199,7 +200,7 @@ def export(arguments: Sequence[str]) -> None:
     import torch
 
     from matchdistill.export import export as write
-    from matchdistill.training import load_student
+    from matchdistill.folder import load_student
 
     model, described = load_student(options.run)
     rebuilt, _ = load_student(options.run)
@@ -237,7 +238,7 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     parser.add_argument("--seeds", type=int, default=None, help="runs per method; default: the recipe's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
     if default is not None:
-        parser.set_defaults(jobs=max(1, min(4, os.cpu_count() or 1)))
+        parser.set_defaults(jobs=max(1, min(8, os.cpu_count() or 1)))
     resolved, config, name = _resolved(parser, arguments, default, _grid)
     if config is None:
         return

@@ -18,8 +18,9 @@ from rich.table import Table
 from scipy import stats
 
 from matchdistill.files import atomic_write, write_json
+from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim
 from matchdistill.recipe import Recipe
-from matchdistill.training import CELLS, CHECKPOINT, METRICS, WEIGHTS, build_module, check_folder, claim, fit
+from matchdistill.training import build_module, fit
 
 TABLE = "metrics.csv"
 

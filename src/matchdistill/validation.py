@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from matchdistill.folder import WEIGHTS
 from matchdistill.models import build_model, load_weights
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import WEIGHTS, build_teacher, check_classes, machine_trainer, quieten
+from matchdistill.training import build_teacher, check_classes, machine_trainer, quieten
 
 
 def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str, dict[str, float]]:

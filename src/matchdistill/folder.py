@@ -1,0 +1,140 @@
+"""The folder of a run: what lies in it, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from safetensors.torch import save_file
+from torch import nn
+
+from matchdistill.data import ImageData
+from matchdistill.files import atomic_write, write_json
+from matchdistill.messages import cause
+from matchdistill.models import build_model, load_weights
+from matchdistill.recipe import Recipe, read_recipe
+
+CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
+    "last.ckpt",
+    "student.safetensors",
+    "metrics.json",
+    "recipe.yaml",
+    "model.json",
+)
+CELLS = "cells"  # the runs of a comparison
+
+
+def save_student(student: nn.Module, recipe: Recipe, data: ImageData, out: Path) -> None:
+    """Write the student's weights, and what is needed to build it again."""
+    # Copies: the format takes no tensors that share memory, as tied weights do.
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in student.state_dict().items()}
+    atomic_write(out / WEIGHTS, lambda path: save_file(weights, str(path)))
+    described = {
+        "name": recipe.student.name,
+        "options": recipe.student.options,
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+        "image_size": data.image_size,
+    }
+    write_json(out / MODEL, described)
+
+
+def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The student of a run with its final weights, in evaluation mode, and its description.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
+        raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
+    described = json.loads((run / MODEL).read_text())
+    model = build_model(described["name"], described["num_classes"], **described["options"])
+    load_weights(model, run / WEIGHTS)
+    return model.eval(), described
+
+
+def read_metrics(out: Path) -> dict[str, Any] | None:
+    """The metrics of a finished run, None of any other folder."""
+    path = out / METRICS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
+    """See that `out` is free, or the folder of this recipe's run or comparison and to be resumed.
+
+    Args:
+        recipe: what is to be done there.
+        out: the folder.
+        resume: whether it may have been begun.
+        other: what only a folder of another kind holds, CELLS or CHECKPOINT.
+
+    Raises:
+        ValueError: it holds a run already and `resume` is not set, or it holds another recipe's or kind's.
+    """
+    path = out / RECIPE
+    if not path.is_file():
+        if strange := [name for name in (CHECKPOINT, METRICS, CELLS) if (out / name).exists()]:
+            raise ValueError(f"{out} holds {', '.join(strange)} but no {RECIPE}: choose another --out")
+        return
+    if (out / other).exists():
+        raise ValueError(f"{out} holds a {'comparison' if other == CELLS else 'run'} already: choose another --out")
+    if not resume:
+        raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+    there = _decisive(read_recipe(path))
+    changed = [key for key, value in _decisive(recipe.config).items() if there.get(key) != value]
+    if changed:
+        raise ValueError(
+            f"{path} differs in {', '.join(changed)}: resume with the same values, or choose another --out"
+        )
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on: not the grid around it, nor whether it stops at a corrupt image."""
+    decisive = {key: value for key, value in config.items() if key != "compare"}
+    if isinstance(config.get("data"), dict):
+        decisive["data"] = {key: value for key, value in config["data"].items() if key != "skip_corrupt"}
+    return decisive
+
+
+def claim(recipe: Recipe, out: Path) -> None:
+    """Make `out` the folder of this recipe, by writing it there."""
+    text = yaml.safe_dump(recipe.config, sort_keys=False)
+    atomic_write(out / RECIPE, lambda temporary: temporary.write_text(text))
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and that run no code when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the old file, then replace it.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written; the old file is left.
+        """
+        try:
+            atomic_write(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        except RuntimeError as error:  # what PyTorch's zip writer makes of a full disk
+            raise OSError(f"cannot write checkpoint {path}: {cause(error)}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read values and tensors only.
+
+        Raises:
+            ValueError: the file is truncated or holds anything else.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
+                checkpoint = dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
+        except Exception as error:
+            raise ValueError(
+                f"cannot read checkpoint {path}: it is damaged or no checkpoint ({cause(error)})"
+            ) from error
+        if missing := [key for key in ("state_dict", "optimizer_states", "loops", "results") if key not in checkpoint]:
+            raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
+        return checkpoint
