@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -71,7 +71,8 @@ def compare(
     cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
     if any(method != "none" for method in methods) and recipe.teacher.training.epochs:
         terminal.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
-        result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
+        with _threads(jobs):
+            result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
         terminal.print(f"teacher: top-1 {result['student']['top1']:.2%}, {result['seconds']:.0f} s", highlight=False)
     results: dict[Cell, dict[str, Any]] = {}
     failures: list[str] = []
@@ -108,13 +109,27 @@ def _run(
         for cell in cells:
             yield cell, _run_cell(config, cell, out)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
-    with pool:
+    with (
+        _threads(jobs),
+        ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
+        ) as pool,
+    ):
         futures = {pool.submit(_run_cell, config, cell, out): cell for cell in cells}
         for future in as_completed(futures):
             error = future.exception()
             yield futures[future], future.result() if error is None else f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _threads(jobs: int) -> Iterator[None]:
+    """One job's share of the threads. Their number changes the sums a little, so the teacher gets the same as the runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] | str:
