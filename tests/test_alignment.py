@@ -5,6 +5,7 @@ Axes: N images, C channels, H and W positions, T tokens.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -161,3 +162,13 @@ def test_a_class_token_gets_no_gradient() -> None:
 def test_features_that_have_no_map_in_common(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"cannot bring teacher maps .* to the student's"):
         align_maps(maps(*student), maps(*teacher))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(2, [0.5, 2.5]), (4, [0.0, 1.0, 2.0, 3.0]), (8, None)])
+def test_sequences_keep_their_axis(length: int, expected: list[float] | None) -> None:
+    teacher = torch.arange(4.0).reshape(1, 1, 4)
+    _, aligned = align_maps(torch.zeros(1, 2, length), teacher, sequences=True)
+    assert aligned.shape == (1, 1, length)
+    if expected is None:
+        expected = np.interp((np.arange(8) + 0.5) / 2 - 0.5, np.arange(4), np.arange(4.0)).tolist()
+    assert aligned.flatten().tolist() == pytest.approx(expected)

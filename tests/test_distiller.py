@@ -1015,3 +1015,20 @@ def test_what_it_prints() -> None:
         "  1: 3:output -> 2:output, 4 x (6, 6) -> 4 x (6, 6), groups of 1, margins measured",
         ")",
     ]
+
+
+def test_a_state_of_other_taps_or_reduction_is_refused() -> None:
+    teacher, student = nn.Sequential(conv_bn(3, 8), nn.ReLU()), nn.Sequential(conv_bn(3, 4), nn.ReLU())
+    saved = MatchingDistiller(teacher, student, [("0", "0")]).state_dict()
+    assert all(isinstance(value, Tensor) for value in saved.values())
+    for taps, reduction in (([("1:input", "1:input")], "amp"), ([("0", "0")], "max")):
+        with pytest.raises(ValueError, match="saved for other taps or another reduction than position"):
+            MatchingDistiller(teacher, student, taps, reduction).load_state_dict(saved)
+    MatchingDistiller(teacher, student, [("0", "0")]).load_state_dict(saved)
+
+
+def test_networks_that_share_modules_are_refused() -> None:
+    teacher = nn.Sequential(conv_bn(3, 8), nn.ReLU())
+    for student in (teacher, nn.Sequential(teacher[0], nn.ReLU())):
+        with pytest.raises(ValueError, match="teacher and student share the module"):
+            MatchingDistiller(teacher, student)

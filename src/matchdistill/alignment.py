@@ -1,6 +1,6 @@
 """Bringing two features of one position to the same layout and map size.
 
-Axes: N batch, C channels, T tokens, P positions, * position axes.
+Axes: N batch, C channels, T tokens, L length of a sequence, P positions, * position axes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def channels_second(features: Tensor, channel_dim: int) -> Tensor:
     return features.movedim(channel_dim, 1)
 
 
-def align_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def align_maps(student: Tensor, teacher: Tensor, sequences: bool = False) -> tuple[Tensor, Tensor]:
     """Bring the teacher's maps to the size of the student's: averaged where larger, else interpolated.
 
     Equal sizes are left as they are, tokens of equal number too. Otherwise tokens (N, C, T) become the largest grid that
@@ -27,12 +27,18 @@ def align_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         student: (N, Cs, *).
         teacher: (N, Ct, *).
+        sequences: whether both are sequences (N, C, L) of one axis, not tokens of images.
 
     Returns:
         Student and teacher with the same position axes.
     """
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
+    if sequences:
+        length = student.shape[2]
+        if length <= teacher.shape[2]:
+            return student, F.adaptive_avg_pool1d(teacher, length)
+        return student, F.interpolate(teacher, length, mode="linear", align_corners=False)
     student, teacher = _grid(student, teacher), _grid(teacher, student)
     if student.ndim != teacher.ndim:
         raise ValueError(

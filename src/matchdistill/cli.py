@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"matchdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("matchdistill: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

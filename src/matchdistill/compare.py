@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,23 +78,24 @@ def compare(
             result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
         terminal.print(f"teacher: top-1 {result['student']['top1']:.2%}, {result['seconds']:.0f} s", highlight=False)
     results: dict[Cell, dict[str, Any]] = {}
-    failures: list[str] = []
+    failures: dict[str, list[str]] = {}  # what went wrong -> where
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as progress:
         task = progress.add_task("runs", total=len(cells))
         for cell, outcome in _run(recipe.config, cells, out, jobs):
             progress.advance(task)
             if isinstance(outcome, str):
-                failures.append(f"{cell.method}, seed {cell.seed}: {outcome}")
-                terminal.print(failures[-1], highlight=False, markup=False)
+                failures.setdefault(outcome, []).append(f"{cell.method} seed {cell.seed}")
+                terminal.print(f"{cell.method}, seed {cell.seed}: {outcome}", highlight=False, markup=False)
                 continue
             results[cell] = outcome
             top1, seconds = outcome["student"]["top1"], outcome["seconds"]
             terminal.print(f"{cell.method}, seed {cell.seed}: top-1 {top1:.2%}, {seconds:.0f} s", highlight=False)
     if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(cells)} runs failed, the others are kept in {out}: {'; '.join(failures)}"
-        )
+        told = "; ".join(f"{outcome} ({', '.join(places)})" for outcome, places in failures.items())
+        kept = f", the others are kept in {out}" if results else ""
+        failed = len(cells) - len(results)
+        raise RuntimeError(f"{failed} of {len(cells)} runs failed{kept}; the same command goes on with them: {told}")
     runs = [results[cell] for cell in cells]
     summary = summarise(runs, methods)
     report = {"recipe": recipe.config, "summary": summary, "runs": runs}
@@ -109,16 +113,38 @@ def _run(
         for cell in cells:
             yield cell, _run_cell(config, cell, out)
         return
-    with (
-        _threads(jobs),
-        ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
-        ) as pool,
-    ):
+    context = multiprocessing.get_context("spawn")
+    with _threads(jobs):
+        pool = ProcessPoolExecutor(jobs, context, _start_worker, (torch.get_num_threads(),))
+    try:
         futures = {pool.submit(_run_cell, config, cell, out): cell for cell in cells}
         for future in as_completed(futures):
             error = future.exception()
-            yield futures[future], future.result() if error is None else f"{type(error).__name__}: {error}"
+            if isinstance(error, BrokenProcessPool):
+                yield futures[future], "a process of the comparison was killed (out of memory?)"
+            else:
+                yield futures[future], future.result() if error is None else f"{type(error).__name__}: {error}"
+    except BaseException:
+        # Interrupted: a worker would go on with the next run. What it leaves is whole, files are replaced at once.
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+        raise
+    pool.shutdown()
+
+
+def _start_worker(threads: int) -> None:
+    """Set up a process of the pool; it ends with its parent, even where that is killed."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -56,6 +57,7 @@ class Position(nn.Module):
 
     index: Tensor
     margin: Tensor
+    signature: Tensor
 
     def __init__(
         self,
@@ -74,6 +76,10 @@ class Position(nn.Module):
         group = 1 if self.rule.one_to_one else max(1, self.teacher_channels // self.student_channels)
         self.register_buffer("index", torch.full((self.student_channels, group), -1))
         self.register_buffer("margin", torch.zeros(self.student_channels))
+        # Of what a state was saved for; a number, so that a state holds tensors alone.
+        own = f"{self.name} {reduction if isinstance(reduction, str) else 'own'}"
+        self.register_buffer("signature", torch.tensor(zlib.crc32(own.encode())))
+        self.register_load_state_dict_pre_hook(_check_signature)  # type: ignore[no-untyped-call]
         self.norm = norm(self.student_channels)
         self.matching: Matching | None = None
 
@@ -89,9 +95,13 @@ class Position(nn.Module):
 
     def maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both features with the channels in axis 1 and the student's map size."""
-        return align_maps(
-            channels_second(student, self.channel_dims[1]), channels_second(teacher, self.channel_dims[0])
+        # Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence.
+        sequences = student.ndim == teacher.ndim == 3 and self.channel_dims == (1, 1)
+        student, teacher = (
+            channels_second(student, self.channel_dims[1]),
+            channels_second(teacher, self.channel_dims[0]),
         )
+        return align_maps(student, teacher, sequences)
 
     def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
         """The partial loss of features as they were tapped, a scalar."""
@@ -191,6 +201,12 @@ class MatchingDistiller(nn.Module):
     ) -> None:
         super().__init__()
         get_reduction(reduction)
+        if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
+            path = next(path for path, module in student.named_modules() if id(module) in shared)
+            raise ValueError(
+                f"teacher and student share the module {path!r}: the frozen teacher needs modules of its own, for example "
+                "copy.deepcopy(teacher)"
+            )
         traces = trace_pair(teacher, student, example)
         if isinstance(taps, str) and taps != "auto":
             raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
@@ -332,6 +348,15 @@ class MatchingDistiller(nn.Module):
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
         lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
         return "\n".join([*lines, ")"])
+
+
+def _check_signature(position: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    saved = state.get(f"{prefix}signature")
+    if saved is not None and int(saved) != int(cast("Tensor", position.signature)):
+        raise ValueError(
+            f"the state was saved for other taps or another reduction than position {position.name}: "
+            "make the distiller with the taps and the reduction of the saved one"
+        )
 
 
 def _look_for_matching(distiller: nn.Module, _: Any) -> None:
