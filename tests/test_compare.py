@@ -1,7 +1,12 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,7 +147,7 @@ def test_a_failing_cell_among_jobs(tiny, tmp_path):
     blocked = tmp_path / "out" / "cells" / "kd" / "seed0"
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a folder should be")
-    with pytest.raises(RuntimeError, match=r"^1 of 4 runs failed, the others are kept in .*: kd, seed 0: \w+Error"):
+    with pytest.raises(RuntimeError, match=r"^1 of 4 runs failed, the others are kept in .*: \w+Error.* \(kd seed 0\)"):
         compare(tiny(), tmp_path / "out", ["none", "kd"], 2, jobs=2)
     assert len(list((tmp_path / "out").rglob("student.safetensors"))) == 3
 
@@ -158,7 +163,7 @@ def test_a_failing_cell_is_reported_and_the_others_are_kept(tiny, tmp_path, monk
 
     monkeypatch.setattr(module, "fit", sometimes)
     console = Console(width=200, record=True, file=io.StringIO())
-    message = f"1 of 4 runs failed, the others are kept in {out}: kd, seed 0: {error.__name__}: '?bad luck'?"
+    message = rf"1 of 4 runs failed, the others are kept in {out}; .*: {error.__name__}: '?bad luck'? \(kd seed 0\)"
     with pytest.raises(RuntimeError, match=message):
         compare(tiny(), out, ["none", "kd"], 2, terminal=console)
     assert re.search("kd, seed 0: .*bad luck", console.export_text())
@@ -295,3 +300,39 @@ def test_cells_share_all_but_method_and_seed(tiny, tmp_path, monkeypatch):
     for each, (method, seed) in zip(seen, [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)], strict=True):
         assert each.config == Recipe.of(recipe.config, seed=seed, distillation__method=method).config
         assert each.data.seed == seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_ends_all_processes(how, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "matchdistill", "quickstart", "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(
+        [*command, "--teacher.training.epochs", "1", "--training.epochs", "1000"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    saved = out / "cells" / "none" / "seed0" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not saved.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "interrupted" in errors
+    else:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline, "processes of the comparison are left"
+        time.sleep(0.2)

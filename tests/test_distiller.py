@@ -464,6 +464,7 @@ def test_teacher_is_no_part_of_the_distiller() -> None:
 POSITION_STATE = (
     "index",
     "margin",
+    "signature",
     "norm.weight",
     "norm.bias",
     "norm.running_mean",
@@ -678,7 +679,7 @@ def test_state_continues_exactly(nested: bool) -> None:
 
 def test_state_of_other_widths_is_refused() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
-        ready(8, 4).load_state_dict(ready(8, 4, reduction="sm").state_dict())
+        ready(8, 4).load_state_dict(ready(8, 2).state_dict())
 
 
 def test_churn_at_later_refreshes() -> None:

@@ -224,6 +224,7 @@ class MatchingDistiller(nn.Module):
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
         self._teacher = FrozenTeacher(teacher, [position.teacher for position in positions])
         self.matched = False
+        self.position_losses = torch.zeros(len(positions))
         self.register_load_state_dict_post_hook(_look_for_matching)  # type: ignore[no-untyped-call]
 
     @property
