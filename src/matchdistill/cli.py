@@ -142,7 +142,9 @@ def taps(arguments: Sequence[str]) -> None:
     example = None
     if options.image_size is not None:
         if min(options.image_size, options.channels) < 1:
-            raise ValueError(f"--image_size {options.image_size} --channels {options.channels}: expected at least 1 each")
+            raise ValueError(
+                f"--image_size {options.image_size} --channels {options.channels}: expected at least 1 each"
+            )
         example = torch.zeros(2, options.channels, options.image_size, options.image_size)
     models = build_model(options.teacher), build_model(options.student)
     distiller = MatchingDistiller(*models, reduction=options.reduction, example=example)
