@@ -408,11 +408,38 @@ def test_checkpoints_that_are_refused(run, mistake, tiny_file, spoil):
     else:
         path.write_bytes(pickle.dumps(Payload()))
     content = path.read_bytes()
-    assert "cannot read checkpoint o/last.ckpt: it is damaged or no checkpoint" in mistake(*arguments, "--resume")
+    said = mistake(*arguments, "--resume")
+    assert ("o/last.ckpt: not a checkpoint, or a damaged" if spoil == "truncated" else "o/last.ckpt is refused") in said
+    assert "weights_only" not in said
     assert "last.ckpt" in mistake("validate", "o/last.ckpt")
     assert not Path("executed").exists()
     assert not Path("o/metrics.json").exists()
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("place", ["__init__", "forward"])
+@pytest.mark.parametrize("error", ["KeyError", "TypeError", "AttributeError"])
+def test_a_network_of_the_user_that_fails(mistake, tiny_file, monkeypatch, place, error):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    Path("failing.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.at('__init__')\n"
+        "    def forward(self, images):\n        self.at('forward')\n"
+        f"    def at(self, place):\n        if place == '{place}':\n            raise {error}('depth')\n"
+    )
+    said = mistake("fit", tiny_file, "--out=o", "--student.name=failing:Net", "--student.options={}")
+    assert ("'failing:Net' cannot be built" if place == "__init__" else "the student does not take images") in said
+    assert f"{error}: " in said
+    assert not Path("o").exists()
+
+
+def test_a_section_from_a_file(run, tiny_file):
+    Path("data.yaml").write_text("train_limit: 40\n")
+    run("fit", tiny_file, "--out=o", "--distillation.method=none", "--data", "data.yaml")
+    data = yaml.safe_load(Path("o/recipe.yaml").read_text())["data"]
+    assert data["train_limit"] == 40
+    assert "__path__" not in data
 
 
 def test_a_loss_that_is_not_finite(mistake, tiny_file):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from matchdistill.files import atomic_write, write_json
+from matchdistill.files import atomic_write, read_json, write_json
 
 
 def names(folder):
@@ -84,3 +84,23 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
         write_json(path, {"epoch": object()})
     assert json.loads(path.read_text()) == {"epoch": 1}
     assert names(tmp_path) == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"seed": 1', "is damaged or no JSON"),
+        (b"", "is damaged or no JSON"),
+        (b"\xff\xfe", "is damaged or no JSON"),
+        (b"[" * 100_000, "is damaged or no JSON"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b'{"seed": "1"}', "has no seed, name, or of another type"),
+    ],
+)
+def test_json_that_is_damaged_or_something_else(tmp_path, content, message):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as info:
+        read_json(path, seed=int, name=str)
+    assert str(path) in str(info.value)
+    assert "\n" not in str(info.value)

@@ -105,6 +105,9 @@ def test_mistakes_on_the_command_line():
         ({"compare": {"seeds": 0}}, "compare needs at least one seed"),
         ({"compare": {"methods": []}}, "compare needs at least one seed and one method"),
         ({"compare": {"methods": ["none", "mgd"]}}, "unknown method 'mgd'; did you mean"),
+        ({"teacher": {"options": {1: 2}}}, "teacher.options has the key 1: expected names"),
+        ({"teacher": {"options": {"num_classes": 2}}}, "teacher.options.num_classes cannot be given"),
+        ({"teacher": {"options": {"weights": "a.pt"}}}, "teacher.options.weights cannot be given: use teacher.weights"),
         ({"data": {"name": "digts"}}, "data.name is 'digts'"),
         ({"data": {"name": "folder"}}, "data.root"),
         ({"data": {"workers": -1}}, "data.workers is -1"),
@@ -129,6 +132,18 @@ def test_overrides_are_above_the_recipe_and_the_recipe_above_the_defaults():
     assert config["teacher"]["options"] == {"width": 9}
     assert config["data"]["batch_size"] == 7
     assert list(config) == list(SECTIONS)
+
+
+@pytest.mark.parametrize("section", ["training", "teacher.training"])
+def test_a_section_from_a_file(tmp_path, section):
+    path = tmp_path / "training.yaml"
+    path.write_text("epochs: 3\nlr: 0.5\n")
+    config = Recipe.of(resolved(STUDENT, f"--{section}", str(path), f"--{section}.lr=0.25")).config
+    for key in section.split("."):
+        config = config[key]
+    assert (config["epochs"], config["lr"], config["momentum"]) == (3, 0.25, 0.9)
+    assert "__path__" not in config
+    assert "absent.yaml" in complaint(STUDENT, f"--{section}", str(tmp_path / "absent.yaml"))
 
 
 def test_parsers_share_no_defaults():

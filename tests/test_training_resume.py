@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from matchdistill import training
 from matchdistill.distiller import Position
-from matchdistill.folder import AtomicCheckpoints
+from matchdistill.folder import NEEDED, AtomicCheckpoints, claim, load_student
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import fit
@@ -225,11 +225,17 @@ def malicious(path, tmp_path):
 
 
 def malicious_pickle(path, tmp_path):
-    path.write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
+    path.write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol=4))
 
 
 def a_state_dict(path, tmp_path):
     torch.save(torch.load(path, weights_only=True)["state_dict"], path)
+
+
+def without_version(path, tmp_path):
+    whole = torch.load(path, weights_only=True)
+    del whole["pytorch-lightning_version"]
+    torch.save(whole, path)
 
 
 def a_list(path, tmp_path):
@@ -239,12 +245,13 @@ def a_list(path, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (truncated, "cannot read checkpoint .*last.ckpt: it is damaged or no checkpoint"),
-        (emptied, "cannot read checkpoint .*last.ckpt"),
-        (malicious, "cannot read checkpoint .*last.ckpt"),
-        (malicious_pickle, "cannot read checkpoint .*last.ckpt"),
+        (truncated, "last.ckpt: not a checkpoint, or a damaged or truncated one"),
+        (emptied, "last.ckpt: not a checkpoint, or a damaged"),
+        (malicious, "last.ckpt is refused: .* it holds Python objects or code .*, which are not loaded$"),
+        (malicious_pickle, "last.ckpt is refused: .* it seems to hold Python objects or code, which are not loaded$"),
         (a_state_dict, "last.ckpt is no checkpoint of a run: it has no state_dict"),
-        (a_list, "cannot read checkpoint .*last.ckpt"),
+        (a_list, "last.ckpt is no checkpoint of a run: expected a dict, found list"),
+        (without_version, "last.ckpt is no checkpoint of a run: it has no pytorch-lightning_version$"),
     ],
 )
 def test_checkpoints_that_are_refused(tiny, tmp_path, spoil, message):
@@ -260,6 +267,32 @@ def test_checkpoints_that_are_refused(tiny, tmp_path, spoil, message):
     assert not (tmp_path / "executed").exists()
     assert not (out / "metrics.json").exists()
     assert (out / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_a_checkpoint_must_have_all_that_lightning_reads(tmp_path, key):
+    torch.save({other: {} for other in NEEDED if other != key}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=f"last.ckpt is no checkpoint of a run: it has no {key}$"):
+        AtomicCheckpoints().load_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("content", ['{"method": "no', "[]", '{"method": "none"}'])
+def test_metrics_that_are_damaged(tiny, tmp_path, content):
+    recipe = tiny("--distillation.method=none")
+    claim(recipe, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run/metrics.json") as info:
+        fit(recipe, tmp_path / "run", resume=True, quiet=True)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "x"', '{"name": "x", "options": [], "num_classes": 2}'])
+def test_a_description_of_the_student_that_is_damaged(tmp_path, content):
+    (tmp_path / "student.safetensors").touch()
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model.json") as info:
+        load_student(tmp_path)
+    assert "\n" not in str(info.value)
 
 
 def no_space(*_):

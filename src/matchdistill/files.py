@@ -8,7 +8,10 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from types import UnionType
 from typing import Any
+
+from matchdistill.messages import cause
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -42,6 +45,34 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinity, which JSON does not have, become ``null``."""
     text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: the file.
+        required: the types of the entries that it must have.
+
+    Raises:
+        ValueError: it is damaged, no object, or lacks an entry.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "metrics.json")
+        >>> write_json(path, {"seed": 3})
+        >>> read_json(path, seed=int)
+        {'seed': 3}
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or no JSON ({cause(error)})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    if wrong := [key for key, kind in required.items() if key not in value or not isinstance(value[key], kind)]:
+        raise ValueError(f"{path} has no {', '.join(wrong)}, or of another type than expected")
+    return value
 
 
 def _finite(value: Any) -> Any:

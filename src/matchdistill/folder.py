@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from matchdistill.data import ImageData
-from matchdistill.files import atomic_write, write_json
+from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.messages import cause
 from matchdistill.models import build_model, load_weights
+from matchdistill.models.weights import read_pickle
 from matchdistill.recipe import Recipe, read_recipe
 
 CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
@@ -25,6 +24,18 @@ CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "metrics.json",
     "recipe.yaml",
     "model.json",
+)
+# What Lightning, and "results" what the task, reads from a checkpoint.
+NEEDED = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "callbacks",
+    "loops",
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "results",
 )
 CELLS = "cells"  # the runs of a comparison
 
@@ -48,20 +59,36 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The student of a run with its final weights, in evaluation mode, and its description.
 
     Raises:
-        ValueError: the folder holds no finished run.
+        ValueError: the folder holds no finished run, or a damaged one.
     """
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
-    described = json.loads((run / MODEL).read_text())
+    described = read_json(run / MODEL, name=str, options=dict, num_classes=int, class_names=list, image_size=int)
     model = build_model(described["name"], described["num_classes"], **described["options"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
 
 
 def read_metrics(out: Path) -> dict[str, Any] | None:
-    """The metrics of a finished run, None of any other folder."""
+    """The metrics of a finished run, None of any other folder.
+
+    Raises:
+        ValueError: the file is damaged or holds anything else.
+    """
     path = out / METRICS
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_json(
+        path,
+        method=str,
+        seed=int,
+        epochs=int,
+        student=dict,
+        teacher=dict | None,
+        parameters=dict,
+        corrupt_images=list,
+        seconds=int | float,
+    )
 
 
 def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
@@ -127,14 +154,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
         Raises:
             ValueError: the file is truncated or holds anything else.
         """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
-                checkpoint = dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
-        except Exception as error:
-            raise ValueError(
-                f"cannot read checkpoint {path}: it is damaged or no checkpoint ({cause(error)})"
-            ) from error
-        if missing := [key for key in ("state_dict", "optimizer_states", "loops", "results") if key not in checkpoint]:
+        checkpoint = read_pickle(path, "checkpoint", map_location or "cpu")
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"{path} is no checkpoint of a run: expected a dict, found {type(checkpoint).__name__}")
+        if missing := [key for key in NEEDED if key not in checkpoint]:
             raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
         return checkpoint

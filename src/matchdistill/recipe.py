@@ -348,7 +348,8 @@ def plain_config(resolved: Namespace) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """As it would come from YAML."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        # The parser notes there from which file the values of an option like --training FILE are.
+        return {key: _plain(item) for key, item in value.items() if key != "__path__"}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -379,6 +380,14 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     for section, weights in (("teacher", teacher.weights), ("student", student.weights)):
         if weights is not None and is_file_name(weights) and not Path(weights).is_file():
             yield f"{section}.weights: there is no file {weights}"
+    for section, options in (("teacher", teacher.options), ("student", student.options)):
+        for name in options:
+            if not isinstance(name, str):
+                yield f"{section}.options has the key {name!r}: expected names of arguments"
+            elif name in ("name", "weights"):
+                yield f"{section}.options.{name} cannot be given: use {section}.{name}"
+            elif name == "num_classes":
+                yield f"{section}.options.num_classes cannot be given: the data has its number of classes"
     if config["training"]["epochs"] < 1:
         yield f"training.epochs is {config['training']['epochs']}: expected at least 1"
     if guidance.refresh_every < 0 or guidance.refresh_images < 1:

@@ -72,6 +72,19 @@ def test_unknown_option(name):
     assert name in one_line(info)
 
 
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize("error", [KeyError("depth"), OSError("no route"), RuntimeError("size\nmore")])
+def test_library_that_fails_to_build(monkeypatch, library, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("torchvision.models.get_model", fail)
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(ValueError, match=f"'{library}:resnet18' cannot be built, it fails with") as info:
+        build_model(f"{library}:resnet18")
+    assert type(error).__name__ in one_line(info)
+
+
 def test_own_function_in_the_current_folder(own_module):
     own_module(
         "my_nets",
@@ -101,6 +114,15 @@ def test_own_function_is_given_num_classes_only_if_it_takes_it(own_module):
         ),
         ("1 / 0", "importing 'broken' failed with ZeroDivisionError: division by zero"),
         ("def build(:", "importing 'broken' failed with SyntaxError"),
+        (
+            "def build():\n    return {}['depth']",
+            "model 'broken:build' cannot be built, it fails with KeyError: 'depth'",
+        ),
+        ("def build():\n    return 1 + ''", "cannot be built, it fails with TypeError: unsupported operand"),
+        (
+            "from urllib.error import URLError\ndef build():\n    raise URLError('no route')",
+            "cannot be built, it fails with URLError: <urlopen error no route>: check the network connection",
+        ),
         ("def build():\n    return 3", "expected an nn.Module, the function returned a int"),
     ],
 )

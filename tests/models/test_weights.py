@@ -1,6 +1,7 @@
 import collections
 import copy
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,16 +114,28 @@ def test_hostile_pickle_is_refused(tmp_path, target, save, where):
     hostile = Hostile(tmp_path / "executed")
     path = tmp_path / "w.pt"
     save(hostile if where == "alone" else {"state_dict": {"fc.weight": hostile}}, path)
-    assert "refused: loading it would run code" in refusal(target, path)
+    assert "refused: not a weights file of tensors and plain values alone; it holds Python" in refusal(target, path)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
 def test_hostile_pickle_of_any_protocol_is_not_executed(tmp_path, target, protocol):
-    path = tmp_path / "w.pt"
+    path = tmp_path / "w.bin"
     path.write_bytes(pickle.dumps(Hostile(tmp_path / "executed"), protocol=protocol))
-    refusal(target, path)
+    message = refusal(target, path)
+    assert "Python objects or code" in message
+    assert "weights_only" not in message
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_script_is_refused_without_advice_to_run_it(tmp_path, target):
+    path = tmp_path / "w.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(2, 2)).save(path)
+    message = refusal(target, path)
+    assert "Python objects or code" in message
+    assert "weights_only" not in message
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])

@@ -92,6 +92,11 @@ def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, An
             model: nn.Module = models.get_model(entry, **options)
         except TypeError as error:
             raise _bad_options(name, error) from error
+        except Exception as error:
+            # RuntimeError: the download has a wrong checksum
+            if pretrained is not None and isinstance(error, OSError | HTTPException | RuntimeError):
+                raise _not_loaded(name, pretrained, error) from error
+            raise _not_built(name, error) from error
         return model
 
     if pretrained is None:
@@ -105,10 +110,7 @@ def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, An
         raise _unknown_weights(name, pretrained, list(choices))
     # torchvision refuses pretrained weights with another number of classes, so the head is exchanged afterwards.
     num_classes = options.pop("num_classes", None)
-    try:
-        model = build(weights=choice, **options)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the download has a wrong checksum
-        raise _not_loaded(name, pretrained, error) from error
+    model = build(weights=choice, **options)
     if num_classes not in (None, len(choice.meta["categories"])):
         _take_head(model, build(num_classes=num_classes, **options))
     return model
@@ -144,7 +146,7 @@ def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> 
         raise _bad_options(f"timm:{entry}", error) from error
     except Exception as error:  # each way of downloading has exceptions of its own
         if pretrained is None:
-            raise
+            raise _not_built(f"timm:{entry}", error) from error
         raise _not_loaded(f"timm:{entry}", pretrained, error) from error
 
 
@@ -165,7 +167,10 @@ def _build_own(module_name: str, function_name: str, options: dict[str, Any]) ->
     if not callable(function):
         hint = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
         raise ValueError(f"model {name!r}: module {module_name!r} has no function {function_name!r}{hint}")
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:  # some functions that are not written in Python
+        raise _not_built(name, error) from error
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     if "num_classes" not in signature.parameters and not takes_any:
         options.pop("num_classes", None)
@@ -173,7 +178,10 @@ def _build_own(module_name: str, function_name: str, options: dict[str, Any]) ->
         signature.bind(**options)
     except TypeError as error:
         raise _bad_options(name, error, list(signature.parameters)) from error
-    model = function(**options)
+    try:
+        model = function(**options)
+    except Exception as error:  # user code can fail in every way
+        raise _not_built(name, error) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: expected an nn.Module, the function returned a {type(model).__name__}")
     return model
@@ -190,6 +198,12 @@ def _modules_near(module_name: str) -> list[str]:
 def _bad_options(name: str, error: TypeError, accepted: list[str] | None = None) -> ValueError:
     takes = f"; it takes {', '.join(accepted)}" if accepted else ""
     return ValueError(f"model {name!r} cannot be built with these options ({cause(error)}){takes}")
+
+
+def _not_built(name: str, error: Exception) -> ValueError:
+    download = isinstance(error, OSError | HTTPException)
+    hint = ": check the network connection, if it downloads anything" if download else ""
+    return ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}{hint}")
 
 
 def _unknown_weights(name: str, weights: str, choices: list[str]) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -84,22 +85,43 @@ def _class_counts(shapes: list[tuple[Size, Size]]) -> tuple[int, int] | None:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'there is no such file'}")
+    if path.suffix.lower() != ".safetensors":
+        return read_pickle(path, "weights file")
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
+        from safetensors.torch import load_file
 
-            return load_file(path)
+        return load_file(path)
+    except Exception as error:  # readers of damaged files fail in every way
+        raise ValueError(f"{path}: not a weights file, or a damaged or truncated one ({cause(error)})") from error
+
+
+def read_pickle(path: Path, kind: str, map_location: Any = "cpu") -> Any:
+    """The plain values and tensors of a file that ``torch.save`` wrote; nothing in it is executed.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the errors.
+        map_location: as in ``torch.load``.
+
+    Raises:
+        ValueError: it holds anything else, or is damaged.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # readers of damaged files fail in every way
-        needs = re.search(r"GLOBAL (\S+)", str(error))
-        if needs:
+        text = str(error)
+        if isinstance(error, pickle.UnpicklingError) or re.search("weights[ _]only", text, re.IGNORECASE):
+            # Not in PyTorch's words: they recommend to load the file all the same.
+            needs = re.search(r"GLOBAL ([\w.]{1,200})", text)
+            holds = (
+                f"it holds Python objects or code ({needs[1]})" if needs else "it seems to hold Python objects or code"
+            )
             raise ValueError(
-                f"{path} is refused: loading it would run code ({needs[1]}); "
-                "expected tensors only, as from torch.save(model.state_dict(), FILE)"
+                f"{path} is refused: not a {kind} of tensors and plain values alone; {holds}, which are not loaded"
             ) from error
-        raise ValueError(f"{path}: not a weights file, or a damaged or truncated one ({cause(error)})") from error
+        raise ValueError(f"{path}: not a {kind}, or a damaged or truncated one ({cause(error)})") from error
 
 
 def _unwrap(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
