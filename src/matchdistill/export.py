@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
-from matchdistill.models import load_weights
+from matchdistill.models import load_weights, save_weights
 
 Format = Literal["safetensors", "onnx", "pt2"]
 _Program = TypeVar("_Program")
@@ -91,9 +90,7 @@ def _safetensors(model: nn.Module, images: Tensor, rebuilt: nn.Module | None) ->
         load_weights(rebuilt, path)
         return torch.as_tensor(rebuilt.eval()(batch))
 
-    # Copies: the format takes no tensors that share memory, as tied weights do.
-    weights = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
-    return lambda path: save_file(weights, str(path)), run
+    return lambda path: save_weights(model, path), run
 
 
 def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from safetensors.torch import save_file
 from torch import nn
 
 from matchdistill.data import ImageData
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.messages import cause
-from matchdistill.models import build_model, load_weights
+from matchdistill.models import build_model, load_weights, save_weights
 from matchdistill.models.weights import read_pickle
 from matchdistill.recipe import Recipe, read_recipe
 
@@ -42,9 +41,7 @@ CELLS = "cells"  # the runs of a comparison
 
 def save_student(student: nn.Module, recipe: Recipe, data: ImageData, out: Path) -> None:
     """Write the student's weights, and what is needed to build it again."""
-    # Copies: the format takes no tensors that share memory, as tied weights do.
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in student.state_dict().items()}
-    atomic_write(out / WEIGHTS, lambda path: save_file(weights, str(path)))
+    save_weights(student, out / WEIGHTS)
     described = {
         "name": recipe.student.name,
         "options": recipe.student.options,

@@ -1,6 +1,8 @@
 import collections
 import copy
 import pickle
+import resource
+import signal
 import warnings
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from matchdistill.models import load_weights, small_resnet
+from matchdistill.models import load_weights, save_weights, small_resnet
 
 
 class Hostile:
@@ -210,3 +212,20 @@ def test_another_number_of_classes(tmp_path, source, strict):
         left = load_weights(target, tmp_path / "w.pt", strict=False)
         assert [line.split()[0] for line in left] == ["fc.weight", "fc.bias"]
         assert torch.equal(target.layer3.conv1.weight, source.layer3.conv1.weight)
+
+
+def test_weights_that_cannot_be_written_are_an_oserror_and_leave_the_old_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(nn.Linear(2, 2), path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*weights\.safetensors|too large"):
+            save_weights(nn.Linear(100, 100), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

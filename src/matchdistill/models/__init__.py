@@ -2,6 +2,6 @@
 
 from matchdistill.models.build import build_model, is_file_name
 from matchdistill.models.small import small_resnet
-from matchdistill.models.weights import load_weights
+from matchdistill.models.weights import load_weights, save_weights
 
-__all__ = ["build_model", "is_file_name", "load_weights", "small_resnet"]
+__all__ = ["build_model", "is_file_name", "load_weights", "save_weights", "small_resnet"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from matchdistill.files import atomic_write
 from matchdistill.messages import cause
 
 NESTS = ("state_dict", "model_state_dict", "model", "student")
@@ -72,6 +73,27 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True) -> li
         )
     module.load_state_dict(fitting, strict=False)
     return differences
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's weights as safetensors, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written, for example as the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # Copies: the format takes no tensors that share memory, as tied weights do.
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(weights, str(temporary))
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {cause(error)}") from error
+
+    atomic_write(path, write)
 
 
 def _class_counts(shapes: list[tuple[Size, Size]]) -> tuple[int, int] | None:
