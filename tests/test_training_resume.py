@@ -376,7 +376,8 @@ def test_an_exploding_run_keeps_the_last_good_checkpoint(tiny, tmp_path, argumen
         fit(recipe, out, quiet=True)
     good = checkpoint(out)
     assert good["epoch"] == 1
-    assert all(value.isfinite().all() and value.abs().max() < 1e4 for value in good["state_dict"].values())
+    weights = [value for value in good["state_dict"].values() if value.is_floating_point()]
+    assert all(value.isfinite().all() and value.abs().max() < 1e4 for value in weights)
     assert not (out / "metrics.json").exists()
     assert not (out / "student.safetensors").exists()
 
