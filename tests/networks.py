@@ -1,5 +1,8 @@
 """Small networks that several test modules share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +11,19 @@ def conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int = 
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels_out)
     )
+
+
+class Function(nn.Module):
+    """A function of itself and the input, with the modules that it is given by name."""
+
+    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self, *args, **kwargs)
 
 
 class Plain(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from matchdistill import MatchingDistiller, Tap, find_taps
 from matchdistill.taps import Candidate, candidates, choose, margin_source, resolve, tapped_operation, unwrapped
 from matchdistill.trace import Trace
-from networks import PLAIN_TAPS, Plain, conv_bn
+from networks import PLAIN_TAPS, Function, Plain, conv_bn
 
 SMALL = torch.zeros(2, 3, 32, 32)
 
@@ -237,19 +237,6 @@ def test_positions_of_the_paper() -> None:
 def test_norm_that_gives_the_margins(name: str, sources: list[str | None]) -> None:
     trace = traced(name, 224)
     assert [margin_source(trace, candidate.operation) for candidate in preferred(trace)] == sources
-
-
-class Function(nn.Module):
-    """A function of itself and the input, with the modules that it is given by name."""
-
-    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
 
 
 class Basic(nn.Module):

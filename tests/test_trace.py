@@ -14,22 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from matchdistill.trace import INPUT, Trace, evaluating, tensors_in
-from networks import Plain, conv_bn
+from networks import Function, Plain, conv_bn
 
 IMAGES = torch.zeros(2, 3, 8, 8)
-
-
-class Function(nn.Module):
-    """A function of tensors, with the modules that it is given by name."""
-
-    def __init__(self, function: Any, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
 
 
 def trace(function: Any, *example: Any, **modules: nn.Module) -> Trace:
