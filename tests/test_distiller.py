@@ -696,6 +696,48 @@ def test_churn_at_later_refreshes() -> None:
     assert distiller.positions[2].matching.churn > 0
 
 
+def test_a_matcher_of_the_user_s_own() -> None:
+    seen = []
+
+    def matcher(cost: Tensor, group: int) -> Tensor:
+        seen.append((cost, group))
+        return torch.arange(cost.shape[1]).reshape(-1, group)
+
+    distiller = ready(matcher=matcher)
+    for (cost, group), position in zip(seen, distiller.positions, strict=True):
+        assert torch.equal(cost, position.matching.cost)
+        assert group == 2
+        assert torch.equal(position.index.flatten(), torch.arange(position.teacher_channels))
+
+
+def test_hysteresis_keeps_what_it_does_not_pay_to_change() -> None:
+    """The changed matching is optimal for the costs with the bonus of the pairs in force; none changes for a small gain."""
+    distillers = [ready(hysteresis=hysteresis) for hysteresis in (0.0, 0.2, 4.0)]
+    before = [[position.index.clone() for position in distiller.positions] for distiller in distillers]
+    churns = []
+    for distiller in distillers:
+        with torch.no_grad():  # the same change of all students
+            generator = torch.Generator().manual_seed(5)
+            for weight in distiller.student.parameters():
+                weight += 0.3 * torch.randn(weight.shape, generator=generator)
+        churns.append([matching.churn for matching in distiller.refresh([images(8, seed=1)])])
+    for own in before[1:]:  # there is nothing to keep at the first
+        assert all(torch.equal(*pair) for pair in zip(own, before[0], strict=True))
+    assert sum(churns[0]) > sum(churns[1]) > sum(churns[2]) == 0
+    for position, old in zip(distillers[1].positions, before[1], strict=True):
+        cost = position.matching.cost.clone()
+        for student, members in enumerate(old.tolist()):
+            for teacher in members:
+                cost[student, teacher] -= 0.2
+        assert torch.equal(position.index, torch.from_numpy(oracles.balanced_assignment(cost.numpy(), 2)))
+
+
+@pytest.mark.parametrize("hysteresis", [-0.1, float("inf"), float("nan")])
+def test_hysteresis_out_of_range(hysteresis: float) -> None:
+    with pytest.raises(ValueError, match="hysteresis=.*: expected a finite number of at least 0"):
+        ready(hysteresis=hysteresis)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_of_a_distiller_are_independent(copied: Callable[[Any], Any]) -> None:
     distiller = ready(reduction="max")

@@ -25,6 +25,7 @@ from matchdistill.functional import (
     empirical_margin,
     matching_cost,
     partial_loss,
+    random_assignment,
     reduce_channels,
     reduce_margin,
     solve_assignment,
@@ -442,6 +443,27 @@ def test_solve_assignment_with_fewer_teacher_channels_guides_the_best_students()
     cost = torch.tensor([[3.0, 3.5], [0.1, 2.0], [2.5, 3.0], [0.2, 0.3]])
     for group_size in (None, 1):
         assert solve_assignment(cost, group_size).tolist() == [[-1], [0], [-1], [1]]
+
+
+@pytest.mark.parametrize(("students", "teachers", "group_size"), [(3, 7, None), (4, 8, 1), (5, 3, None), (1, 4, 2)])
+def test_random_assignment_has_the_form_of_a_solved_one_and_every_pair_alike(students, teachers, group_size):
+    cost = torch.arange(float(students * teachers)).reshape(students, teachers)
+    solved = solve_assignment(cost, group_size)
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.zeros(students, teachers)
+    for _ in range(600):
+        index = random_assignment(cost, group_size, generator)
+        assert index.shape == solved.shape
+        assert index.dtype == solved.dtype
+        assert (index < 0).sum() == (solved < 0).sum()
+        matched = index[index >= 0]
+        assert len(matched.unique()) == len(matched)
+        rows = torch.arange(students)[:, None].expand_as(index)[index >= 0]
+        pairs[rows, matched] += 1
+    expected = (solved >= 0).sum() / (students * teachers)
+    assert (pairs / 600 - expected).abs().max() < 5 * (expected * (1 - expected) / 600).sqrt()
+    again = [random_assignment(cost, group_size, torch.Generator().manual_seed(seed)) for seed in (1, 1)]
+    assert torch.equal(*again)
 
 
 @pytest.mark.parametrize(("shape", "group_size"), [((3, 5), 2), ((4, 3), 2), ((1, 1), 2), ((2, 8), 5)])

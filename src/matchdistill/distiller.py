@@ -5,54 +5,38 @@ Axes: N batch, Cs student channels, Ct teacher channels, G group, * position axe
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-import numbers
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from matchdistill.alignment import align_maps, channels_second
-from matchdistill.capture import Capture, Captured
-from matchdistill.functional import batchnorm_margin, partial_loss, reduce_margin, solve_assignment
+from matchdistill.capture import Captured
+from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
+from matchdistill.functional import partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn
 from matchdistill.reduction import Reduction, get_reduction
 from matchdistill.refresh import images_of, is_sharded, rank_and_world
-from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
-from matchdistill.teacher import FrozenTeacher
+from matchdistill.taps import Tap
 from matchdistill.trace import Operation, evaluating
 
-PAPER_FACTOR = 1e4  # of the summed losses at 224 px (section 4.1)
+Matcher = Callable[[Tensor, int], Tensor]
 
 
-class FeatureNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of features (N, C, *) with any position axes.
-
-    A batch that leaves a channel a single value has no variance to normalise by; there the running statistics are used.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.numel() == input.shape[1]:
-            assert self.running_mean is not None
-            return nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias)
-        return super().forward(input)
-
-
-class Position(nn.Module):
+class Position(FeaturePosition):
     """One distillation position: its taps, its matching and margins (buffers), and the student-side normalisation.
 
     Args:
         teacher, student: the taps.
         values: the operations that make their values.
-        margin_norm: path of the teacher's batch norm that gives the margins; None: they are measured.
+        margin_norm: path and module of the teacher's batch norm that gives the margins; None: they are measured.
         reduction: how matched channels are reduced, by name or a `Reduction`.
         norm: builds the normalisation from the number of channels.
+        matcher: solves a matching, (cost (Cs, Ct), G) -> index (Cs, G).
+        hysteresis: how much the cost of the pairs in force is lowered.
     """
 
     index: Tensor
@@ -64,15 +48,14 @@ class Position(nn.Module):
         teacher: Tap,
         student: Tap,
         values: tuple[Operation, Operation],
-        margin_norm: str | None,
+        margin_norm: tuple[str, nn.Module] | None,
         reduction: str | Reduction,
         norm: Callable[[int], nn.Module],
+        matcher: Matcher,
+        hysteresis: float,
     ) -> None:
-        super().__init__()
-        self.teacher, self.student, self.margin_norm, self.reduction = teacher, student, margin_norm, reduction
-        self.channel_dims = values[0].channels_axis, values[1].channels_axis
-        self.spatial = values[0].spatial, values[1].spatial
-        self.teacher_channels, self.student_channels = values[0].channels, values[1].channels
+        super().__init__(teacher, student, values, margin_norm)
+        self.reduction, self.matcher, self.hysteresis = reduction, matcher, hysteresis
         group = 1 if self.rule.one_to_one else max(1, self.teacher_channels // self.student_channels)
         self.register_buffer("index", torch.full((self.student_channels, group), -1))
         self.register_buffer("margin", torch.zeros(self.student_channels))
@@ -84,24 +67,9 @@ class Position(nn.Module):
         self.matching: Matching | None = None
 
     @property
-    def name(self) -> str:
-        """The taps, "teacher -> student"."""
-        return f"{self.teacher} -> {self.student}"
-
-    @property
     def rule(self) -> Reduction:
         """The reduction; by name where it has one, as not every function can be pickled."""
         return get_reduction(self.reduction)
-
-    def maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both features with the channels in axis 1 and the student's map size."""
-        # Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence.
-        sequences = student.ndim == teacher.ndim == 3 and self.channel_dims == (1, 1)
-        student, teacher = (
-            channels_second(student, self.channel_dims[1]),
-            channels_second(teacher, self.channel_dims[0]),
-        )
-        return align_maps(student, teacher, sequences)
 
     def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
         """The partial loss of features as they were tapped, a scalar."""
@@ -115,7 +83,7 @@ class Position(nn.Module):
             target = self.rule.channels(teacher, index, None)
         return partial_loss(student, target, margin, reduction)
 
-    def solve(self, sums: CostAccumulator, teacher: nn.Module) -> Matching:
+    def solve(self, sums: CostAccumulator) -> Matching:
         """Match by the summed costs and take the margins from the teacher as it is now.
 
         Raises:
@@ -123,30 +91,28 @@ class Position(nn.Module):
         """
         cost = sums.compute()
         try:
-            index = solve_assignment(cost, self.index.shape[1])
+            index = self.matcher(self._sticky(cost), self.index.shape[1])
         except ValueError as error:
             raise ValueError(f"position {self.name}: {error}") from error
         changed = churn(self.index.to(index.device), index, self.teacher_channels) if (self.index >= 0).any() else None
-        if self.margin_norm is None:
-            margin = sums.margin()
-        else:
-            norm = resolve(teacher, self.margin_norm)
-            margin = batchnorm_margin(norm.weight, norm.bias)  # type: ignore[arg-type]
+        margin = sums.margin() if self.margin_norm is None else self.teacher_margin()
         self.index.copy_(index)
         self.margin.copy_(reduce_margin(margin.to(index.device), index, self.rule))
         self.matching = Matching(self.name, index, cost, sums.count, changed)
         return self.matching
 
+    def _sticky(self, cost: Tensor) -> Tensor:
+        """The cost (Cs, Ct), lowered by the hysteresis for the pairs in force."""
+        lower = -self.hysteresis * (self.index >= 0).to(cost)
+        return cost.scatter_add(1, self.index.clamp_min(0), lower) if self.hysteresis else cost
+
     def extra_repr(self) -> str:
         """Taps, widths, map sizes, group size and where the margins come from."""
-        (teacher_size, student_size), group = self.spatial, self.index.shape[1]
-        return (
-            f"{self.name}, {self.teacher_channels} x {teacher_size} -> {self.student_channels} x {student_size}, "
-            f"groups of {group}, margins " + (f"from {self.margin_norm}" if self.margin_norm else "measured")
-        )
+        margins = f"from {self.margin_norm}" if self.margin_norm else "measured"
+        return f"{super().extra_repr()}, groups of {self.index.shape[1]}, margins {margins}"
 
 
-class MatchingDistiller(nn.Module):
+class MatchingDistiller(FeatureDistiller):
     """Distils a teacher into a student by matching their channels.
 
     K. Yue, J. Deng, F. Zhou, "Matching Guided Distillation", ECCV 2020. Neither network is changed: the features are taken
@@ -164,6 +130,10 @@ class MatchingDistiller(nn.Module):
             form: the sum over all elements, divided by ``B * 1e4 * 2 ** (n - 1 - i)`` for batch size B and position i of
             n; made for 224 px, where for MobileNet-V1 it equals 5 times the mean.
         norm: builds the normalisation that student features pass, from the number of channels; default: batch norm.
+        matcher: solves the matching, (cost (Cs, Ct), G) -> index (Cs, G); `random_assignment` is the control that ignores
+            the cost.
+        hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh, so that only
+            what pays changes; 0 is the paper's.
         example: an input to find taps and sizes with; None: images of the size that the networks ask for.
 
     Attributes:
@@ -187,7 +157,6 @@ class MatchingDistiller(nn.Module):
     """
 
     positions: Sequence[Position]
-    position_losses: Tensor
 
     def __init__(
         self,
@@ -197,86 +166,28 @@ class MatchingDistiller(nn.Module):
         reduction: str | Reduction = "amp",
         loss_weight: float | Sequence[float] | Literal["paper"] = 5.0,
         norm: Callable[[int], nn.Module] = FeatureNorm,
+        matcher: Matcher = solve_assignment,
+        hysteresis: float = 0.0,
         example: Tensor | tuple[Any, ...] | None = None,
     ) -> None:
-        super().__init__()
         get_reduction(reduction)
-        if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
-            path = next(path for path, module in student.named_modules() if id(module) in shared)
-            raise ValueError(
-                f"teacher and student share the module {path!r}: the frozen teacher needs modules of its own, for example "
-                "copy.deepcopy(teacher)"
-            )
-        traces = trace_pair(teacher, student, example)
-        if isinstance(taps, str) and taps != "auto":
-            raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
-        pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if taps == "auto" else _pairs(taps)
-        positions = []
-        for first, second in pairs:
-            values = tapped_operation(traces[0], teacher, first), tapped_operation(traces[1], student, second)
-            positions.append(Position(first, second, values, margin_source(traces[0], values[0]), reduction, norm))
-        like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
-        modules = nn.ModuleList(positions).to(like.device, torch.promote_types(like.dtype, torch.float32))
-        self.positions = cast("Sequence[Position]", modules)
-        self._weights, self._loss_reduction = _weights(loss_weight, len(positions))
-        self.student = student
-        self._student_capture = Capture(student, [position.student for position in positions])
-        # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
-        self._teacher = FrozenTeacher(teacher, [position.teacher for position in positions])
+        if not 0 <= hysteresis < math.inf:
+            raise ValueError(f"hysteresis={hysteresis}: expected a finite number of at least 0")
+
+        position = functools.partial(Position, reduction=reduction, norm=norm, matcher=matcher, hysteresis=hysteresis)
+        super().__init__(teacher, student, taps, position, loss_weight, example)
         self.matched = False
-        self.position_losses = torch.zeros(len(positions))
         self.register_load_state_dict_post_hook(_look_for_matching)  # type: ignore[no-untyped-call]
 
-    @property
-    def teacher(self) -> nn.Module:
-        """The teacher, as it was given."""
-        return self._teacher.model
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MatchingDistiller:
-        self._teacher.model._apply(fn)  # type: ignore[no-untyped-call]
-        self._teacher.copies.clear()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """Run student and teacher on the same input.
-
-        Returns:
-            The student's own output, and the distillation loss: a scalar in the graph.
+    def loss(self, captured: Captured) -> Tensor:
+        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar.
 
         Raises:
             RuntimeError: before the first `refresh`.
         """
-        with self.capture() as captured:
-            output = self.student(*args, **kwargs)
-        return output, self.loss(captured)
-
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[Captured]:
-        """Collect the student's features and input in a block that runs it, for `loss`.
-
-        For a student that is a part of a larger model: run the model in the block.
-
-        Raises:
-            ValueError: at the end, if a tap was not reached.
-        """
-        with self._student_capture() as captured:
-            yield captured
-
-    def loss(self, captured: Captured) -> Tensor:
-        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar."""
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
-        self._student_capture.check(captured)
-        teacher_values = self._teacher(captured)
-        # The paper's sums are per image of the batch; means are already.
-        share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
-        losses = [
-            position.loss(captured.values[number], teacher_values[number], self._loss_reduction) * (weight * share)
-            for number, (position, weight) in enumerate(zip(self.positions, self._weights, strict=True))
-        ]
-        self.position_losses = torch.stack(losses).detach()
-        return torch.stack(losses).sum()
+        return super().loss(captured)
 
     @torch.no_grad()
     def refresh(
@@ -332,23 +243,13 @@ class MatchingDistiller(nn.Module):
         if world > 1:
             for total, position in zip(sums, self.positions, strict=True):
                 total.all_reduce(position.student_channels, position.teacher_channels, device)
-        matchings = [position.solve(total, self.teacher) for total, position in zip(sums, self.positions, strict=True)]
+        matchings = [position.solve(total) for total, position in zip(sums, self.positions, strict=True)]
         if world > 1:
-            for position in self.positions:  # "rd" draws a margin, which must not differ between ranks
+            for position in self.positions:  # random choices ("rd"'s margins) must not differ between ranks
+                torch.distributed.broadcast(position.index, 0)
                 torch.distributed.broadcast(position.margin, 0)
         self.matched = True
         return matchings
-
-    def release(self) -> nn.Module:
-        """Take the hooks off both networks and return the student; the distiller is of no use afterwards."""
-        self._student_capture.remove()
-        self._teacher.capture.remove()
-        return self.student
-
-    def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
-        lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
-        return "\n".join([*lines, ")"])
 
 
 def _check_signature(position: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -362,36 +263,3 @@ def _check_signature(position: nn.Module, state: dict[str, Any], prefix: str, *_
 
 def _look_for_matching(distiller: nn.Module, _: Any) -> None:
     distiller.matched = all(bool((position.index >= 0).any()) for position in distiller.positions)  # type: ignore
-
-
-def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]:
-    """The taps as such; a pair from YAML is a list."""
-    pairs: list[tuple[Tap, Tap]] = []
-    for pair in taps:
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(isinstance(tap, (Tap, str)) for tap in pair)
-        ):
-            raise ValueError(f"{pair!r} in taps: expected a pair (teacher tap, student tap), each a Tap or its text")
-        first, second = (tap if isinstance(tap, Tap) else Tap.parse(tap) for tap in pair)
-        pairs.append((first, second))
-    if not pairs:
-        raise ValueError("taps is empty: expected 'auto' or at least one (teacher tap, student tap)")
-    return pairs
-
-
-def _weights(
-    loss_weight: float | Sequence[float] | Literal["paper"], positions: int
-) -> tuple[list[float], Literal["sum", "mean"]]:
-    """The weight of every position, and whether it is of the sum over a position's elements or of their mean."""
-    if loss_weight == "paper":
-        return [1 / (PAPER_FACTOR * 2 ** (positions - 1 - number)) for number in range(positions)], "sum"
-    if isinstance(loss_weight, str):
-        raise ValueError(f"loss_weight={loss_weight!r}: expected a number, a number for each position, or 'paper'")
-    weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
-    if len(weights) != positions:
-        raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
-    if not all(isinstance(weight, numbers.Real) and 0 <= float(weight) < math.inf for weight in weights):
-        raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
-    return [float(weight) for weight in weights], "mean"

@@ -131,6 +131,27 @@ def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
     return index.reshape(group, students).T.sort(1).values.contiguous().to(cost.device)
 
 
+def random_assignment(cost: Tensor, group_size: int | None = None, generator: Generator | None = None) -> Tensor:
+    """As `solve_assignment`, but any groups, whatever they cost: the control that shows what the matching is worth.
+
+    Args:
+        cost: (Cs, Ct); its shape and device matter.
+        group_size: as of `solve_assignment`.
+        generator: source of the draws, on the CPU; None is torch's default generator.
+
+    Returns:
+        index (Cs, G), as of `solve_assignment`.
+
+    Raises:
+        ValueError: as of `solve_assignment`.
+
+    Example:
+        >>> random_assignment(torch.zeros(2, 6), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3])
+    """
+    return solve_assignment(torch.rand(cost.shape, generator=generator), group_size).to(cost.device)
+
+
 def reduce_channels(
     teacher: Tensor, index: Tensor, reduction: str | Reduction = "amp", generator: Generator | None = None
 ) -> Tensor:

@@ -5,7 +5,7 @@ Axes: N batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -14,12 +14,14 @@ from torch import Tensor
 from matchdistill.trace import tensors_in
 
 
-def due(epoch: int, every: int) -> bool:
+def due(epoch: int, every: int | Sequence[int]) -> bool:
     """Whether the matching is refreshed before this epoch (from 0): once before training, then every so many epochs.
 
-    0 for `every` matches once.
+    0 for `every` matches once; a sequence has the epochs themselves.
     """
-    return epoch == 0 or (every > 0 and epoch % every == 0)
+    if isinstance(every, int):
+        return epoch == 0 or (every > 0 and epoch % every == 0)
+    return epoch == 0 or epoch in every
 
 
 def images_of(batch: Any) -> Tensor:

@@ -210,3 +210,39 @@ def test_weights_from_a_file(tmp_path):
         build_model("matchdistill.models:small_resnet", weights=tmp_path / "best", width=4)
     assert "num_classes=3" in one_line(info)
     assert isinstance(model, nn.Module)
+
+
+def test_weights_of_an_installed_package(tmp_path, monkeypatch):
+    source = build_model("matchdistill.models:small_resnet", num_classes=3, width=4)
+    (tmp_path / "some_weights" / "models").mkdir(parents=True)
+    (tmp_path / "some_weights" / "__init__.py").write_text("raise RuntimeError('it is only looked for')")
+    torch.save(source.state_dict(), tmp_path / "some_weights" / "models" / "best.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "some_weights:models/best.pth"
+    model = build_model("matchdistill.models:small_resnet", num_classes=3, weights=name, width=4)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    model = build_model("matchdistill.models:small_resnet", 7, name, fresh_head=True, width=4)
+    assert torch.equal(model.stem[0].weight, source.stem[0].weight)
+    assert model.fc.out_features == 7
+    for wrong, part in (
+        ("some_weights:none.pth", "there is no such file"),
+        ("no_weights:a.pth", "no package 'no_weights'"),
+    ):
+        with pytest.raises(ValueError, match=part) as info:
+            build_model("matchdistill.models:small_resnet", weights=wrong, width=4)
+        assert wrong in one_line(info)
+
+
+def test_a_method_of_a_class_builds_a_model(tmp_path, monkeypatch):
+    (tmp_path / "method_of_class.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    @classmethod\n"
+        "    def of(cls, width, **options):\n"
+        "        return cls(width, options['num_classes'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = build_model("method_of_class:Net.of", num_classes=3, width=5)
+    assert (model.in_features, model.out_features) == (5, 3)
+    with pytest.raises(ValueError, match=r"no function 'Net.off'"):
+        build_model("method_of_class:Net.off")

@@ -214,6 +214,19 @@ def test_another_number_of_classes(tmp_path, source, strict):
         assert torch.equal(target.layer3.conv1.weight, source.layer3.conv1.weight)
 
 
+def test_a_fresh_head_but_nothing_else_of_its_own(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    target = small_resnet(num_classes=10, width=4)
+    head = target.fc.weight.clone()
+    left = load_weights(target, tmp_path / "w.pt", fresh_head=True)
+    assert [line.split()[0] for line in left] == ["fc.weight", "fc.bias"]
+    assert torch.equal(target.fc.weight, head)
+    assert torch.equal(target.layer3.conv1.weight, source.layer3.conv1.weight)
+    before = small_resnet(num_classes=10, width=8)
+    with pytest.raises(ValueError, match="does not fit SmallResNet"):
+        load_weights(before, tmp_path / "w.pt", fresh_head=True)
+
+
 def test_weights_that_cannot_be_written_are_an_oserror_and_leave_the_old_file(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(nn.Linear(2, 2), path)

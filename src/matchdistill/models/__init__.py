@@ -1,7 +1,7 @@
 """Networks by name, weights loaded safely, and the small network of the quickstart."""
 
-from matchdistill.models.build import build_model, is_file_name
+from matchdistill.models.build import build_model, weights_file
 from matchdistill.models.small import small_resnet
 from matchdistill.models.weights import load_weights, save_weights
 
-__all__ = ["build_model", "is_file_name", "load_weights", "save_weights", "small_resnet"]
+__all__ = ["build_model", "load_weights", "save_weights", "small_resnet", "weights_file"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import operator
 import pkgutil
 import sys
 from http.client import HTTPException
@@ -20,18 +22,23 @@ ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice a
 
 
 def build_model(
-    name: str, num_classes: int | None = None, weights: str | Path | None = None, **options: Any
+    name: str,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    fresh_head: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: ``"torchvision:resnet50"``, ``"timm:mobilenetv1_100"``, or a function of your own as
-            ``"package.module:function"``, which is looked for in the current folder too.
+            ``"package.module:function"`` (or ``"package.module:Class.method"``), looked for in the current folder too.
         num_classes: size of the head; None is the library's default. A function of your own is given it if it has
             such an argument.
-        weights: a file, which must fit exactly, or pretrained weights of the library: a name that torchvision has for
-            them (``"IMAGENET1K_V2"``), a timm tag (``"a1_in1k"``), or ``"pretrained"``. If they are for another
-            number of classes, the head is a fresh one.
+        weights: a file, which must fit exactly, as a path or ``"package:path/in/it"`` of an installed package; or
+            pretrained weights of the library: a name that torchvision has for them (``"IMAGENET1K_V2"``), a timm tag
+            (``"a1_in1k"``), or ``"pretrained"``. If these are for another number of classes, the head is a fresh one.
+        fresh_head: whether the head is a fresh one too where a file is for another number of classes.
         options: passed on to the function that builds the network.
 
     Raises:
@@ -43,7 +50,7 @@ def build_model(
         >>> model(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 4])
     """
-    file = Path(weights) if weights is not None and is_file_name(str(weights)) else None
+    file = None if weights is None else weights_file(str(weights))
     pretrained = str(weights) if weights is not None and file is None else None
     library, _, entry = name.partition(":")
     if not library or not entry:
@@ -61,13 +68,28 @@ def build_model(
     else:
         raise ValueError(f"model {name!r}: expected weights from a file, got {pretrained!r} and there is no such file")
     if file is not None:
-        load_weights(model, file)
+        load_weights(model, file, fresh_head=fresh_head)
     return model
 
 
-def is_file_name(weights: str) -> bool:
-    """Whether weights are meant as a file, not as a name that a library has for them."""
-    return Path(weights).suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or Path(weights).exists()
+def weights_file(weights: str) -> Path | None:
+    """The file that is meant by weights; None where they are a name that a library has for its own.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = Path(weights).expanduser()
+    package, _, inside = weights.partition(":")
+    if not file.is_file() and inside and package.isidentifier():
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"weights {weights}: there is no package {package!r}: install it, or name a file")
+        file = Path(spec.submodule_search_locations[0], inside)
+    elif not (file.suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or file.exists()):
+        return None
+    if not file.is_file():
+        raise ValueError(f"weights {weights}: there is no such file")
+    return file
 
 
 def _library_models(library: str) -> list[str]:
@@ -163,7 +185,10 @@ def _build_own(module_name: str, function_name: str, options: dict[str, Any]) ->
             hint = did_you_mean(module_name, _modules_near(module_name))
             raise ValueError(f"model {name!r}: there is no library or module {error.name!r}{hint}") from error
         raise ValueError(f"model {name!r}: importing {module_name!r} failed with {cause(error)}") from error
-    function = getattr(module, function_name, None)
+    try:
+        function = operator.attrgetter(function_name)(module)
+    except AttributeError:
+        function = None
     if not callable(function):
         hint = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
         raise ValueError(f"model {name!r}: module {module_name!r} has no function {function_name!r}{hint}")

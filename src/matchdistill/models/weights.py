@@ -19,7 +19,7 @@ NESTS = ("state_dict", "model_state_dict", "model", "student")
 LISTED = 8  # differences that an error names one by one
 
 
-def load_weights(module: nn.Module, path: str | Path, strict: bool = True) -> list[str]:
+def load_weights(module: nn.Module, path: str | Path, strict: bool = True, fresh_head: bool = False) -> list[str]:
     """Load a state dict from a file into ``module``.
 
     ``.safetensors`` files and everything that ``torch.save`` wrote are read, the latter without executing what they
@@ -30,6 +30,7 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True) -> li
         module: the network to load into.
         path: the file.
         strict: whether everything must fit. If it does not, nothing is loaded.
+        fresh_head: whether the file may be for another number of classes all the same; the module keeps its own head then.
 
     Returns:
         What was not loaded, one line for each entry; empty if everything fits.
@@ -57,14 +58,14 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True) -> li
         *(f"{key} {tuple(state[key].shape)} is unexpected" for key in unexpected),
     ]
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    if strict and differences:
-        shapes = [(state[key].shape, own[key].shape) for key in reshaped]
-        classes = None if missing or unexpected else _class_counts(shapes)
-        if classes is not None:
-            raise ValueError(
-                f"{path}: these weights are for {classes[0]} classes, the model has {classes[1]} ({differences[0]}): "
-                f"build the model with num_classes={classes[0]}, or load with strict=False to keep the model's own head"
-            )
+    shapes = [(state[key].shape, own[key].shape) for key in reshaped]
+    classes = None if missing or unexpected else _class_counts(shapes)
+    if strict and classes is not None and not fresh_head:
+        raise ValueError(
+            f"{path}: these weights are for {classes[0]} classes, the model has {classes[1]} ({differences[0]}): "
+            f"build the model with num_classes={classes[0]}, or keep its own, untrained head by fresh_head=True"
+        )
+    if strict and differences and classes is None:
         listed = "; ".join(differences[:LISTED])
         more = f"; and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
         other = "; this looks like another architecture" if 2 * len(fitting) < len(own) else ""

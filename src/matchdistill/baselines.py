@@ -1,0 +1,78 @@
+"""Other distillers of features, to compare with: the same taps, another loss.
+
+Axes: N batch, Cs student channels, Ct teacher channels, * position axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from matchdistill.features import FeatureNorm, FeaturePosition
+from matchdistill.functional import partial_loss
+
+
+class FitNetsPosition(FeaturePosition):
+    """Squared distance behind a trained 1x1 convolution to the teacher's width.
+
+    A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, section 2.2; here beside the task's loss, not before.
+    """
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self.adapter = nn.Linear(self.student_channels, self.teacher_channels)
+
+    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+        """The squared distance, a scalar."""
+        student, teacher = self.maps(student, teacher.detach())
+        return F.mse_loss(_pointwise(self.adapter, student), teacher, reduction=reduction)
+
+
+class AttentionPosition(FeaturePosition):
+    """Squared distance of the normalised maps of attention, the mean of squares over the activated channels.
+
+    S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1.
+    """
+
+    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+        """The squared distance, a scalar."""
+        student, teacher = self.maps(student, teacher.detach())
+        return F.mse_loss(attention(student), attention(teacher), reduction=reduction)
+
+
+def attention(features: Tensor) -> Tensor:
+    """Maps of attention (N, P), of length 1 each, of features (N, C, *) before their activation."""
+    return F.normalize(features.relu().square().mean(1).flatten(1))
+
+
+class OverhaulPosition(FeaturePosition):
+    """Partial distance, with margins, behind a trained 1x1 convolution and batch norm to the teacher's width.
+
+    B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, section 3.
+    """
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        if self.margin_norm is None:
+            raise ValueError(
+                f"{self.name}: OFD takes its margins from a batch norm, and the teacher has none before it"
+            )
+        self.adapter = nn.Linear(self.student_channels, self.teacher_channels, bias=False)
+        self.norm = FeatureNorm(self.teacher_channels)
+
+    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+        """The partial distance, a scalar."""
+        student, teacher = self.maps(student, teacher.detach())
+        margin = self.teacher_margin().to(student.device)
+        return partial_loss(self.norm(_pointwise(self.adapter, student)), teacher, margin, reduction)
+
+
+def _pointwise(adapter: nn.Module, features: Tensor) -> Tensor:
+    """A linear map of the channels of features (N, C, *)."""
+    mapped: Tensor = adapter(features.movedim(1, -1))
+    return mapped.movedim(-1, 1)
+
+
+BASELINES = {"fitnets": FitNetsPosition, "at": AttentionPosition, "ofd": OverhaulPosition}

@@ -1,0 +1,248 @@
+"""What the distillers of features have in common: tapped values of teacher and student, compared position by position.
+
+Axes: N batch, Cs student channels, Ct teacher channels, * position axes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from matchdistill.alignment import align_maps, channels_second
+from matchdistill.capture import Capture, Captured
+from matchdistill.functional import batchnorm_margin
+from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
+from matchdistill.teacher import FrozenTeacher
+from matchdistill.trace import Operation
+
+PAPER_FACTOR = 1e4  # of the summed losses at 224 px (MGD, section 4.1)
+
+
+class FeatureNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of features (N, C, *) with any position axes.
+
+    A batch that leaves a channel a single value has no variance to normalise by; there the running statistics are used.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            assert self.running_mean is not None
+            return nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias)
+        return super().forward(input)
+
+
+class FeaturePosition(nn.Module):
+    """One distillation position: two taps, and the loss of what they take.
+
+    Args:
+        teacher, student: the taps.
+        values: the operations that make their values.
+        margin_norm: path and module of the batch norm that the teacher's value comes from; None: there is none.
+    """
+
+    def __init__(
+        self, teacher: Tap, student: Tap, values: tuple[Operation, Operation], margin_norm: tuple[str, nn.Module] | None
+    ) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+        self._margin_norm = margin_norm  # in a tuple, as it is the teacher's: not a submodule
+        self.channel_dims = values[0].channels_axis, values[1].channels_axis
+        self.spatial = values[0].spatial, values[1].spatial
+        self.teacher_channels, self.student_channels = values[0].channels, values[1].channels
+
+    @property
+    def name(self) -> str:
+        """The taps, "teacher -> student"."""
+        return f"{self.teacher} -> {self.student}"
+
+    @property
+    def margin_norm(self) -> str | None:
+        """Path of the teacher's batch norm that the margins come from; None: there is none."""
+        return None if self._margin_norm is None else self._margin_norm[0]
+
+    def teacher_margin(self) -> Tensor:
+        """Margins (Ct,) from the batch norm, as it is now, before the teacher's value."""
+        assert self._margin_norm is not None
+        norm = self._margin_norm[1]
+        return batchnorm_margin(norm.weight, norm.bias)  # type: ignore[arg-type]
+
+    def maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both features with the channels in axis 1 and the student's map size."""
+        # Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence.
+        sequences = student.ndim == teacher.ndim == 3 and self.channel_dims == (1, 1)
+        student, teacher = (
+            channels_second(student, self.channel_dims[1]),
+            channels_second(teacher, self.channel_dims[0]),
+        )
+        return align_maps(student, teacher, sequences)
+
+    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+        """The loss of features as they were tapped, a scalar: summed over the elements, or their mean."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Taps, widths and map sizes."""
+        teacher_size, student_size = self.spatial
+        return f"{self.name}, {self.teacher_channels} x {teacher_size} -> {self.student_channels} x {student_size}"
+
+
+class FeatureDistiller(nn.Module):
+    """Distils a teacher into a student through their features.
+
+    Neither network is changed: the features are taken by hooks (`release` removes them), and ``distiller.student`` is the
+    network to deploy. The teacher stays in evaluation mode, gets no gradients, and is in neither ``parameters()`` nor
+    ``state_dict()``.
+
+    Args:
+        teacher: the large network, or the part of one that corresponds to the student.
+        student: the small network, or a part of one.
+        taps: as of `MatchingDistiller`.
+        position: makes a position, given the arguments of `FeaturePosition`.
+        loss_weight: as of `MatchingDistiller`.
+        example: as of `MatchingDistiller`.
+
+    Attributes:
+        student: the student, as it was given.
+        positions: the positions, from shallow to deep.
+        position_losses: each position's weighted loss in the last forward pass (n,), detached.
+
+    Raises:
+        ValueError: taps that do not exist or cannot be found, or weights that do not fit them.
+    """
+
+    positions: Sequence[FeaturePosition]
+    position_losses: Tensor
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        taps: Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]],
+        position: Callable[[Tap, Tap, tuple[Operation, Operation], tuple[str, nn.Module] | None], FeaturePosition],
+        loss_weight: float | Sequence[float] | Literal["paper"],
+        example: Tensor | tuple[Any, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
+            path = next(path for path, module in student.named_modules() if id(module) in shared)
+            raise ValueError(
+                f"teacher and student share the module {path!r}: the frozen teacher needs modules of its own, for example "
+                "copy.deepcopy(teacher)"
+            )
+        traces = trace_pair(teacher, student, example)
+        if isinstance(taps, str) and taps != "auto":
+            raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
+        pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if taps == "auto" else _pairs(taps)
+        positions = []
+        for first, second in pairs:
+            values = tapped_operation(traces[0], teacher, first), tapped_operation(traces[1], student, second)
+            path = margin_source(traces[0], values[0])
+            positions.append(position(first, second, values, None if path is None else (path, resolve(teacher, path))))
+        like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
+        modules = nn.ModuleList(positions).to(like.device, torch.promote_types(like.dtype, torch.float32))
+        self.positions = cast("Sequence[FeaturePosition]", modules)
+        self._weights, self._loss_reduction = _weights(loss_weight, len(positions))
+        self.student = student
+        self._student_capture = Capture(student, [position.student for position in positions])
+        # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
+        self._teacher = FrozenTeacher(teacher, [position.teacher for position in positions])
+        self.position_losses = torch.zeros(len(positions))
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The teacher, as it was given."""
+        return self._teacher.model
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureDistiller:
+        self._teacher.model._apply(fn)  # type: ignore[no-untyped-call]
+        self._teacher.copies.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """Run student and teacher on the same input.
+
+        Returns:
+            The student's own output, and the distillation loss: a scalar in the graph.
+        """
+        with self.capture() as captured:
+            output = self.student(*args, **kwargs)
+        return output, self.loss(captured)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Captured]:
+        """Collect the student's features and input in a block that runs it, for `loss`.
+
+        For a student that is a part of a larger model: run the model in the block.
+
+        Raises:
+            ValueError: at the end, if a tap was not reached.
+        """
+        with self._student_capture() as captured:
+            yield captured
+
+    def loss(self, captured: Captured) -> Tensor:
+        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar."""
+        self._student_capture.check(captured)
+        teacher_values = self._teacher(captured)
+        # The paper's sums are per image of the batch; means are already.
+        share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
+        losses = [
+            position.loss(captured.values[number], teacher_values[number], self._loss_reduction) * (weight * share)
+            for number, (position, weight) in enumerate(zip(self.positions, self._weights, strict=True))
+        ]
+        self.position_losses = torch.stack(losses).detach()
+        return torch.stack(losses).sum()
+
+    def release(self) -> nn.Module:
+        """Take the hooks off both networks and return the student; the distiller is of no use afterwards."""
+        self._student_capture.remove()
+        self._teacher.capture.remove()
+        return self.student
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
+        lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
+        return "\n".join([*lines, ")"])
+
+
+def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]:
+    """The taps as such; a pair from YAML is a list."""
+    pairs: list[tuple[Tap, Tap]] = []
+    for pair in taps:
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(isinstance(tap, (Tap, str)) for tap in pair)
+        ):
+            raise ValueError(f"{pair!r} in taps: expected a pair (teacher tap, student tap), each a Tap or its text")
+        first, second = (tap if isinstance(tap, Tap) else Tap.parse(tap) for tap in pair)
+        pairs.append((first, second))
+    if not pairs:
+        raise ValueError("taps is empty: expected 'auto' or at least one (teacher tap, student tap)")
+    return pairs
+
+
+def _weights(
+    loss_weight: float | Sequence[float] | Literal["paper"], positions: int
+) -> tuple[list[float], Literal["sum", "mean"]]:
+    """The weight of every position, and whether it is of the sum over a position's elements or of their mean."""
+    if loss_weight == "paper":
+        return [1 / (PAPER_FACTOR * 2 ** (positions - 1 - number)) for number in range(positions)], "sum"
+    if isinstance(loss_weight, str):
+        raise ValueError(f"loss_weight={loss_weight!r}: expected a number, a number for each position, or 'paper'")
+    weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
+    if len(weights) != positions:
+        raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
+    if not all(isinstance(weight, numbers.Real) and 0 <= float(weight) < math.inf for weight in weights):
+        raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
+    return [float(weight) for weight in weights], "mean"
