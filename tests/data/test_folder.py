@@ -36,8 +36,9 @@ def test_everything_is_found_and_nothing_else(image_root):
     assert type(images) is torch.Tensor
 
 
-def test_valid_is_another_name_for_val(image_root):
-    (image_root / "val").rename(image_root / "valid")
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_for_val(image_root, name):
+    (image_root / "val").rename(image_root / name)
     assert len(folder_data(image_root).val_set) == 6
 
 
@@ -65,9 +66,25 @@ def test_missing_folders(image_root, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file" in error_of(tmp_path / "file")
     shutil.rmtree(image_root / "val")
-    assert f"{image_root / 'val'} cannot be read" in error_of(image_root)
+    assert error_of(image_root) == f"{image_root} has no folder val"
     shutil.rmtree(image_root / "train")
-    assert f"{image_root / 'train'} cannot be read" in error_of(image_root)
+    assert error_of(image_root) == f"{image_root} has no folder train"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_as_root(image_root, split, monkeypatch):
+    said = f"has no folder train; did you mean {str(image_root)!r}?"
+    assert error_of(image_root / split) == f"{image_root / split} {said}"
+    monkeypatch.chdir(image_root / split)
+    assert error_of(Path()) == f". {said}"
+
+
+def test_the_folder_around_as_root(image_root, tmp_path):
+    inner = tmp_path / "birds" / "birds"
+    inner.mkdir(parents=True)
+    for name in ("train", "val"):
+        (image_root / name).rename(inner / name)
+    assert error_of(tmp_path / "birds").endswith(f"did you mean {str(inner)!r}?")
 
 
 def test_no_class_folders(image_root):

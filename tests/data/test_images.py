@@ -71,6 +71,49 @@ def test_limits_are_balanced_and_seeded():
 def test_limits_of_folders(image_root):
     data = ready(name="folder", root=image_root, image_size=8, train_limit=4, val_limit=2)
     assert (data.train_set.files.labels.tolist(), data.val_set.files.labels.tolist()) == ([0, 0, 1, 1], [0, 1])
+    assert (data.train_set.fewest, data.val_set.fewest) == (2, 1)  # images left in a batch with corrupt ones
+
+
+def pixels(data):
+    return {tuple(image.flatten().tolist()) for image in data.train_set.data.images}
+
+
+def test_parts_of_the_training_images_are_disjoint_balanced_and_the_same_for_every_seed():
+    everything = ready(image_size=8)
+    parts = [[0, 500], [500, 800], [800, 1297]]
+    first, second, third = (ready(image_size=8, train_part=part, seed=seed) for seed, part in enumerate(parts))
+    assert first.train_set.data.labels.bincount().tolist() == [50] * 10
+    assert second.train_set.data.labels.bincount().tolist() == [30] * 10
+    assert [len(data.train_set) for data in (first, second, third)] == [500, 300, 497]
+    assert pixels(first) | pixels(second) | pixels(third) == pixels(everything)
+    assert len(pixels(first)) + len(pixels(second)) + len(pixels(third)) == len(pixels(everything))
+    again = ready(image_size=8, train_part=[0, 500], seed=5)
+    assert torch.equal(again.train_set.data.images, first.train_set.data.images)
+    assert len(first.val_set) == 500
+
+
+def test_parts_of_the_validation_images():
+    everything = ready(image_size=8).val_set.data.images
+    first, second = (ready(image_size=8, val_part=part).val_set.data for part in ([0, 200], [200, 500]))
+    assert first.labels.bincount().tolist() == [20] * 10
+    rows = {tuple(image.flatten().tolist()) for image in torch.cat([first.images, second.images])}
+    assert rows == {tuple(image.flatten().tolist()) for image in everything}
+    assert len(first.images) + len(second.images) == len(everything)
+    assert len(ready(val_part=[0, 200], val_limit=50).val_set) == 50
+
+
+def test_limit_chooses_from_the_part():
+    part = ready(image_size=8, train_part=[500, 800])
+    chosen = [ready(image_size=8, train_part=[500, 800], train_limit=100, seed=seed) for seed in range(2)]
+    assert all(pixels(data) < pixels(part) for data in chosen)
+    assert chosen[0].train_set.data.labels.bincount().tolist() == [10] * 10
+    assert pixels(chosen[0]) != pixels(chosen[1])
+
+
+def test_part_of_a_folder(image_root):
+    data = [ready(name="folder", root=image_root, image_size=8, train_part=part) for part in ([0, 4], [4, 12])]
+    assert [each.train_set.files.labels.tolist() for each in data] == [[0, 0, 1, 1], [0] * 4 + [1] * 4]
+    assert not set(data[0].train_set.files.paths) & set(data[1].train_set.files.paths)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +121,22 @@ def test_limits_of_folders(image_root):
     [
         ({"name": "digit"}, "did you mean 'digits'"),
         ({"name": "cifar"}, "expected digits, fashion-mnist, folder"),
-        ({"name": "folder"}, "as data.root"),
+        ({"name": "folder"}, "give the folder that holds train/ and val/ as data.root"),
+        ({"name": "imagenet"}, "official archives as data.root"),
+        ({"name": "cub200"}, "CUB_200_2011, or its archive as data.root"),
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"workers": -1}, "data.workers is -1"),
         ({"image_size": 0}, "data.image_size is 0"),
         ({"train_limit": 0}, "data.train_limit is 0"),
         ({"val_limit": -5}, "data.val_limit is -5"),
+        ({"train_part": [5]}, r"data.train_part is \[5\]: expected two whole numbers"),
+        ({"train_part": [0, 5, 9]}, "expected two whole numbers"),
+        ({"train_part": [-1, 5]}, "first from 0 on"),
+        ({"train_part": [5, 5]}, "last larger"),
+        ({"val_part": [5]}, r"data.val_part is \[5\]: expected two whole numbers"),
+        ({"val_part": [0, 501]}, r"data.val_part is \[0, 501\], but there are only 500 images"),
+        ({"train_part": [1000, 1298]}, r"data.train_part is \[1000, 1298\], but there are only 1297 images"),
+        ({"train_part": [0, 50], "train_limit": 51}, "data.train_limit is 51, but there are only 50 images"),
         ({"train_limit": 1298}, "data.train_limit is 1298, but there are only 1297 images"),
     ],
 )

@@ -119,6 +119,17 @@ def test_balanced_subset(size, counts):
         assert chosen.tolist() != balanced_subset(labels, size, seed=2).tolist()
 
 
+def test_balanced_subsets_of_one_order():
+    labels = torch.tensor([0] * 5 + [1] * 20 + [2] * 30)[torch.randperm(55)]
+    parts = [balanced_subset(labels, 7, seed=1, first=first) for first in range(0, 49, 7)]
+    assert len(torch.cat(parts).unique()) == 49
+    assert set(torch.cat(parts[:3]).tolist()) == set(balanced_subset(labels, 21, seed=1).tolist())
+    # Class 0 is used up after 15 images, class 1 after 45.
+    counts = [labels[part].bincount(minlength=3).tolist() for part in parts]
+    assert all(max(count) - min(count) <= 2 for count in counts[:2])
+    assert all(count[0] == 0 and abs(count[1] - count[2]) <= 2 for count in counts[3:6])
+
+
 def test_balanced_subset_without_some_class():
     labels = torch.tensor([4, 4, 1, 1])
     assert labels[balanced_subset(labels, 2, seed=0)].sort().values.tolist() == [1, 4]

@@ -22,6 +22,7 @@ from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.messages import cause
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+VAL_NAMES = ("val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
     """
     if not root.is_dir():
         raise ValueError(f"image folder {root} {'is a file' if root.exists() else 'does not exist'}")
-    val_root = next((root / name for name in ("val", "valid") if (root / name).is_dir()), root / "val")
+    val_root = val_folder(root)
+    for folder in (root / "train", val_root):
+        if not folder.exists():
+            raise ValueError(f"{root} has no folder {folder.name}{did_you_mean_folder(root)}")
     class_names, val_names = _class_names(root / "train"), _class_names(val_root)
     if class_names != val_names:
         only_train = ", ".join(sorted(set(class_names) - set(val_names))) or "none"
@@ -54,6 +58,19 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
             f"only in {root / 'train'}: {only_train}; only in {val_root}: {only_val}"
         )
     return _scan(root / "train", class_names), _scan(val_root, class_names), class_names
+
+
+def val_folder(root: Path) -> Path:
+    """The folder of the validation images, which goes by several names."""
+    return next((root / name for name in VAL_NAMES if (root / name).is_dir()), root / VAL_NAMES[0])
+
+
+def did_you_mean_folder(root: Path) -> str:
+    """``; did you mean '/data'?`` for a root that is one step too deep or not deep enough, or nothing."""
+    root = root.absolute()
+    places = [root.parent / "train"] if root.name in ("train", *VAL_NAMES) else []
+    found = next((place for place in places + sorted(root.glob("*/train")) if place.is_dir()), None)
+    return f"; did you mean {str(found.parent)!r}?" if found else ""
 
 
 def _class_names(folder: Path) -> list[str]:

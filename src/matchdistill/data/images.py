@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Generator
 from torch.utils.data import Dataset
 
+from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform
+from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.loading import (
     BatchLoader,
     EpochSampler,
@@ -31,9 +34,14 @@ from matchdistill.data.tensors import (
 from matchdistill.messages import did_you_mean
 from matchdistill.refresh import rank_and_world
 
-Images = TypeVar("Images", GrayImages, ImageFiles)
+Images = GrayImages | ImageFiles
 
-IMAGE_SIZES = {"digits": 16, "fashion-mnist": 32, "folder": 224}
+IMAGE_SIZES = {"digits": 16, "fashion-mnist": 32, "folder": 224, "imagenet": 224, "cub200": 224}
+ROOTS = {
+    "folder": "the folder that holds train/ and val/",
+    "imagenet": "the folder that holds train/ and val/, or the official archives",
+    "cub200": "the folder CUB_200_2011, or its archive",
+}
 
 
 class ImageData(pl.LightningDataModule):
@@ -43,16 +51,21 @@ class ImageData(pl.LightningDataModule):
     rank, and of the number of workers.
 
     Args:
-        name: ``digits`` (built in), ``fashion-mnist``, or ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
-            ``ROOT/val/CLASS/*.jpg`` (or ``valid``).
+        name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
+            ``ROOT/val/CLASS/*.jpg`` (or ``valid``, ``validation``), ``imagenet`` for the same or the official archives,
+            ``cub200`` for CUB-200-2011. What is in archives is extracted beside them, once.
         root: the folder with the data; ``digits`` needs none.
-        image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for folder.
+        image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
         batch_size: images per step and process.
         workers: processes that load images; 0 loads in the training process.
+        train_part: [first, last]: of the training images in a balanced random order that is the same for every
+            ``seed``, those from ``first`` to before ``last``; ``train_limit`` chooses among them. For disjoint images
+            of teacher, pre-training and student.
+        val_part: likewise of the validation images. For disjoint images to choose settings by and to report.
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
         val_limit: use that many validation images, likewise but the same for every ``seed``.
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
-            and mirrored (folder).
+            and mirrored (the others).
         skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
         download: whether fashion-mnist may be downloaded into ``root``.
         seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
@@ -82,6 +95,8 @@ class ImageData(pl.LightningDataModule):
         image_size: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
+        train_part: list[int] | None = None,
+        val_part: list[int] | None = None,
         train_limit: int | None = None,
         val_limit: int | None = None,
         augment: bool = True,
@@ -95,8 +110,8 @@ class ImageData(pl.LightningDataModule):
             problems.append(
                 f"data.name is {name!r}: expected {', '.join(IMAGE_SIZES)}{did_you_mean(name, IMAGE_SIZES)}"
             )
-        if name == "folder" and root is None:
-            problems.append("data.name is 'folder': give the folder that holds train/ and val/ as data.root")
+        if name in ROOTS and root is None:
+            problems.append(f"data.name is {name!r}: give {ROOTS[name]} as data.root")
         for argument, value, least in (
             ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
@@ -106,6 +121,11 @@ class ImageData(pl.LightningDataModule):
         ):
             if value is not None and value < least:
                 problems.append(f"data.{argument} is {value}: expected a whole number from {least} on")
+        for argument, part in (("train_part", train_part), ("val_part", val_part)):
+            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
+                problems.append(
+                    f"data.{argument} is {part}: expected two whole numbers [first, last], first from 0 on, last larger"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         self.name: str = name
@@ -113,6 +133,8 @@ class ImageData(pl.LightningDataModule):
         self.image_size = image_size or IMAGE_SIZES[name]
         self.batch_size = batch_size
         self.workers = workers
+        self.train_part = train_part
+        self.val_part = val_part
         self.train_limit = train_limit
         self.val_limit = val_limit
         self.augment = augment
@@ -121,38 +143,46 @@ class ImageData(pl.LightningDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Download, once per machine, what is to be downloaded."""
-        if self.name == "fashion-mnist":
-            find_fashion_mnist(self.root, self.download)
+        """Download or extract, once per machine, what is to be downloaded or extracted."""
+        self._located()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images or, for folders, their names. Further calls do nothing."""
+        """Read the images or, where each is a file, their names. Further calls do nothing."""
         if hasattr(self, "train_set"):
             return
-        if self.name == "folder":
-            assert self.root is not None
-            train_files, val_files, self.class_names = find_images(self.root)
-            train_files = _limited(train_files, self.train_limit, self.seed, "train")
-            val_files = _limited(val_files, self.val_limit, 0, "val")
-            # At least two: batch norm cannot take a training batch of one image.
-            self.train_set = FolderDataset(
-                train_files, image_transform(self.image_size, self.augment), self.skip_corrupt, fewest=2
-            )
-            self.val_set = FolderDataset(val_files, image_transform(self.image_size, False), self.skip_corrupt)
-        else:
-            if self.name == "digits":
-                train, val = load_digits()
-                self.class_names = [str(digit) for digit in range(10)]
-            else:
-                train, val = load_fashion_mnist(find_fashion_mnist(self.root, self.download))
-                self.class_names = FASHION_CLASSES.copy()
-            train = _limited(train, self.train_limit, self.seed, "train").resized(self.image_size)
-            val = _limited(val, self.val_limit, 0, "val").resized(self.image_size)
-            # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
-            shift = self.image_size // 8 if self.augment else 0
-            self.train_set = TensorDataset(train, shift, flip=self.augment and self.name == "fashion-mnist")
-            self.val_set = TensorDataset(val)
+        train, val, self.class_names = self._read()
         self.num_classes = len(self.class_names)
+        val = _chosen(_chosen(val, "val_part", self.val_part, 0), "val_limit", self.val_limit, 0)
+        self.val_set = self._dataset(val, training=False)
+        train = _chosen(_chosen(train, "train_part", self.train_part, 0), "train_limit", self.train_limit, self.seed)
+        self.train_set = self._dataset(train, training=True)
+
+    def _located(self) -> Path | None:
+        """Where the data is, after it was brought there."""
+        if self.name == "fashion-mnist":
+            return find_fashion_mnist(self.root, self.download)
+        extract = {"cub200": find_cub, "imagenet": extract_imagenet}.get(self.name)
+        return extract(self.root) if extract and self.root else self.root
+
+    def _read(self) -> tuple[Images, Images, list[str]]:
+        """Training images, validation images and class names."""
+        if self.name == "digits":
+            return *load_digits(), [str(digit) for digit in range(10)]
+        folder = self._located()
+        assert folder is not None
+        if self.name == "fashion-mnist":
+            return *load_fashion_mnist(folder), FASHION_CLASSES.copy()
+        return read_cub(folder) if self.name == "cub200" else find_images(folder)
+
+    def _dataset(self, data: Images, training: bool) -> TensorDataset | FolderDataset:
+        augment = training and self.augment
+        if isinstance(data, ImageFiles):
+            # At least two: batch norm cannot take a training batch of one image.
+            fewest = 2 if training else 1
+            return FolderDataset(data, image_transform(self.image_size, augment), self.skip_corrupt, fewest)
+        # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
+        shift = self.image_size // 8 if augment else 0
+        return TensorDataset(data.resized(self.image_size), shift, flip=augment and self.name == "fashion-mnist")
 
     def train_dataloader(self) -> BatchLoader:
         """This rank's share of the training images, shuffled anew in each epoch that its sampler is told of."""
@@ -210,9 +240,11 @@ class ImageData(pl.LightningDataModule):
         return [path for images in sets if isinstance(images, FolderDataset) for path in images.corrupt_paths]
 
 
-def _limited(data: Images, limit: int | None, seed: int, split: str) -> Images:
-    if limit is None:
+def _chosen(data: Images, argument: str, value: int | Sequence[int] | None, seed: int) -> Images:
+    """So many images, or those of a part [first, last], at random with classes in balance."""
+    if value is None:
         return data
-    if limit > len(data.labels):
-        raise ValueError(f"data.{split}_limit is {limit}, but there are only {len(data.labels)} images")
-    return data.subset(balanced_subset(data.labels, limit, seed))
+    first, last = (0, value) if isinstance(value, int) else value
+    if last > len(data.labels):
+        raise ValueError(f"data.{argument} is {value}, but there are only {len(data.labels)} images")
+    return data.subset(balanced_subset(data.labels, last - first, seed, first))

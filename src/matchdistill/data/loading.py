@@ -124,24 +124,28 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def balanced_subset(labels: Tensor, size: int, seed: int) -> Tensor:
+def balanced_subset(labels: Tensor, size: int, seed: int, first: int = 0) -> Tensor:
     """Indices (size,), ascending, of a random subset in which the classes (N labels) differ by one image at most.
 
-    A class that has too few images gives all that it has, and the others make up for it.
+    A class that has too few images gives all that it has, and the others make up for it. The subset is the images
+    from place ``first`` on of a random order that all sizes share, so that subsets of one seed can be disjoint; where
+    ``first`` is no multiple of the number of classes, they may differ by two.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
         >>> labels[balanced_subset(labels, 5, seed=0)]
         tensor([0, 0, 1, 1, 2])
+        >>> labels[balanced_subset(labels, 2, seed=0, first=5)]
+        tensor([0, 0])
     """
     order = torch.randperm(len(labels), generator=Generator().manual_seed(mix_seed("subset", seed)))
     shuffled = labels[order]
     counts = shuffled.bincount()
-    # The turn of an image is its place in its own class; the subset takes all first turns, then all second ones...
+    # The turn of an image is its place in its own class; the order is all first turns, then all second ones...
     by_class = shuffled.argsort(stable=True)
     turns = torch.empty_like(order)
     turns[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[shuffled[by_class]]
-    return order[turns.argsort(stable=True)[:size]].sort().values
+    return order[turns.argsort(stable=True)[first : first + size]].sort().values
 
 
 def strided_batches(count: int, batch_size: int, rank: int, world: int) -> list[list[int]]:
