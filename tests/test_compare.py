@@ -246,6 +246,15 @@ def test_pairs_go_by_seed_whatever_the_order():
     assert summarise(runs[::-1], ["kd"])[0]["difference"] == pytest.approx({"mean": 0.1, "interval": 0})
 
 
+def test_summary_against_another_method():
+    runs = runs_of({"none": [0.5, 0.6], "kd": [0.6, 0.6], "mgd-amp": [0.7, 0.8]}, teacher=0.9)
+    none, kd, amp = summarise(runs, ["none", "kd", "mgd-amp"], base="mgd-amp")
+    assert none["difference"]["mean"] == pytest.approx(-0.2)
+    assert kd["difference"]["mean"] == pytest.approx(-0.15)
+    assert none["gap_recovered"] == pytest.approx(-0.2 / 0.15)
+    assert amp["difference"] is None
+
+
 def test_a_single_seed_has_no_interval():
     none, kd = summarise(runs_of({"none": [0.5], "kd": [0.7]}, teacher=0.9), ["none", "kd"])
     assert none["top1"] == {"mean": 0.5, "interval": None}

@@ -1,4 +1,3 @@
-import copy
 from pathlib import Path
 
 import pytest
@@ -96,10 +95,23 @@ def test_mistakes_on_the_command_line():
         ({"training": {"lr": 0}}, "training.lr is 0: expected a finite number of more than 0"),
         ({"training": {"lr": float("inf")}}, "training.lr is inf: expected a finite number"),
         ({"teacher": {"training": {"weight_decay": -1}}}, "teacher.training.weight_decay is -1:"),
-        ({"student": {"name": "timm:resnet18", "weights": "absent.pt"}}, "student.weights: there is no file absent.pt"),
-        ({"teacher": {"weights": "no/such.file"}}, "teacher.weights: there is no file no/such.file"),
+        (
+            {"student": {"name": "timm:resnet18", "weights": "absent.pt"}},
+            "student.weights absent.pt: there is no such file",
+        ),
+        ({"teacher": {"weights": "no/such.file"}}, "teacher.weights no/such.file: there is no such file"),
         ({"distillation": {"method": "none", "refresh_images": 0}}, "distillation.refresh_images 1 or more"),
         ({"distillation": {"method": "none", "refresh_every": -1}}, "distillation.refresh_every must be 0 or more"),
+        (
+            {"distillation": {"method": "none", "refresh_every": [1, -1]}},
+            "distillation.refresh_every must be 0 or more",
+        ),
+        (
+            {"distillation": {"method": "none", "hysteresis": -0.1}},
+            "distillation.hysteresis is -0.1: expected a finite",
+        ),
+        ({"distillation": {"method": "none", "at_weight": float("inf")}}, "distillation.at_weight is inf: expected a"),
+        ({"student": {"name": "timm:resnet18", "weights": "nopackage:a.pt"}}, "there is no package 'nopackage'"),
         ({"distillation": {"method": "none", "kd_temperature": 0}}, "distillation.kd_temperature must be more than 0"),
         ({"distillation": {"method": "none", "kd_weight": -1}}, "distillation.kd_weight 0 or more"),
         ({"compare": {"seeds": 0}}, "compare needs at least one seed"),
@@ -134,6 +146,15 @@ def test_overrides_are_above_the_recipe_and_the_recipe_above_the_defaults():
     assert list(config) == list(SECTIONS)
 
 
+def test_the_teacher_has_its_own_images():
+    teacher = {"name": "timm:resnet18", "fresh_head": True, "train_limit": 40, "train_part": [0, 50]}
+    values = {**STUDENT, "teacher": teacher, "data": {"train_limit": 5, "train_part": [50, 70], "val_part": [0, 30]}}
+    recipe = Recipe.of(resolved({**values, "training": {"epochs": 3}}, "--teacher.training.epochs=7")).for_teacher()
+    assert (recipe.student.name, recipe.student.fresh_head, recipe.training.epochs) == ("timm:resnet18", True, 7)
+    assert (recipe.data.train_limit, recipe.data.train_part, recipe.data.val_part) == (40, [0, 50], [0, 30])
+    assert recipe.distillation.method == "none"
+
+
 @pytest.mark.parametrize("section", ["training", "teacher.training"])
 def test_a_section_from_a_file(tmp_path, section):
     path = tmp_path / "training.yaml"
@@ -164,7 +185,7 @@ def test_plain_values_resolve_to_themselves(loss_weight, taps):
         "distillation": {"method": "none", "loss_weight": loss_weight, "taps": taps},
         "trainer": {"devices": 2},
     }
-    config = resolved(copy.deepcopy(values))
+    config = resolved(values)
     assert config["distillation"]["taps"] == values["distillation"]["taps"]
     assert config["distillation"]["loss_weight"] == loss_weight
     assert resolved(yaml.safe_load(yaml.safe_dump(config))) == config
@@ -174,7 +195,7 @@ def test_plain_values_resolve_to_themselves(loss_weight, taps):
 def test_packaged_recipes_resolve(name):
     config = resolved(read_recipe(name))
     recipe = Recipe.of(config)
-    for method in recipe.compare.methods:
+    for method in recipe.compare.methods if recipe.teacher.name else ():
         assert Recipe.of(config, distillation__method=method).distillation.method == method
     assert resolved(config) == config
     assert packaged()[name].startswith("# ")
@@ -212,12 +233,16 @@ def test_unknown_recipe():
 
 
 def test_methods():
-    assert parse_method("none") == (None, False)
-    assert parse_method("kd") == (None, True)
+    assert parse_method("none") == (None, None, False)
+    assert parse_method("kd") == (None, None, True)
     for reduction in ("sm", "rd", "amp", "max", "mean"):
-        assert parse_method(f"mgd-{reduction}") == (reduction, False)
-        assert parse_method(f"mgd-{reduction}+kd") == (reduction, True)
-    for wrong in ("", "mgd", "amp", "none+kd", "MGD-AMP"):
+        for features in ("mgd", "random"):
+            assert parse_method(f"{features}-{reduction}") == (features, reduction, False)
+            assert parse_method(f"{features}-{reduction}+kd") == (features, reduction, True)
+    for name in ("fitnets", "at", "ofd"):
+        assert parse_method(name) == (name, None, False)
+        assert parse_method(f"{name}+kd") == (name, None, True)
+    for wrong in ("", "mgd", "random", "amp", "none+kd", "kd+kd", "fitnets-amp", "MGD-AMP"):
         with pytest.raises(ValueError, match="unknown method"):
             parse_method(wrong)
     assert [Distillation(method=method).needs_teacher for method in ("none", "kd", "mgd-rd")] == [False, True, True]

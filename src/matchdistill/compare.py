@@ -168,17 +168,18 @@ def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] |
         return f"{type(error).__name__}: {error}"
 
 
-def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean and 95% interval by method, paired with the runs of "none" by seed.
+def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str], base: str = "none") -> list[dict[str, Any]]:
+    """Mean and 95% interval by method, paired by seed with the runs of a method to compare with.
 
     Args:
         runs: metrics of runs, each with "method", "seed", "student" and "teacher" accuracies.
         methods: in the order of the result.
+        base: the method to compare with.
 
     Returns:
         For each method "top1" and "difference" as {"mean", "interval"} (half the width of Student's 95% interval, None
-        for a single seed), the difference in the same seeds to "none" (None without it), and "gap_recovered": which share
-        of the distance from the student alone to the teacher the mean difference covers (None if it is not below).
+        for a single seed), the difference in the same seeds to `base` (None without it), and "gap_recovered": which share
+        of the distance from `base` to the teacher the mean difference covers (None if it is not below).
     """
     accuracy = {(run["method"], run["seed"]): run["student"]["top1"] for run in runs}
     teacher = next((run["teacher"]["top1"] for run in runs if run["teacher"]), None)
@@ -191,10 +192,9 @@ def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[di
             "top1": _interval([accuracy[method, s] for s in seeds]),
         }
         entry |= {"difference": None, "gap_recovered": None}
-        if method != "none" and all(("none", seed) in accuracy for seed in seeds):
-            alone = [accuracy["none", seed] for seed in seeds]
-            entry["difference"] = _interval([accuracy[method, s] - base for s, base in zip(seeds, alone, strict=True)])
-            gap = None if teacher is None else teacher - float(np.mean(alone))
+        if method != base and all((base, seed) in accuracy for seed in seeds):
+            entry["difference"] = _interval([accuracy[method, seed] - accuracy[base, seed] for seed in seeds])
+            gap = None if teacher is None else teacher - float(np.mean([accuracy[base, seed] for seed in seeds]))
             entry["gap_recovered"] = entry["difference"]["mean"] / gap if gap is not None and gap > 0 else None
         entry["seconds"] = float(np.mean([run["seconds"] for run in runs if run["method"] == method]))
         summary.append(entry)

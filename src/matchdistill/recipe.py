@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from matchdistill.baselines import BASELINES
 from matchdistill.data import ImageData
 from matchdistill.messages import did_you_mean
-from matchdistill.models import is_file_name
+from matchdistill.models import weights_file
 from matchdistill.reduction import REDUCTIONS
 
 SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
@@ -35,6 +36,9 @@ class Training:
         milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
         gamma: the factor of "steps".
         warmup_epochs: epochs before the others in which the learning rate rises from a tenth.
+        validate_every: epochs between validations; the last epoch is always validated.
+        accumulate: batches whose gradients make one step; at the end of an epoch those that are left do.
+        ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
     """
 
     epochs: int = 120
@@ -46,6 +50,9 @@ class Training:
     milestones: list[int] = field(default_factory=lambda: [31, 61, 81])
     gamma: float = 0.1
     warmup_epochs: int = 0
+    validate_every: int = 1
+    accumulate: int = 1
+    ema: float | None = None
 
     @property
     def all_epochs(self) -> int:
@@ -59,12 +66,15 @@ class Model:
 
     Args:
         name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own.
-        weights: a file, or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
+        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
+            ("DEFAULT", "pretrained"); null starts at random.
+        fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
     """
 
     name: str = ""
     weights: str | None = None
+    fresh_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -75,16 +85,20 @@ class Teacher:
     Args:
         name: as of the student; null where no method needs a teacher.
         weights: as of the student.
+        fresh_head: as of the student.
         options: as of the student.
         training: how it is trained before the student; with 0 epochs it is taken as it is.
         train_limit: how many training images it learns from; null: all, whatever the student's limit.
+        train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
     """
 
     name: str | None = None
     weights: str | None = None
+    fresh_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=lambda: Training(epochs=0))
     train_limit: int | None = None
+    train_part: list[int] | None = None
 
 
 @dataclass
@@ -92,11 +106,17 @@ class Distillation:
     """How the teacher guides the student.
 
     Args:
-        method: "none", "kd", "mgd-amp" (or -sm, -rd, -max, -mean), or "mgd-amp+kd".
+        method: "none"; "kd"; "mgd-amp" (or -sm, -rd, -max, -mean); to compare with, "fitnets", "at", "ofd", or
+            "random-amp" (or -sm ...) with random groups instead of matched ones, never refreshed. But for "none" and "kd",
+            each also with "+kd".
         taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
         loss_weight: of each position's mean loss, one for all or one for each; "paper" is the paper's form.
-        refresh_every: epochs between refreshes of the matching; 0 matches once.
+        refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves.
         refresh_images: the most training images of a refresh.
+        hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh.
+        fitnets_weight: of each position's mean squared distance, in "fitnets".
+        at_weight: of each position's mean squared distance, in "at".
+        ofd_weight: of each position's mean partial distance, in "ofd".
         kd_weight: of the loss on the outputs, in methods with "kd".
         kd_temperature: of the softmax there.
     """
@@ -104,8 +124,12 @@ class Distillation:
     method: str = "mgd-amp"
     taps: Literal["auto"] | list[tuple[str, str]] = "auto"
     loss_weight: Literal["paper"] | float | list[float] = 5.0
-    refresh_every: int = 1
+    refresh_every: int | list[int] = 1
     refresh_images: int = 20_000
+    hysteresis: float = 0.0
+    fitnets_weight: float = 1.0
+    at_weight: float = 1000.0
+    ofd_weight: float = 5.0
     kd_weight: float = 1.0
     kd_temperature: float = 1.5
 
@@ -124,8 +148,11 @@ class Machine:
         devices: how many processes per node, "auto" for all devices.
         num_nodes: how many machines.
         strategy: "auto", "ddp" ...
-        precision: "32-true", "bf16-mixed", "16-mixed" ...
+        precision: "32-true", "bf16-mixed", "16-mixed" (fp16 with scaled gradients, GPUs only) ...
         sync_batchnorm: batch norm over the images of all processes (GPUs only).
+        channels_last: networks and images with the channels innermost in memory, which is often faster.
+        compile: torch.compile for student and teacher, which needs a C++ compiler.
+        deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.
         log_every: steps between entries in the logs.
     """
 
@@ -135,6 +162,9 @@ class Machine:
     strategy: str = "auto"
     precision: str = "32-true"
     sync_batchnorm: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
     log_every: int = 20
 
 
@@ -200,10 +230,11 @@ class Recipe:
         teacher = self.config["teacher"]
         return Recipe.of(
             self.config,
-            student={key: teacher[key] for key in ("name", "weights", "options")},
+            student={key: teacher[key] for key in ("name", "weights", "fresh_head", "options")},
             training=teacher["training"],
             distillation__method="none",
             data__train_limit=teacher["train_limit"],
+            data__train_part=teacher["train_part"],
         )
 
     def with_trained_teacher(self, weights: Path) -> Recipe:
@@ -215,19 +246,35 @@ def _teacher(config: dict[str, Any]) -> Teacher:
     return Teacher(**{**config["teacher"], "training": Training(**config["teacher"]["training"])})
 
 
-def parse_method(method: str) -> tuple[str | None, bool]:
-    """The reduction of a method, None where features are not distilled, and whether the output is.
+class Method(NamedTuple):
+    """What a method's name says.
+
+    Attributes:
+        features: how features are distilled, "mgd", "random" or one of `BASELINES`; None: they are not.
+        reduction: of the matched channels, for "mgd" and "random".
+        kd: whether the output is distilled.
+    """
+
+    features: str | None = None
+    reduction: str | None = None
+    kd: bool = False
+
+
+def parse_method(method: str) -> Method:
+    """What a method's name says.
 
     Raises:
         ValueError: an unknown method.
 
     Example:
-        >>> parse_method("mgd-amp+kd"), parse_method("none")
-        (('amp', True), (None, False))
+        >>> parse_method("mgd-amp+kd")
+        Method(features='mgd', reduction='amp', kd=True)
     """
-    known: dict[str, tuple[str | None, bool]] = {"none": (None, False), "kd": (None, True)}
-    for reduction in REDUCTIONS:
-        known |= {f"mgd-{reduction}": (reduction, False), f"mgd-{reduction}+kd": (reduction, True)}
+    pairs = [(features, reduction) for features in ("mgd", "random") for reduction in REDUCTIONS]
+    known = {f"{features}-{reduction}": Method(features, reduction) for features, reduction in pairs}
+    known |= {name: Method(name) for name in BASELINES}
+    known |= {f"{name}+kd": own._replace(kd=True) for name, own in known.items()}
+    known = {"none": Method(), "kd": Method(kd=True)} | known
     if method not in known:
         raise ValueError(f"unknown method {method!r}{did_you_mean(method, known)}: expected one of {', '.join(known)}")
     return known[method]
@@ -295,7 +342,7 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
     leaves = {key for key in options if not any(other.startswith(f"{key}.") for other in options)}
     problems: dict[str, str] = {}
     given: dict[str, Any] = {}
-    for key, value in _flattened(values, leaves):
+    for key, value in _flattened(copy.deepcopy(values), leaves):  # the parser makes tuples of lists in place
         inside = {leaf.removeprefix(f"{key}.").partition(".")[0] for leaf in leaves if leaf.startswith(f"{key}.")}
         if inside:
             problems[key] = f"{key} is {value!r}: expected a mapping of {', '.join(sorted(inside))}"
@@ -375,11 +422,19 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
         for name in ("epochs", "warmup_epochs", "weight_decay", "momentum"):
             if getattr(training, name) < 0:
                 yield f"{section}.{name} is {getattr(training, name)}: expected 0 or more"
+        if training.validate_every < 1:
+            yield f"{section}.validate_every is {training.validate_every}: expected 1 (every epoch) or more"
+        if training.accumulate < 1:
+            yield f"{section}.accumulate is {training.accumulate}: expected 1 (a step for every batch) or more"
+        if training.ema is not None and not 0 <= training.ema < 1:
+            yield f"{section}.ema is {training.ema}: expected a decay from 0 to below 1, for example 0.999, or null"
         if not 0 < training.lr < math.inf:
             yield f"{section}.lr is {training.lr}: expected a finite number of more than 0"
     for section, weights in (("teacher", teacher.weights), ("student", student.weights)):
-        if weights is not None and is_file_name(weights) and not Path(weights).is_file():
-            yield f"{section}.weights: there is no file {weights}"
+        try:
+            None if weights is None else weights_file(weights)
+        except ValueError as error:
+            yield f"{section}.{error}"
     for section, options in (("teacher", teacher.options), ("student", student.options)):
         for name in options:
             if not isinstance(name, str):
@@ -390,8 +445,12 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
                 yield f"{section}.options.num_classes cannot be given: the data has its number of classes"
     if config["training"]["epochs"] < 1:
         yield f"training.epochs is {config['training']['epochs']}: expected at least 1"
-    if guidance.refresh_every < 0 or guidance.refresh_images < 1:
+    epochs = guidance.refresh_every
+    if min([epochs] if isinstance(epochs, int) else [0, *epochs]) < 0 or guidance.refresh_images < 1:
         yield "distillation.refresh_every must be 0 or more and distillation.refresh_images 1 or more"
+    for name in ("hysteresis", "fitnets_weight", "at_weight", "ofd_weight"):
+        if not 0 <= getattr(guidance, name) < math.inf:
+            yield f"distillation.{name} is {getattr(guidance, name)}: expected a finite number of at least 0"
     if not (guidance.kd_temperature > 0 and guidance.kd_weight >= 0):
         yield "distillation.kd_temperature must be more than 0 and distillation.kd_weight 0 or more"
     if config["compare"]["seeds"] < 1 or not config["compare"]["methods"]:

@@ -1,0 +1,101 @@
+"""The transfer benchmark: every method of the recipes transfer_fashion_mnist, for three students of one teacher.
+
+The students are (a) a pre-trained EfficientNet-Lite0, (b) one of a third of its width, pre-trained on other images, and
+(c) the same from scratch. Interrupted, the same command goes on with what is missing.
+
+    python benchmarks/transfer.py --out runs/transfer --seeds 3 --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matchdistill.compare import compare, summarise
+from matchdistill.files import atomic_write, write_json
+from matchdistill.folder import WEIGHTS
+from matchdistill.messages import console
+from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.training import fit
+
+STUDENTS = {
+    "pretrained": "(a) EfficientNet-Lite0, pre-trained on ImageNet",
+    "narrow_pretrained": "(b) a third of its width, pre-trained on 10,000 other images",
+    "narrow_scratch": "(c) a third of its width, from scratch",
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def packaged_recipe(name: str, *arguments: str) -> Recipe:
+    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser(), arguments)))
+
+
+def percent(value: dict[str, float] | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{100 * value['mean']:{sign}.2f} ± {100 * (value['interval'] or float('nan')):.2f}"
+
+
+def markdown(results: dict[str, Any], seeds: int) -> str:
+    """The tables of `results`."""
+    lines = [
+        "# The transfer benchmark",
+        "",
+        f"`python benchmarks/transfer.py --seeds {seeds}`; {results['machine']}.",
+        "Top-1 accuracy in percent on the 7,000 test images that no setting was chosen by, ± half of the 95% interval over",
+        "seeds (each with its own 1,000 training images); differences are paired by seed.",
+    ]
+    for student, title in STUDENTS.items():
+        found = results["students"].get(student)
+        if found is None:
+            continue
+        lines += ["", f"## {title}", "", f"Teacher: {100 * found['teacher']:.2f}.", ""]
+        lines += ["| method | top-1 | to none | to mgd-amp | seconds per run |", "|---|---|---|---|---|"]
+        for entry in found["summary"]:
+            cells = percent(entry["top1"]), percent(entry["difference"], "+"), percent(entry["to_mgd"], "+")
+            lines.append(f"| {entry['method']} | {' | '.join(cells)} | {entry['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
+    options = parser.parse_args()
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.jobs))
+    recipes = {name: "transfer_fashion_mnist" + "_narrow" * name.startswith("narrow") for name in STUDENTS}
+    fit(packaged_recipe(recipes["pretrained"]).for_teacher(), options.out / "teacher", resume=True)
+    fit(packaged_recipe("pretrain_fashion_mnist"), options.out / "pretrain", resume=True)
+    results: dict[str, Any] = {
+        "machine": f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, one thread per run",
+        "students": {},
+    }
+    for student in options.students:
+        arguments = [f"--student.weights={options.out / 'pretrain' / WEIGHTS}"] * (student == "narrow_pretrained")
+        recipe = packaged_recipe(recipes[student], *arguments)
+        recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)
+        methods = recipe.compare.methods
+        torch.set_num_threads(options.jobs)  # which compare divides
+        report = compare(recipe, options.out / student, methods, options.seeds, options.jobs, console())
+        to_mgd = [entry["difference"] for entry in summarise(report["runs"], methods, base="mgd-amp")]
+        runs = [{key: run[key] for key in ("method", "seed", "student", "seconds")} for run in report["runs"]]
+        recipe.config["teacher"]["weights"] = "the recipe's own"  # not this machine's path
+        results["students"][student] = {
+            "teacher": next(run["teacher"]["top1"] for run in report["runs"] if run["teacher"]),
+            "summary": [entry | {"to_mgd": own} for entry, own in zip(report["summary"], to_mgd, strict=True)],
+            "runs": runs,
+            "recipe": recipe.config,
+        }
+    write_json(RESULTS / "transfer.json", results)
+    atomic_write(RESULTS / "transfer.md", lambda path: path.write_text(markdown(results, options.seeds)))
+
+
+if __name__ == "__main__":
+    main()

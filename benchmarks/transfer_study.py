@@ -1,0 +1,205 @@
+"""What makes the matching of a pre-trained student better: one change at a time on the recipe transfer_fashion_mnist.
+
+Every variant runs with the same seeds, students and images; a variant is a change of the recipe, a patch of the code, or
+both. Accuracies are of the first 3,000 test images, which the recipe itself does not report.
+
+    python benchmarks/transfer_study.py --out runs/study --seeds 100 101 102 --jobs 2 [VARIANT ...]
+
+Axes: Cs student channels, Ct teacher channels, G group, * position axes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from matchdistill.distiller import MatchingDistiller, Position
+from matchdistill.features import FeaturePosition
+from matchdistill.files import write_json
+from matchdistill.folder import WEIGHTS
+from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.tasks.classification import Classification
+from matchdistill.training import fit
+
+Patch = Callable[[], None]
+
+
+def averaged(memory: float) -> Patch:
+    """Costs are averaged over the refreshes, exponentially."""
+
+    def patch() -> None:
+        solve = Position.solve
+
+        def wrapped(self: Position, sums: Any) -> Any:
+            cost = sums.compute()
+            before = self.__dict__.get("average", cost)
+            self.__dict__["average"] = average = memory * before + (1 - memory) * cost
+            sums.compute = lambda: average
+            return solve(self, sums)
+
+        Position.solve = wrapped
+
+    return patch
+
+
+def matched_on(change: Callable[[Position, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Patch:
+    """The costs, not the loss, are of changed features (student, teacher)."""
+
+    def patch() -> None:
+        maps = Position.maps
+
+        def wrapped(self: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+            values = maps(self, student, teacher)
+            return values if torch.is_grad_enabled() else change(self, *values)  # a refresh has no gradients
+
+        Position.maps = wrapped
+
+    return patch
+
+
+def normalised(position: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+    """The student's features as the loss sees them."""
+    norm = position.norm
+    return F.batch_norm(student, None, None, norm.weight, norm.bias, training=True), teacher
+
+
+def centred(position: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+    """Each map without its mean: the cosine is the correlation within an image."""
+    return tuple(values - values.mean((2, 3), keepdim=True) for values in (student, teacher))
+
+
+def rectified(position: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+    """Behind the activation."""
+    return student.relu(), teacher.relu()
+
+
+def measured_margins() -> None:
+    """Margins are measured, whatever batch norms there are."""
+    FeaturePosition.margin_norm = property(lambda self: None)
+
+
+def decaying(shape: Callable[[float], float]) -> Patch:
+    """The weight of the features' loss follows the share of the training that is done."""
+
+    def patch() -> None:
+        losses = Classification.losses
+
+        def wrapped(self: Classification, images: torch.Tensor) -> Any:
+            output, found = losses(self, images)
+            done = self.global_step / self.trainer.estimated_stepping_batches
+            return output, {n: v * shape(done) if n == "features" else v for n, v in found.items()}
+
+        Classification.losses = wrapped
+
+    return patch
+
+
+def norm_like_teacher() -> None:
+    """The student-side norm starts with the scale and shift of the matched teacher channels."""
+    refresh = MatchingDistiller.refresh
+
+    def wrapped(self: MatchingDistiller, *args: Any, **kwargs: Any) -> Any:
+        first = not self.matched
+        matchings = refresh(self, *args, **kwargs)
+        for position in self.positions if first else ():
+            norm = position._margin_norm[1]
+            with torch.no_grad():
+                position.norm.weight.copy_(norm.weight.abs()[position.index].mean(1))
+                position.norm.bias.copy_(norm.bias[position.index].mean(1))
+        return matchings
+
+    MatchingDistiller.refresh = wrapped
+
+
+def mgd(**changes: Any) -> dict[str, Any]:
+    return {"method": "mgd-amp", **changes}
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
+    "none": ({"method": "none"}, None),
+    **{
+        f"kd {t:g} {w:g}": ({"method": "kd", "kd_temperature": t, "kd_weight": w}, None)
+        for t, w in ((1.5, 1.0), (4.0, 1.0), (4.0, 0.3))
+    },
+    **{f"fitnets {w:g}": ({"method": "fitnets", "fitnets_weight": w}, None) for w in (0.3, 1.0, 3.0, 10.0)},
+    **{f"at {w:g}": ({"method": "at", "at_weight": w}, None) for w in (100.0, 1000.0, 10000.0)},
+    **{f"ofd {w:g}": ({"method": "ofd", "ofd_weight": w}, None) for w in (1.0, 5.0, 20.0)},
+    "every 2": (mgd(), None),
+    "random": ({"method": "random-amp"}, None),
+    **{f"weight {w:g}": (mgd(loss_weight=w), None) for w in (1.0, 2.0, 10.0, 20.0)},
+    "weights doubling": (mgd(loss_weight=[0.625, 1.25, 2.5, 5.0]), None),
+    "last two": (mgd(loss_weight=[0.0, 0.0, 5.0, 5.0]), None),
+    "last": (mgd(loss_weight=[0.0, 0.0, 0.0, 5.0]), None),
+    "once": (mgd(refresh_every=0), None),
+    "every 1": (mgd(refresh_every=1), None),
+    "log": (mgd(refresh_every=[0, 1, 3]), None),
+    **{f"hysteresis {h:g}": (mgd(hysteresis=h), None) for h in (0.1, 0.3, 0.6)},
+    "averaged 0.5": (mgd(), averaged(0.5)),
+    "averaged 0.9": (mgd(), averaged(0.9)),
+    "normalised": (mgd(), matched_on(normalised)),
+    "centred": (mgd(), matched_on(centred)),
+    "rectified": (mgd(), matched_on(rectified)),
+    "centred once": (mgd(refresh_every=0), matched_on(centred)),
+    "rectified once": (mgd(refresh_every=0), matched_on(rectified)),
+    "measured margins": (mgd(), measured_margins),
+    "linear decay": (mgd(), decaying(lambda done: 1 - done)),
+    "linear decay of 10": (mgd(loss_weight=10.0), decaying(lambda done: 1 - done)),
+    "first half": (mgd(), decaying(lambda done: float(done < 0.5))),
+    "norm like teacher": (mgd(), norm_like_teacher),
+    "norm like teacher, once": (mgd(refresh_every=0), norm_like_teacher),
+}
+
+
+def run(config: dict[str, Any], variant: str, seed: int, out: Path) -> dict[str, Any]:
+    """One run of a variant."""
+    torch.set_num_threads(1)
+    changes, patch = VARIANTS[variant]
+    recipe = Recipe.of(config, seed=seed, **{f"distillation__{key}": value for key, value in changes.items()})
+    if patch is not None:
+        patch()
+    return fit(recipe, out / variant.replace(" ", "_") / f"seed{seed}", resume=True, quiet=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--set", nargs="*", default=[], help="further options of the recipe, --set KEY=VALUE ...")
+    options = parser.parse_args()
+    given = ["--data.val_part=[0, 3000]", *(f"--{each}" for each in options.set)]
+    recipe = Recipe.of(plain_config(resolve_recipe(read_recipe("transfer_fashion_mnist"), recipe_parser(), given)))
+    if recipe.teacher.training.epochs:
+        fit(recipe.for_teacher(), options.out / "teacher", resume=True)
+        recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)
+    cells = [(variant, seed) for variant in options.variants for seed in options.seeds]
+    found: dict[str, dict[int, float]] = {variant: {} for variant in options.variants}
+    # A process for each run: the patches stay in it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(run, recipe.config, *cell, options.out): cell for cell in cells}
+        for future in as_completed(futures):
+            variant, seed = futures[future]
+            found[variant][seed] = future.result()["student"]["top1"]
+            print(json.dumps({"variant": variant, "seed": seed, "top1": found[variant][seed]}), flush=True)
+    table = {
+        variant: {"top1": by_seed, "mean": float(np.mean(list(by_seed.values())))} for variant, by_seed in found.items()
+    }
+    write_json(options.out / "study.json", {"recipe": recipe.config, "variants": table})
+    for variant, entry in sorted(table.items(), key=lambda item: -item[1]["mean"]):
+        print(f"{100 * entry['mean']:.2f}  {variant}")
+
+
+if __name__ == "__main__":
+    main()
