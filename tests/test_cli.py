@@ -71,10 +71,11 @@ def left(path):
 def test_fit(run, tiny_file):
     out = run("fit", tiny_file, "--out", "o", "--distillation.method=mgd-amp+kd", "--training.epochs", "1")
     assert "mgd-amp+kd, 1 epochs: o" in out
+    assert re.search(r"top-1 error +┃ top-5 error", out)
     metrics = json.loads(Path("o/metrics.json").read_text())
     for role in ("teacher", "student"):
         row = next(line for line in out.splitlines() if f" {role} " in line)
-        assert f"{metrics[role]['top1']:.2%}" in row
+        assert f" {100 - 100 * metrics[role]['top1']:.2f}% " in row
         assert f"{metrics['parameters'][role]:,}" in row
     assert yaml.safe_load(Path("o/recipe.yaml").read_text())["training"]["epochs"] == 1
     assert "mgd-amp+kd, 1 epochs" in run(
@@ -160,17 +161,21 @@ def test_quickstart_for_real_but_small(run):
     assert {"metrics.json", "metrics.csv", "recipe.yaml", "teacher"} <= set(left(Path("runs/quickstart")))
 
 
-def test_validate(run, tiny_file):
+def test_validate(run, mistake, tiny_file):
     run("fit", tiny_file, "--out=o", "--distillation.method=kd")
     metrics = json.loads(Path("o/metrics.json").read_text())
-    for path in ("o", "o/last.ckpt", "o/student.safetensors"):
+    run("export", "o", "--format=pt2")
+    for path in ("o", "o/last.ckpt", "o/student.safetensors", "o/student.pt2"):
         out = run("validate", path)
         assert path in out
+        assert re.search(r"top-1 error +┃ top-5 error", out)
         for role in ("teacher", "student"):
             row = next(line for line in out.splitlines() if f" {role} " in line)
-            assert f"{metrics[role]['top1']:.2%}" in row
-            assert f"{metrics[role]['top5']:.2%}" in row
+            first, second = (f"{100 - 100 * metrics[role][name]:.2f}%" for name in ("top1", "top5"))
+            assert re.search(f"{first} +│ +{second}", row)
     assert "student" in run("validate", "o", "--data.val_limit=20")
+    Path("o/student.pt2").write_bytes(b"PK")
+    assert "o/student.pt2: not an exported model, or a damaged one" in mistake("validate", "o/student.pt2")
 
 
 def test_validate_needs_no_weights_to_start_from(run, tiny_file):
@@ -211,13 +216,13 @@ def test_recipes(run, mistake):
 
     listed = run("recipes", "list")
     for name, text in packaged().items():
-        assert re.search(rf"^{name} ", listed, re.M)
+        assert re.search(rf"^{name} +{re.escape(text[2 : text.index(chr(10))])}$", listed, re.M)
         assert run("recipes", "show", name) == text
         assert run("recipes", "copy", name) == f"{name}.yaml\n"
         assert Path(f"{name}.yaml").read_text() == text
         assert "exists already" in mistake("recipes", "copy", name)
-        run("recipes", "copy", name, "deep/other.yaml")
-        assert Path("deep/other.yaml").read_text() == text
+        run("recipes", "copy", name, f"deep/{name}-2.yaml")
+        assert Path(f"deep/{name}-2.yaml").read_text() == text
     assert "did you mean 'quickstart'" in mistake("recipes", "show", "quickstrat")
     assert "usage: matchdistill recipes" in mistake("recipes")
     assert "usage: matchdistill recipes" in mistake("recipes", "list", "more")
@@ -301,7 +306,7 @@ def test_weights_of_another_architecture(mistake, tiny_file):
         ("linear.pt", "this looks like another architecture"),
         ("seven.pt", "these weights are for 7 classes, the model has 10"),
         ("text.pt", "text.pt is refused: not a weights file of tensors and plain values alone"),
-        ("absent.pt", "teacher.weights: there is no file absent.pt"),
+        ("absent.pt", "teacher.weights absent.pt: there is no such file"),
     ):
         assert message in mistake("fit", tiny_file, "--out=o", f"--teacher.weights={file}")
         assert not Path("o").exists()
@@ -356,8 +361,10 @@ def insects(tiny_file):
 def test_image_folders(mistake, insects):
     assert "image folder nowhere does not exist" in mistake("fit", insects, "--data.root=nowhere", "--out=o")
     Path("empty").mkdir()
-    assert "image folder empty/train cannot be read" in mistake("fit", insects, "--data.root=empty", "--out=o")
+    assert "empty has no folder train" in mistake("fit", insects, "--data.root=empty", "--out=o")
     Path("empty/train").mkdir()
+    assert "empty has no folder val" in mistake("fit", insects, "--data.root=empty", "--out=o")
+    Path("empty/val").mkdir()
     assert "has no class folders" in mistake("fit", insects, "--data.root=empty", "--out=o")
     for path in Path("insects/val/wasp").iterdir():
         path.unlink()

@@ -1,12 +1,14 @@
 import json
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from matchdistill.export import export
 from matchdistill.models import small_resnet
 from matchdistill.training import fit
-from matchdistill.validation import validate
+from matchdistill.validation import Exported, validate
 
 # Enough to do better than chance, or every student would measure alike.
 LEARNING = (
@@ -41,6 +43,50 @@ def test_every_file_of_a_run_measures_as_its_metrics(tiny, tmp_path, method):
     torch.manual_seed(7)
     torch.save(small_resnet(width=4).state_dict(), out / "other.pt")
     assert validate(recipe, out, out / "other.pt")["student"] != expected["student"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_an_exported_program_measures_what_it_computes(tiny, tmp_path, kind):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(3)
+    other = small_resnet(width=8).eval()  # neither the recipe's student nor that of the run
+    recipe = tiny("--distillation.method=kd")
+    export(other, torch.zeros(2, 3, 16, 16), tmp_path / f"student.{kind}", kind)
+    images, labels = map(torch.cat, zip(*recipe.data.val_dataloader(), strict=True))
+    with torch.no_grad():
+        logits = other(images)
+    hits = logits.argsort(1, descending=True) == labels[:, None]
+    measured = validate(recipe, tmp_path, tmp_path / f"student.{kind}")
+    assert measured["student"] == {
+        "top1": pytest.approx(hits[:, 0].float().mean().item()),
+        "top5": pytest.approx(hits[:, :5].any(1).float().mean().item()),
+    }
+    assert measured["teacher"].keys() == {"top1", "top5"}
+    # In its own precision and layout of memory, whatever the trainer's.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        computed = Exported(tmp_path / f"student.{kind}")(images.to(memory_format=torch.channels_last))
+        assert Exported(tmp_path / f"student.{kind}")(images.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(computed, logits)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_programs_that_are_damaged_or_for_other_images(tiny, tmp_path, kind):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / f"student.{kind}"
+    export(small_resnet(width=2), torch.zeros(2, 3, 16, 16), path, kind)
+    with pytest.raises(ValueError, match=r"the student does not take images of shape \(3, 8, 8\)"):
+        validate(tiny("--data.image_size=8"), tmp_path, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"student.{kind}: not an exported model, or a damaged one \(") as info:
+        validate(tiny(), tmp_path, path)
+    assert "\n" not in str(info.value)
+
+
+def test_a_program_without_its_package(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"ONNX needs onnxruntime: pip install 'matchdistill\[onnx\]'"):
+        validate(tiny(), tmp_path, tmp_path / "student.onnx")
 
 
 def test_a_teacher_that_was_trained_in_the_run(tiny, tmp_path):

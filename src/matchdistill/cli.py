@@ -93,18 +93,19 @@ def fit(arguments: Sequence[str]) -> None:
     out = resolved.out or Path("runs") / name
     metrics = run(Recipe.of(config), out, resolved.resume)
     if is_first():
-        _print_accuracies(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
+        _print_errors(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
 
 
 def validate(arguments: Sequence[str]) -> None:
-    """Measure the accuracy of a run's student, from its folder, checkpoint or exported weights."""
+    """Measure the errors of a run's student, from its folder, checkpoint or exported file, and of its teacher."""
     from matchdistill.recipe import recipe_parser
 
     parser = recipe_parser("matchdistill validate")
-    parser.usage = "matchdistill validate RUN [options]   (RUN: a run's folder, or a checkpoint or weights file in it)"
+    inside = "a checkpoint or an exported file (.safetensors, .onnx, .pt2) in it"
+    parser.usage = f"matchdistill validate RUN [options]   (RUN: a run's folder, or {inside})"
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
-        raise ValueError("no run: name the folder of a run, or a checkpoint or weights file in it, first")
+        raise ValueError(f"no run: name the folder of a run, or {inside}, first")
     from matchdistill.folder import RECIPE
     from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe
     from matchdistill.training import is_first
@@ -118,7 +119,7 @@ def validate(arguments: Sequence[str]) -> None:
     config["student"]["weights"] = None  # those that it started from, which need not be here any more
     measured = measure(Recipe.of(config), run, weights)
     if is_first():
-        _print_accuracies(measured, str(path))
+        _print_errors(measured, str(path))
 
 
 def taps(arguments: Sequence[str]) -> None:
@@ -217,19 +218,19 @@ def export(arguments: Sequence[str]) -> None:
     print(f"{path}: {path.stat().st_size:,} bytes, outputs within {difference:.1g} of the model's")
 
 
-def _print_accuracies(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
-    """A table of teacher and student."""
+def _print_errors(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
+    """A table of teacher and student: the shares of images that they get wrong, as the paper gives them."""
     from rich.table import Table
 
     from matchdistill.messages import console
 
     table = Table("network", title=title)
-    headings = [*measured["student"], *(["parameters"] if parameters else [])]
-    for heading in headings:
+    headings = [f"{name.replace('top', 'top-')} error" for name in measured["student"]]
+    for heading in [*headings, *(["parameters"] if parameters else [])]:
         table.add_column(heading, justify="right")
     for role in ("teacher", "student"):
         if measured[role]:
-            row = [f"{value:.2%}" for value in measured[role].values()]
+            row = [f"{1 - value:.2%}" for value in measured[role].values()]
             table.add_row(role, *row, *([f"{parameters[role]:,}"] if parameters else []))
     console().print(table)
 

@@ -96,18 +96,15 @@ def _safetensors(model: nn.Module, images: Tensor, rebuilt: nn.Module | None) ->
 def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     program = _traced("torch.export", lambda: torch.export.export(model, (images,), dynamic_shapes=dynamic))
-    return (
-        lambda path: torch.export.save(program, path),
-        lambda path, batch: torch.as_tensor(torch.export.load(path).module()(batch)),
-    )
+    return lambda path: torch.export.save(program, path), lambda path, batch: load_exported(path, "pt2")(batch)
 
 
 def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401  (to check the file)
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
-        raise ValueError(f"ONNX needs {error.name}: pip install 'matchdistill[onnx]'") from error
+        raise _missing(error) from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = _traced(
         "torch.onnx",
@@ -122,9 +119,35 @@ def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
         ),
     )
     assert program is not None
+    return (
+        lambda path: program.save(str(path), external_data=False),
+        lambda path, batch: load_exported(path, "onnx")(batch),
+    )
 
-    def run(path: Path, batch: Tensor) -> Tensor:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0])
 
-    return lambda path: program.save(str(path), external_data=False), run
+def load_exported(path: Path, kind: Literal["onnx", "pt2"]) -> Callable[[Tensor], Tensor]:
+    """What an exported file computes, images (N, 3, H, W) -> logits, on the CPU.
+
+    "pt2" files are read by `torch.export`, which can run code that is in them: only those of your own.
+
+    Raises:
+        ValueError: a package that is missing, or no exported file.
+    """
+    try:
+        if kind == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            name = session.get_inputs()[0].name
+            return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+        logging.getLogger("torch.export").setLevel(logging.ERROR)
+        program = torch.export.load(path).module()
+        return lambda images: torch.as_tensor(program(images))
+    except ImportError as error:
+        raise _missing(error) from error
+    except Exception as error:  # readers of damaged files fail in every way
+        raise ValueError(f"{path}: not an exported model, or a damaged one ({cause(error)})") from error
+
+
+def _missing(error: ImportError) -> ValueError:
+    return ValueError(f"ONNX needs {error.name}: pip install 'matchdistill[onnx]'")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from matchdistill.export import load_exported
 from matchdistill.folder import WEIGHTS
 from matchdistill.models import build_model, load_weights
 from matchdistill.recipe import Recipe
@@ -19,25 +21,43 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
     Args:
         recipe: of the run.
         run: its folder.
-        weights: what the student is loaded from, a checkpoint or exported weights; None: its final weights.
+        weights: what the student is loaded from, a checkpoint or exported weights, or its exported program (.onnx, .pt2);
+            None: its final weights.
 
     Returns:
         For "student" and "teacher" the shares of images right by name: "top1", and with more than 5 classes "top5".
 
     Raises:
-        ValueError: weights that are missing or do not fit.
+        ValueError: weights that are missing or do not fit, or a package that is missing for them.
     """
     quieten()
     data = recipe.data
     data.setup()
-    student = build_model(recipe.student.name, data.num_classes, **recipe.student.options)
-    load_weights(student, weights or run / WEIGHTS)
+    student: nn.Module
+    if weights is not None and weights.suffix in (".onnx", ".pt2"):
+        student = Exported(weights)
+    else:
+        student = build_model(recipe.student.name, data.num_classes, **recipe.student.options)
+        load_weights(student, weights or run / WEIGHTS)
     check_classes(student, data, "student")
     teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
     module = Classification(student, data.num_classes, recipe.training, recipe.distillation, teacher)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
     trainer.validate(module, data, verbose=False)
     return {"student": module.result, "teacher": module.teacher_result}
+
+
+class Exported(nn.Module):
+    """An exported program as a student: on the CPU and in its own precision, whatever the trainer's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.run = load_exported(path, "onnx" if path.suffix == ".onnx" else "pt2")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> logits."""
+        with torch.autocast("cpu", enabled=False):
+            return self.run(images.float().cpu()).to(images.device)
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:

@@ -37,7 +37,8 @@ def build_model(
             such an argument.
         weights: a file, which must fit exactly, as a path or ``"package:path/in/it"`` of an installed package; or
             pretrained weights of the library: a name that torchvision has for them (``"IMAGENET1K_V2"``), a timm tag
-            (``"a1_in1k"``), or ``"pretrained"``. If these are for another number of classes, the head is a fresh one.
+            (``"a1_in1k"``), or ``"pretrained"``. If these are for another number of classes, the head is a fresh one. A
+            function of your own is given a name that is no file if it has an argument ``weights``.
         fresh_head: whether the head is a fresh one too where a file is for another number of classes.
         options: passed on to the function that builds the network.
 
@@ -63,10 +64,8 @@ def build_model(
         model = _build_torchvision(entry, pretrained, options)
     elif library == "timm":
         model = _build_timm(entry, pretrained, options)
-    elif pretrained is None:
-        model = _build_own(library, entry, options)
     else:
-        raise ValueError(f"model {name!r}: expected weights from a file, got {pretrained!r} and there is no such file")
+        model = _build_own(library, entry, pretrained, options)
     if file is not None:
         load_weights(model, file, fresh_head=fresh_head)
     return model
@@ -172,7 +171,7 @@ def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> 
         raise _not_loaded(f"timm:{entry}", pretrained, error) from error
 
 
-def _build_own(module_name: str, function_name: str, options: dict[str, Any]) -> nn.Module:
+def _build_own(module_name: str, function_name: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
     name = f"{module_name}:{function_name}"
     # As with `python -m`, the folder in which the command runs comes first.
     if not {"", str(Path.cwd())} & set(sys.path):
@@ -199,6 +198,12 @@ def _build_own(module_name: str, function_name: str, options: dict[str, Any]) ->
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     if "num_classes" not in signature.parameters and not takes_any:
         options.pop("num_classes", None)
+    if pretrained is not None:
+        if "weights" not in signature.parameters:
+            raise ValueError(
+                f"model {name!r}: expected weights from a file, got {pretrained!r} and there is no such file"
+            )
+        options["weights"] = pretrained
     try:
         signature.bind(**options)
     except TypeError as error:
