@@ -47,7 +47,7 @@ def markdown(results: dict[str, Any], seeds: int) -> str:
         "# The transfer benchmark",
         "",
         f"`python benchmarks/transfer.py --seeds {seeds}`; {results['machine']}.",
-        "Top-1 accuracy in percent on the 7,000 test images that no setting was chosen by, ± half of the 95% interval over",
+        "Top-1 accuracy in percent on the 4,000 test images that no setting was chosen by, ± half of the 95% interval over",
         "seeds (each with its own 1,000 training images); differences are paired by seed.",
     ]
     for student, title in STUDENTS.items():

@@ -128,7 +128,7 @@ class Distillation:
     refresh_images: int = 20_000
     hysteresis: float = 0.0
     fitnets_weight: float = 1.0
-    at_weight: float = 1000.0
+    at_weight: float = 10.0
     ofd_weight: float = 5.0
     kd_weight: float = 1.0
     kd_temperature: float = 1.5

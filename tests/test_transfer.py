@@ -1,0 +1,80 @@
+"""The transfer recipes on a few real images, with the real pre-trained weights."""
+
+import json
+
+import pytest
+import torch
+
+from matchdistill import cli
+from matchdistill.data.tensors import DEBIAN_FASHION_MNIST
+from matchdistill.models import build_model
+from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+
+pytest.importorskip("efficientnet_lite_pytorch")
+pytestmark = [
+    pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+
+def recipe_of(name):
+    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser())))
+
+
+def test_teacher_student_pretraining_and_tests_share_no_image():
+    student, narrow, pretraining = map(
+        recipe_of, ("transfer_fashion_mnist", "transfer_fashion_mnist_narrow", "pretrain_fashion_mnist")
+    )
+    assert narrow.config["data"] == student.config["data"]
+    assert narrow.config["teacher"] == student.config["teacher"]
+    assert narrow.config["training"] == student.config["training"]
+    assert narrow.student.options == pretraining.student.options
+    seen = []
+    for recipe in (student.for_teacher(), student, pretraining):
+        recipe.data.image_size = 4
+        recipe.data.setup()
+        seen.append({image.numpy().tobytes() for image in recipe.data.train_set.data.images.unbind()})
+    # In 4 px some images of different items are alike; parts that overlapped would share thousands.
+    assert [len(images) for images in seen] == pytest.approx([5_000, 1_000, 10_000], rel=0.02)
+    assert all(len(seen[one] & seen[other]) < 60 for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_pretrained_networks():
+    recipe = recipe_of("transfer_fashion_mnist")
+    for model in (recipe.teacher, recipe.student):
+        built = build_model(model.name, 10, model.weights, model.fresh_head, **model.options)
+        fresh = build_model(model.name, 10, **model.options)
+        assert built._fc.out_features == 10
+        assert not torch.equal(built._bn1.running_var, fresh._bn1.running_var)
+    narrow = recipe_of("transfer_fashion_mnist_narrow")
+    assert narrow.student.weights is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transfer_fashion_mnist", "transfer_fashion_mnist_narrow"])
+def test_end_to_end(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["--data.train_limit=64", "--data.val_part=null", "--data.val_limit=40", "--teacher.train_limit=64"]
+    short = [f"--{part}.{key}" for part in ("training", "teacher.training") for key in ("epochs=1", "warmup_epochs=0")]
+    if name.endswith("narrow"):
+        pretrained = [
+            "--training.epochs=1",
+            "--training.warmup_epochs=0",
+            "--data.train_limit=64",
+            "--data.val_limit=40",
+        ]
+        assert cli.main(["fit", "pretrain_fashion_mnist", *pretrained]) == 0
+        few.append("--student.weights=runs/pretrain_fashion_mnist/student.safetensors")
+    assert cli.main(["compare", name, "--seeds=1", *few, *short]) == 0
+    found = json.loads((tmp_path / "runs" / name / "metrics.json").read_text())
+    assert [entry["method"] for entry in found["summary"]] == recipe_of(name).compare.methods
+    cosines = {}
+    for method in ("mgd-amp", "random-amp"):
+        lines = (
+            tmp_path / "runs" / name / "cells" / method / "seed0" / "logs" / "version_0" / "metrics.csv"
+        ).read_text()
+        header, *rows = (line.split(",") for line in lines.splitlines())
+        cost = [row[header.index("matching/cost_0")] for row in rows]
+        cosines[method] = 1 - float(next(filter(None, cost))) / 2
+    assert cosines["mgd-amp"] > cosines["random-amp"] + 0.1
