@@ -1,9 +1,9 @@
-"""What makes the matching of a pre-trained student better: one change at a time on the recipe transfer_fashion_mnist.
+"""What makes the matching of a pre-trained student better: one change at a time on a transfer recipe.
 
 Every variant runs with the same seeds, students and images; a variant is a change of the recipe, a patch of the code, or
 both. Accuracies are of the first 3,000 test images, which the recipe itself does not report.
 
-    python benchmarks/transfer_study.py --out runs/study --seeds 100 101 102 --jobs 2 [VARIANT ...]
+    python benchmarks/transfer_study.py --out runs/study --seeds 100 101 102 --jobs 2 [-- VARIANT ...]
 
 Axes: Cs student channels, Ct teacher channels, G group, * position axes.
 """
@@ -173,13 +173,14 @@ def run(config: dict[str, Any], variant: str, seed: int, out: Path) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--recipe", default="transfer_fashion_mnist")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--set", nargs="*", default=[], help="further options of the recipe, --set KEY=VALUE ...")
     options = parser.parse_args()
     given = ["--data.val_part=[0, 3000]", *(f"--{each}" for each in options.set)]
-    recipe = Recipe.of(plain_config(resolve_recipe(read_recipe("transfer_fashion_mnist"), recipe_parser(), given)))
+    recipe = Recipe.of(plain_config(resolve_recipe(read_recipe(options.recipe), recipe_parser(), given)))
     if recipe.teacher.training.epochs:
         fit(recipe.for_teacher(), options.out / "teacher", resume=True)
         recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)

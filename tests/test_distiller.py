@@ -734,7 +734,7 @@ def test_hysteresis_keeps_what_it_does_not_pay_to_change() -> None:
 
 @pytest.mark.parametrize("hysteresis", [-0.1, float("inf"), float("nan")])
 def test_hysteresis_out_of_range(hysteresis: float) -> None:
-    with pytest.raises(ValueError, match="hysteresis=.*: expected a finite number of at least 0"):
+    with pytest.raises(ValueError, match=r"hysteresis=.*: expected a finite number of at least 0"):
         ready(hysteresis=hysteresis)
 
 

@@ -17,8 +17,15 @@ from matchdistill.recipe import Recipe, plain_config, recipe_parser, resolve_rec
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-COMMANDS = [line for _, text in BLOCKS for line in text.splitlines() if line.startswith("matchdistill")]
+SHELL = [line for language, text in BLOCKS if language in ("", "bash") for line in text.splitlines()]
+COMMANDS = [found[0] for line in SHELL if (found := re.search(r"\bmatchdistill .*", line))]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+
+
+def python(word):
+    """The one block of Python that has a word."""
+    (text,) = [text for text in PYTHON if word in text]
+    return text
 
 
 class Detector(nn.Module):
@@ -39,10 +46,29 @@ def test_the_loop_of_five_lines_trains_the_student(tmp_path, monkeypatch):
     teacher, student = small_resnet(width=16), small_resnet(width=8)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     loader = [(torch.randn(4, 3, 16, 16), torch.randint(10, (4,))) for _ in range(2)]
-    exec(PYTHON[0], {"torch": torch, "F": F, "teacher": teacher, "student": student, "loader": loader, "epochs": 2})
+    names = {"torch": torch, "F": F, "teacher": teacher, "student": student, "loader": loader, "epochs": 2}
+    exec(python("epochs"), names)
     saved = torch.load("student.pt", weights_only=True)
     assert saved.keys() == before.keys()
     assert not saved["fc.weight"].equal(before["fc.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*gather along dimension 0")
+def test_the_loop_with_data_parallel():
+    from matchdistill import MatchingDistiller
+
+    torch.manual_seed(0)
+    teacher, student = small_resnet(width=4), small_resnet(width=2)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    loader = [(torch.randn(8, 3, 16, 16), torch.randint(10, (8,))) for _ in range(2)]
+    names = {"torch": torch, "F": F, "MatchingDistiller": MatchingDistiller, "loader": loader}
+    names |= {"teacher": teacher, "student": student}
+    exec(python("DataParallel("), names)
+    assert torch.isfinite(names["losses"]).all()
+    assert not student.state_dict()["fc.weight"].cpu().equal(before["fc.weight"])
+    if not torch.cuda.is_available():
+        assert names["losses"].shape == ()
+        assert not names["parallel"].device_ids
 
 
 def test_taps_of_ones_own():
@@ -50,7 +76,7 @@ def test_taps_of_ones_own():
 
     names = {"MatchingDistiller": MatchingDistiller}
     names |= {"teacher": torchvision.models.resnet50(), "student": torchvision.models.mobilenet_v2()}
-    exec(PYTHON[1], names)
+    exec(python("taps=["), names)
     (position,) = names["distiller"].positions
     assert (position.teacher_channels, position.student_channels) == (1024, 384)
 
@@ -68,7 +94,7 @@ def test_parts_of_larger_models():
         "images": images,
         "targets": [{}] * 4,
     }
-    exec(PYTHON[2], names)
+    exec(python("detector"), names)
     assert names["loss"].requires_grad
     assert names["distiller"].positions[0].matching.images == 8
 

@@ -13,10 +13,11 @@ from torch import nn
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.folder import load_student
 from matchdistill.models import small_resnet
+from matchdistill.recipe import parse_method
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import check_classes, fit
 
-METHODS = ["none", "kd", "mgd-amp", "mgd-sm", "mgd-rd", "mgd-amp+kd"]
+METHODS = ["none", "kd", "mgd-amp", "mgd-sm", "mgd-rd", "mgd-amp+kd", "random-amp", "fitnets", "at+kd", "ofd"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -86,22 +87,24 @@ def test_every_method_leaves_whole_results(tiny, tmp_path, method):
     assert saved["global_step"] == 6
 
     columns, scalars = csv_columns(out), tensorboard_scalars(out)
-    positions = 3 if method.startswith("mgd") else 0
+    positions = 3 if parse_method(method).features else 0
+    refreshes = {"mgd": 2, "random": 1}.get(parse_method(method).features, 0)
+    matching = {"cost": refreshes, "churn": max(0, refreshes - 1)}
     for logged in (columns, scalars):
-        found = {name for name in logged if name.startswith(("train/mgd", "matching/"))}
-        expected = {f"train/mgd_{i}_{kind}" for i in range(positions) for kind in ("step", "epoch")}
-        expected |= {f"matching/{name}_{i}" for i in range(positions) for name in ("cost", "churn")}
-        assert found == expected | ({"train/mgd"} if positions else set())
+        found = {name for name in logged if name.startswith(("train/features", "matching/"))}
+        expected = {f"train/features_{i}_{kind}" for i in range(positions) for kind in ("step", "epoch")}
+        expected |= {f"matching/{name}_{i}" for i in range(positions) for name, count in matching.items() if count}
+        assert found == expected | ({"train/features"} if positions else set())
         assert ("train/kd_step" in logged) == method.endswith("kd")
         assert {"train/task_step", "train/task_epoch", "train/loss", "val/top1", "val/top5"} <= set(logged)
         assert len(logged["train/task_step"]) == 6
         assert logged["val/top1"][-1] == pytest.approx(metrics["student"]["top1"])
         for i in range(positions):
-            assert len(logged[f"train/mgd_{i}_step"]) == 6
-            assert len(logged[f"matching/cost_{i}"]) == 2
-            assert len(logged[f"matching/churn_{i}"]) == 1
-            assert 0 <= logged[f"matching/churn_{i}"][0] <= 1
-            assert 0 < logged[f"matching/cost_{i}"][0] < 4
+            assert len(logged[f"train/features_{i}_step"]) == 6
+            for name, count in matching.items():
+                values = logged.get(f"matching/{name}_{i}", [])
+                assert len(values) == count
+                assert all(0 <= value < 4 for value in values)
         parts = [name for name in logged if name.startswith("train/") and name.endswith("_epoch")]
         assert logged["train/loss"] == pytest.approx(
             [sum(logged[name][epoch] for name in parts) for epoch in range(2)], rel=1e-4
@@ -324,6 +327,7 @@ def test_files_of_something_else_are_left_alone(tiny, tmp_path, name, resume):
         (["--trainer.devices=0"], "trainer does not fit this machine"),
         (["--trainer.precision=7"], "trainer does not fit this machine"),
         (["--trainer.strategy=dpp"], "trainer does not fit this machine"),
+        (["--trainer.precision=16-mixed"], "trainer.precision '16-mixed' needs a GPU: give 'bf16-mixed' or '32-true'"),
         (
             ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.sync_batchnorm=true"],
             "sync_batchnorm needs GPUs",
@@ -431,7 +435,7 @@ def test_progress_on_a_terminal(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "300")
     fit(tiny("--distillation.method=mgd-amp"), tmp_path / "run")
     shown = capsys.readouterr().out
-    for part in ("matching of 60 images", "Epoch 1/1", "loss:", "mgd:", "top1:"):
+    for part in ("matching of 60 images", "Epoch 1/1", "loss:", "features:", "top1:"):
         assert part in shown
 
 
@@ -451,6 +455,6 @@ def test_progress_in_a_file(tiny, tmp_path, capsys):
     assert "churn" not in lines[0]
     assert "churn" in lines[3]
     for line in lines[1:3]:
-        assert all(part in line for part in ("loss ", "mgd ", "top-1 "))
+        assert all(part in line for part in ("loss ", "features ", "top-1 "))
     fit(tiny("--distillation.method=mgd-amp"), tmp_path / "quiet", quiet=True)
     assert capsys.readouterr() == ("", "")

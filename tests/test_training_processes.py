@@ -8,10 +8,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from matchdistill.averaging import TRAINED
 from matchdistill.data import ImageData
 from matchdistill.folder import METRICS, load_student
 from matchdistill.models import small_resnet
 from matchdistill.training import build_module
+from test_training_options import assert_weights_near, by_hand
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -22,7 +24,8 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.tasks.classification import Classification
 from matchdistill import cli
 
-rank, seen = int(os.environ.get("LOCAL_RANK", 0)), {"validation": [], "training": [], "matchings": []}
+rank, seen = int(os.environ.get("LOCAL_RANK", 0)), {}
+seen.update({name: [] for name in ("validation", "training", "losses", "seeds", "matchings")})
 validate, step, refresh = Classification.validation_step, Classification.training_step, MatchingDistiller.refresh
 kill_at = int(os.environ.get("KILL_AT", 0))
 
@@ -34,7 +37,10 @@ def training_step(self, batch, number):
     seen["training"].append(batch[0])
     if len(seen["training"]) == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, number)
+    seen["seeds"].append(torch.initial_seed())
+    loss = step(self, batch, number)
+    seen["losses"].append(loss.item())
+    return loss
 
 def recorded_refresh(self, loader, max_images):
     batches = list(loader)
@@ -55,13 +61,31 @@ sys.exit(code)
 """
 
 
+# A student with a head that only trains along where its logits have a loss of their own, as GoogLeNet's.
+AUXILIARY = """
+from torch import nn
+from matchdistill.models import small_resnet
+
+class Auxiliary(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network, self.head = small_resnet(num_classes, width=2), nn.Linear(3 * 16 * 16, num_classes)
+
+    def forward(self, images):
+        logits = self.network(images)
+        return (logits, self.head(images.flatten(1))) if self.training else logits
+"""
+
+
 @pytest.fixture
 def launch(tmp_path, tiny_file):
     (tmp_path / "runner.py").write_text(RUNNER)
 
-    def run(*arguments, kill_at=0):
+    def run(*arguments, kill_at=0, program=("runner.py",)):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT": str(kill_at), "COLUMNS": "200"}
-        command = [sys.executable, "runner.py", "fit", str(tiny_file), "--trainer.devices=2", "--trainer.strategy=ddp"]
+        command = [sys.executable, *program, "fit", str(tiny_file), "--trainer.devices=2"]
+        if not any("strategy" in argument for argument in arguments):
+            command.append("--trainer.strategy=ddp")
         return subprocess.run(
             [*command, *arguments],
             cwd=tmp_path,
@@ -139,9 +163,14 @@ def test_two_processes(tmp_path, launch, tiny):
         assert metrics[role]["top1"] == pytest.approx(expected)
 
 
-def test_a_killed_run_of_two_processes(tmp_path, launch):
-    arguments = ("--distillation.method=mgd-rd+kd", "--training.epochs=4", "--data.batch_size=10")
+AVERAGED = ("--training.ema=0.8", "--training.validate_every=4", "--distillation.refresh_every=1")
+
+
+@pytest.mark.parametrize("options", [(), AVERAGED], ids=["", "averaged"])
+def test_a_killed_run_of_two_processes(tmp_path, launch, options):
+    arguments = ("--distillation.method=mgd-rd+kd", "--training.epochs=4", "--data.batch_size=10", *options)
     assert launch(*arguments, "--out=whole").returncode == 0
+    expected = torch.load(tmp_path / "rank0.pt", weights_only=True)["matchings"]
     assert launch(*arguments, "--out=run", kill_at=8).returncode != 0
     assert checkpoint(tmp_path / "run")["epoch"] == 1
     done = launch(*arguments, "--out=run", "--resume")
@@ -153,6 +182,75 @@ def test_a_killed_run_of_two_processes(tmp_path, launch):
         assert torch.equal(state["momentum_buffer"], states[1][number]["momentum_buffer"])
     assert run["results"] == whole["results"]
     assert run["global_step"] == 4 * 3
+    if options:
+        assert_equal(run[TRAINED], whole[TRAINED])
+    # The costs too, which depend on the running statistics that each process has.
+    found = torch.load(tmp_path / "rank0.pt", weights_only=True)["matchings"]
+    assert 0 < len(found) < len(expected)
+    for ours, theirs in zip(found, expected[-len(found) :], strict=True):
+        assert all(torch.equal(one[1], other[1]) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("method", ["mgd-amp", "none"])
+def test_losses_of_two_processes_are_those_of_a_plain_loop(tmp_path, launch, tiny, monkeypatch, method):
+    arguments = (f"--distillation.method={method}", "--distillation.refresh_every=0", "--data.batch_size=10")
+    done = launch(*arguments, "--training.ema=0", "--out=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    losses, student = by_hand(tiny(*arguments), monkeypatch, processes=2)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["losses"]
+        assert found == pytest.approx([loss for epoch in losses for loss in epoch[rank::2]], rel=1e-5)
+    assert_weights_near(load_file(tmp_path / "run" / "student.safetensors"), student, 1e-4)
+
+
+def test_started_by_torchrun(tmp_path, launch):
+    arguments = ("--teacher.weights=null", "--teacher.training.epochs=1", "--distillation.method=mgd-amp+kd")
+    program = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "matchdistill")
+    done = launch(*arguments, "--out=torchrun", program=program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count("2 epochs: torchrun") == 1
+    assert launch(*arguments, "--out=run").returncode == 0
+    first, second = (checkpoint(tmp_path / name) for name in ("torchrun", "run"))
+    assert_equal(first["state_dict"], second["state_dict"])
+    assert first["results"] == second["results"]
+    assert_equal(*(load_file(tmp_path / name / "student.safetensors") for name in ("torchrun", "run")))
+    again = launch(*arguments, "--out=torchrun", "--resume", program=program)
+    assert again.stdout.count("2 epochs: torchrun") == 1
+
+
+def test_the_processes_vary_their_images_differently(tmp_path, launch):
+    """All images are the same one, so that batches differ by nothing else."""
+    from PIL import Image
+
+    noise = torch.randint(256, (40, 40, 3), generator=torch.Generator().manual_seed(0))
+    for split in ("train", "val"):
+        for label in ("bee", "wasp"):
+            folder = tmp_path / "insects" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(noise.byte().numpy()).save(folder / f"{number}.png")
+    values = {"name": "folder", "root": str(tmp_path / "insects"), "image_size": 16, "batch_size": 4}
+    arguments = [f"--data.{key}={value}" for key, value in values.items()]
+    arguments += ["--data.train_limit=null", "--data.val_limit=null", "--distillation.method=none", "--out=run"]
+    done = launch(*arguments)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    trained = torch.cat([*first["training"], *second["training"]]).flatten(1)
+    assert len(trained) == 2 * 2 * 4
+    assert len(trained.unique(dim=0)) == len(trained)
+    # What is drawn within a step (dropout, random reductions) differs too, and from epoch to epoch.
+    assert len({*first["seeds"], *second["seeds"]}) == 2 * 2
+
+
+def test_parameters_that_no_loss_needs(tmp_path, launch):
+    (tmp_path / "auxiliary.py").write_text(AUXILIARY)
+    arguments = ("--student.name=auxiliary:Auxiliary", "--student.options={}", "--distillation.method=kd")
+    done = launch(*arguments, "--out=run")
+    assert done.returncode == 2
+    assert "strategy='ddp_find_unused_parameters_true'" in done.stderr
+    done = launch(*arguments, "--trainer.strategy=ddp_find_unused_parameters_true", "--out=found")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mistake_is_said_once_before_the_second_process_starts(tmp_path, launch):

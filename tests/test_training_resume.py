@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from matchdistill import training
+from matchdistill.averaging import TRAINED
 from matchdistill.distiller import Position
 from matchdistill.folder import NEEDED, AtomicCheckpoints, claim, load_student
 from matchdistill.recipe import Recipe
@@ -144,6 +145,37 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, whole, momen
         assert checkpoint(out)["epoch"] == epochs - 1
     fit(tiny(*RANDOM), out, resume=True, quiet=True)
     assert_same_end(out, whole)
+
+
+AVERAGED = ("--training.ema=0.8", "--training.accumulate=2", "--training.validate_every=2")
+
+
+@pytest.mark.parametrize(
+    ("moment", "count", "arguments"),
+    [
+        ("step", 11, ()),
+        ("saved", 5, ()),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("saved", 1, ()),
+                ("saving", 3, ()),
+                ("student", 1, ()),
+                ("step", 8, ("--trainer.channels_last=true", "--trainer.deterministic=true")),
+                ("step", 8, ("--trainer.precision=bf16-mixed",)),
+            )
+        ),
+    ],
+)
+def test_a_killed_run_that_averages_its_weights(tiny, tmp_path, moment, count, arguments):
+    recipe = tiny(*RANDOM, *AVERAGED, *arguments)
+    fit(recipe, tmp_path / "whole", quiet=True)
+    killed(moment, count, recipe, tmp_path / "run")
+    fit(tiny(*RANDOM, *AVERAGED, *arguments), tmp_path / "run", resume=True, quiet=True)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    first, second = (checkpoint(tmp_path / name) for name in ("run", "whole"))
+    assert same(first[TRAINED], second[TRAINED])
+    assert not torch.equal(first[TRAINED]["fc.weight"], first["state_dict"]["distiller.student.fc.weight"])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.messages import cause
 from matchdistill.models import build_model, load_weights, save_weights
 from matchdistill.models.weights import read_pickle
-from matchdistill.recipe import Recipe, read_recipe
+from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
 
 CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "last.ckpt",
@@ -109,7 +109,8 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
         raise ValueError(f"{out} holds a {'comparison' if other == CELLS else 'run'} already: choose another --out")
     if not resume:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
-    there = _decisive(read_recipe(path))
+    # Resolved, as values that an older version did not know have their defaults.
+    there = _decisive(plain_config(resolve_recipe(read_recipe(path), recipe_parser())))
     changed = [key for key, value in _decisive(recipe.config).items() if there.get(key) != value]
     if changed:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
@@ -20,9 +21,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
+from matchdistill.averaging import WeightAverage
+from matchdistill.baselines import BASELINES
 from matchdistill.data import ImageData
 from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.features import FeatureDistiller
 from matchdistill.files import write_json
 from matchdistill.folder import (
     CELLS,
@@ -35,6 +39,7 @@ from matchdistill.folder import (
     read_metrics,
     save_student,
 )
+from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause, console
 from matchdistill.models import build_model, load_weights
 from matchdistill.recipe import Machine, Recipe, parse_method
@@ -78,6 +83,8 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     trainer = _trainer(recipe, out, terminal)
     if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
+    if recipe.trainer.compile:
+        check_compiler(trainer.strategy.root_device)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
@@ -115,22 +122,52 @@ def build_module(recipe: Recipe) -> Classification:
     data.setup()
     teacher = build_teacher(recipe, recipe.teacher.weights) if settings.needs_teacher else None
     pl.seed_everything(recipe.seed, verbose=False)
-    student = build_model(recipe.student.name, data.num_classes, recipe.student.weights, **recipe.student.options)
+    named = recipe.student
+    student = build_model(named.name, data.num_classes, named.weights, named.fresh_head, **named.options)
     check_classes(student, data, "student")
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
         student = _synchronised(student)
-    distiller = None
-    reduction, _ = parse_method(settings.method)
-    if teacher is not None and reduction is not None:
-        taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
-        distiller = MatchingDistiller(
-            teacher, student, taps, reduction, settings.loss_weight, example=example_images(data)
-        )
-        if recipe.trainer.sync_batchnorm:
-            for position in distiller.positions:
-                position.norm = _synchronised(position.norm)
-    return Classification(student, data.num_classes, recipe.training, settings, teacher, distiller)
+    distiller = build_distiller(recipe, teacher, student) if teacher is not None else None
+    if distiller is not None and recipe.trainer.sync_batchnorm:
+        for position in distiller.positions:
+            for name, part in position.named_children():
+                setattr(position, name, _synchronised(part))
+    module = Classification(student, data.num_classes, recipe.training, settings, teacher, distiller)
+    if recipe.trainer.channels_last:
+        module.memory_format = torch.channels_last
+        for network in (module, module.guide()):
+            if network is not None:
+                network.to(memory_format=torch.channels_last)
+    return module
+
+
+def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> FeatureDistiller | None:
+    """The distiller of features of a recipe's method; None where the method has none.
+
+    Raises:
+        ValueError: taps or loss weights that do not fit.
+    """
+    settings = recipe.distillation
+    method = parse_method(settings.method)
+    if method.features is None:
+        return None
+    taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
+    example = example_images(recipe.data)
+    if method.features in BASELINES:
+        weight = getattr(settings, f"{method.features}_weight")
+        return FeatureDistiller(teacher, student, taps, BASELINES[method.features], weight, example)
+    assert method.reduction is not None
+    return MatchingDistiller(
+        teacher,
+        student,
+        taps,
+        method.reduction,
+        settings.loss_weight,
+        matcher=random_assignment if method.features == "random" else solve_assignment,
+        hysteresis=settings.hysteresis,
+        example=example,
+    )
 
 
 def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
@@ -139,8 +176,9 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
     Raises:
         ValueError: a model or weights that do not fit each other or the data.
     """
-    assert recipe.teacher.name is not None
-    model = build_model(recipe.teacher.name, recipe.data.num_classes, weights, **recipe.teacher.options)
+    named = recipe.teacher
+    assert named.name is not None
+    model = build_model(named.name, recipe.data.num_classes, weights, named.fresh_head, **named.options)
     check_classes(model, recipe.data, "teacher")
     return model
 
@@ -178,11 +216,16 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
         dirpath=out, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
     callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(terminal, not on_terminal), checkpoints]
+    if recipe.training.ema is not None:
+        callbacks.append(WeightAverage(recipe.training.ema))
+    if machine.compile:
+        callbacks.append(Compilation())
     if on_terminal:
         callbacks.append(ProgressBars(leave=True))
     return machine_trainer(
         machine,
         max_epochs=recipe.training.all_epochs,
+        accumulate_grad_batches=recipe.training.accumulate,
         log_every_n_steps=machine.log_every,
         callbacks=callbacks,
         logger=[TensorBoardLogger(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
@@ -199,18 +242,34 @@ def machine_trainer(machine: Machine, **options: Any) -> pl.Trainer:
         ValueError: values that Lightning or this computer does not have.
     """
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             num_nodes=machine.num_nodes,
             strategy=machine.strategy,
             precision=machine.precision,  # type: ignore[arg-type]
+            deterministic=machine.deterministic,
             use_distributed_sampler=False,
             enable_model_summary=False,
             **options,
         )
     except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
         raise ValueError(f"trainer does not fit this machine: {cause(error)}") from error
+    if machine.precision in ("16", "16-mixed") and trainer.precision == "bf16-mixed":
+        raise ValueError(f"trainer.precision {machine.precision!r} needs a GPU: give 'bf16-mixed' or '32-true' here")
+    return trainer
+
+
+@functools.cache
+def check_compiler(device: torch.device) -> None:
+    """Raise a ValueError unless torch.compile works for a device."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # compilers fail in every way
+        raise ValueError(
+            "trainer.compile needs a C++ compiler that torch.compile can use: install one (g++, or what CXX names), or "
+            f"train without: {cause(error)}"
+        ) from error
 
 
 class SeedEpochs(Callback):
@@ -225,6 +284,19 @@ class SeedEpochs(Callback):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+class Compilation(Callback):
+    """Compiles student and teacher: in place, which leaves the names of their weights as they are."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Only now are they on their device, the teacher as a copy."""
+        assert isinstance(pl_module, Classification)
+        # What was compiled for other networks of the same classes would be taken for these, without their hooks.
+        torch.compiler.reset()
+        for network in (pl_module.network(), pl_module.guide()):
+            if network is not None:
+                network.compile()
 
 
 class ProgressBars(RichProgressBar):
@@ -256,7 +328,9 @@ class Narration(Callback):
         """Say what the epoch came to."""
         if self.epochs:
             values = trainer.callback_metrics
-            shown = {"loss": "train/loss", "mgd": "train/mgd", "top-1": "val/top1"}
+            shown = {"loss": "train/loss", "features": "train/features"}
+            if isinstance(pl_module, Classification) and pl_module.validates():
+                shown["top-1"] = "val/top1"
             parts = [f"{label} {float(values[name]):.4g}" for label, name in shown.items() if name in values]
             self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts)
 

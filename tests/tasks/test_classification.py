@@ -20,7 +20,10 @@ STAGES = ("layer1", "layer2", "layer3")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings(
-        "ignore:You are trying to `self.log", "ignore:You defined a `validation_step`", "ignore:.*LeafSpec"
+        "ignore:You are trying to `self.log",
+        "ignore:You defined a `validation_step`",
+        "ignore:You have overridden",
+        "ignore:.*LeafSpec",
     ),
 ]
 
@@ -99,6 +102,40 @@ def test_losses_are_what_the_paper_says(tiny, reduction, kd):
         p, q = (torch.softmax(values.double() / 3, 1) for values in (teacher_logits, logits))
         expected += 0.7 * 9 * (p * (p / q).log()).sum(1).mean().item()
     assert total.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["amp", "sm", "rd", "max", "mean"])
+def test_losses_and_costs_in_half_precision(tiny, reduction, precision):
+    module, images, _ = ready(tiny, f"mgd-{reduction}+kd")
+    positions = module.distiller.positions
+    costs = [position.matching.cost for position in positions]
+    with torch.autocast("cpu", precision):
+        module.distiller.refresh(tiny().data.refresh_dataloader(40, 0))
+    for position, cost in zip(positions, costs, strict=True):
+        torch.testing.assert_close(position.matching.cost, cost, rtol=0, atol=0.02)
+        assert not torch.equal(position.matching.cost, cost)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)  # of the random drop
+        with torch.autocast("cpu", precision, enabled=enabled):
+            output, losses = module.losses(images)
+        assert output.dtype == (precision if enabled else torch.float32)
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+        found.append([*module.distiller.position_losses.tolist(), losses["kd"].item()])
+    assert found[1] == pytest.approx(found[0], rel=0.03)
+    assert found[1] != found[0]
+
+
+def test_the_refresh_has_the_precision_of_the_training(tiny):
+    recipe = tiny("--distillation.method=mgd-amp")
+    module, seen = build_module(recipe), []
+    module.guide().register_forward_hook(lambda network, args, output: seen.append(output.dtype))
+    half = machine_trainer(
+        Machine("cpu", precision="bf16-mixed"), max_epochs=1, logger=False, enable_progress_bar=False
+    )
+    half.fit(module, recipe.data)
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_kd_alone(tiny):
@@ -215,10 +252,13 @@ def closed_form(training, epoch):
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
 @pytest.mark.parametrize("schedule", ["steps", "cosine", "constant"])
-def test_learning_rate_of_every_step(schedule, warmup):
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, [0, 1 / 3, 2 / 3]), (2, [0, 0, 1 / 2]), (3, [0, 0, 0])])
+def test_learning_rate_of_every_step(schedule, warmup, accumulate, steps):
+    """In parts of an epoch, that the steps of an optimiser divide it into."""
     training = Training(
         epochs=4, lr=0.3, schedule=schedule, milestones=[1, 3], gamma=0.2, warmup_epochs=warmup, weight_decay=0
     )
+    training.accumulate = accumulate
     batches = DataLoader([(torch.randn(4, 3, 16, 16), torch.arange(4))] * 3, batch_size=None)
     module = Classification(small_resnet(width=1), 10, training, Distillation("none"))
     rates = []
@@ -227,8 +267,11 @@ def test_learning_rate_of_every_step(schedule, warmup):
         def on_train_batch_start(self, trainer, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    trainer(max_epochs=training.all_epochs, callbacks=[Record()]).fit(module, batches)
-    assert rates == pytest.approx([closed_form(training, step / 3) for step in range(3 * (4 + warmup))])
+    options = {"max_epochs": training.all_epochs, "accumulate_grad_batches": accumulate}
+    trainer(**options, callbacks=[Record()]).fit(module, batches)
+    assert rates == pytest.approx(
+        [closed_form(training, epoch + step) for epoch in range(4 + warmup) for step in steps]
+    )
     assert rates[0] == pytest.approx(0.03 if warmup else 0.3)
 
 

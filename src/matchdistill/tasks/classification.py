@@ -17,15 +17,17 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from matchdistill.capture import Capture
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
 from matchdistill.matching import Matching
-from matchdistill.recipe import Distillation, Training
+from matchdistill.recipe import Distillation, Training, parse_method
 from matchdistill.refresh import due
 from matchdistill.teacher import FrozenTeacher
+from matchdistill.trace import evaluating
 
 
 class Classification(pl.LightningModule):
-    """Trains a student on labels, and on its teacher's features (MGD), outputs (KD), both or neither.
+    """Trains a student on labels, and on its teacher's features (MGD or others), outputs (KD), both or neither.
 
     Args:
         student: images (N, 3, H, W) -> logits (N, num_classes).
@@ -36,10 +38,13 @@ class Classification(pl.LightningModule):
         distiller: the distiller of the student, for methods with features.
 
     Attributes:
+        memory_format: of the images, as of the networks' weights.
         refreshed: the matchings that this epoch began with; empty where it kept the ones before.
         result: the student's accuracies when they were last measured.
         teacher_result: the teacher's, once they were measured.
     """
+
+    memory_format = torch.preserve_format
 
     def __init__(
         self,
@@ -48,14 +53,14 @@ class Classification(pl.LightningModule):
         training: Training,
         distillation: Distillation,
         teacher: nn.Module | None = None,
-        distiller: MatchingDistiller | None = None,
+        distiller: FeatureDistiller | None = None,
     ) -> None:
         super().__init__()
         self.distiller = distiller
         if distiller is None:
             self.student = student
         self.training_recipe, self.distillation = training, distillation
-        self.with_kd = distillation.method == "kd" or distillation.method.endswith("+kd")
+        self.method = parse_method(distillation.method)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = FrozenTeacher(teacher) if teacher is not None else None
         self.accuracy = _accuracy(num_classes, "val/")
@@ -75,7 +80,7 @@ class Classification(pl.LightningModule):
         if self.distiller is not None:
             with self.distiller.capture() as captured:
                 output = _logits(self.distiller.student(images))
-            losses["mgd"] = self.distiller.loss(captured)
+            losses["features"] = self.distiller.loss(captured)
         elif self._capture is not None:
             assert self._teacher is not None
             with self._capture() as captured:
@@ -83,10 +88,15 @@ class Classification(pl.LightningModule):
             self._teacher(captured)
         else:
             output = _logits(self.student(images))
-        if self.with_kd:
+        if self.method.kd:
             loss = kd_loss(output, captured.teacher_output, self.distillation.kd_temperature)
             losses["kd"] = self.distillation.kd_weight * loss
         return output, losses
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """The images in the networks' memory format."""
+        images, labels = batch
+        return images.to(memory_format=self.memory_format), labels
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The total loss of a batch."""
@@ -96,19 +106,31 @@ class Classification(pl.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         if self.distiller is not None:
-            del logged["train/mgd"]
-            logged |= {f"train/mgd_{number}": loss for number, loss in enumerate(self.distiller.position_losses)}
-            self.log("train/mgd", losses["mgd"].detach(), on_step=False, on_epoch=True, prog_bar=True)
+            del logged["train/features"]
+            logged |= {f"train/features_{number}": loss for number, loss in enumerate(self.distiller.position_losses)}
+            self.log("train/features", losses["features"].detach(), on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(logged, on_step=True, on_epoch=True)
         self.log("train/loss", total.detach(), on_step=False, on_epoch=True, prog_bar=True)
         self._check_finite(logged)
-        return total
+        return total * self._weight(batch_idx)
+
+    def _weight(self, batch_idx: int) -> float:
+        """Lightning divides by `accumulate`; this makes up for it in the last step of an epoch, which may have less left."""
+        every = self.training_recipe.accumulate
+        if every == 1:
+            return 1.0
+        left = self.trainer.num_training_batches - batch_idx // every * every
+        return every / min(every, left)
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         """Look at the losses of this step; on a GPU only now and then, as looking waits for it."""
         self._unchecked.append((self.global_step, list(losses), torch.stack(list(losses.values()))))
         if self.device.type == "cpu" or len(self._unchecked) >= 50:
             self._stop_if_not_finite()
+
+    def _check_output(self, output: Tensor) -> None:
+        """An optimiser step at the end of an epoch may spoil the weights that are about to be saved."""
+        self._check_finite({"val/output": output.detach().float().abs().amax()})
 
     def _stop_if_not_finite(self) -> None:
         for step, names, values in self._unchecked:
@@ -122,23 +144,47 @@ class Classification(pl.LightningModule):
 
     def _described(self, name: str) -> str:
         if name == "val/output":
-            return "the student's output for validation images"
+            return "the student's output in evaluation mode"
         prefix, _, number = name.rpartition("_")
-        if prefix == "train/mgd" and self.distiller is not None:
+        if prefix == "train/features" and self.distiller is not None:
             return f"the distillation loss of position {number} ({self.distiller.positions[int(number)].name})"
         return f"the loss {name.removeprefix('train/')!r}"
 
     def on_train_epoch_start(self) -> None:
         """Refresh the matching where it is due; log the mean cost of the matched pairs, and the churn from the second on."""
+        # Lightning validates where this divides the number of the epoch, from 1.
+        self.trainer.check_val_every_n_epoch = 1 if self.validates() else self.current_epoch + 2
         self.refreshed = []
-        if self.distiller is not None and due(self.current_epoch, self.distillation.refresh_every):
+        every = 0 if self.method.features == "random" else self.distillation.refresh_every
+        if isinstance(self.distiller, MatchingDistiller) and due(self.current_epoch, every):
+            self._take_buffers_of_rank_0()
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             images = data.refresh_dataloader(self.distillation.refresh_images, self.current_epoch)
-            self.refreshed = self.distiller.refresh(images, self.distillation.refresh_images)
+            with self.trainer.precision_plugin.forward_context():
+                self.refreshed = self.distiller.refresh(images, self.distillation.refresh_images)
         for number, matching in enumerate(self.refreshed):
             self.log(f"matching/cost_{number}", matching.mean_cost)
             if matching.churn is not None:
                 self.log(f"matching/churn_{number}", matching.churn)
+
+    def _take_buffers_of_rank_0(self) -> None:
+        """Its running statistics, as at every step under DDP: since the last one each rank has had its own."""
+        if self.trainer.world_size > 1:
+            buffers = dict(self.network().named_buffers())
+            for name, value in self.trainer.strategy.broadcast(buffers).items():
+                buffers[name].copy_(value)
+
+    def validates(self) -> bool:
+        """Whether this epoch ends with a validation: the last one does in any case."""
+        epoch, recipe = self.current_epoch + 1, self.training_recipe
+        return epoch == recipe.all_epochs or epoch % recipe.validate_every == 0
+
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Where no validation follows the last step of an epoch, look here at what it did to the weights."""
+        if self.trainer.is_last_batch and not self.validates():
+            network = self.network()
+            with torch.no_grad(), evaluating(network):
+                self._check_output(network(batch[0]))
 
     def on_train_epoch_end(self) -> None:
         """See that everything was finite before a checkpoint is written."""
@@ -150,8 +196,7 @@ class Classification(pl.LightningModule):
         output = self.network()(images)
         self.accuracy.update(output, labels)
         if self.trainer.state.fn == "fit":
-            # An optimiser step at the end of an epoch may spoil the weights that are about to be saved.
-            self._check_finite({"val/output": output.detach().float().abs().amax()})
+            self._check_output(output)
         if (teacher := self.guide()) is not None and not self.teacher_result:
             self.teacher_accuracy.update(teacher(images), labels)
 
