@@ -22,7 +22,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(
     ("every", "expected"),
-    [(1, range(7)), (2, [0, 2, 4, 6]), (3, [0, 3, 6]), (9, [0]), (0, [0]), (-1, [0]), ([], [0]), ([1, 5, 9], [0, 1, 5])],
+    [
+        (1, range(7)),
+        (2, [0, 2, 4, 6]),
+        (3, [0, 3, 6]),
+        (9, [0]),
+        (0, [0]),
+        (-1, [0]),
+        ([], [0]),
+        ([1, 5, 9], [0, 1, 5]),
+    ],
 )
 def test_due_before_training_and_then_every_so_many_epochs(every: int | list[int], expected: Any) -> None:
     assert [epoch for epoch in range(7) if due(epoch, every)] == list(expected)
