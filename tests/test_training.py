@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from matchdistill.building import check_classes
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.folder import load_student
 from matchdistill.models import small_resnet
-from matchdistill.recipe import parse_method
+from matchdistill.settings import parse_method
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import check_classes, fit
+from matchdistill.training import fit
 
 METHODS = ["none", "kd", "mgd-amp", "mgd-sm", "mgd-rd", "mgd-amp+kd", "random-amp", "fitnets", "at+kd", "ofd"]
 

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from matchdistill.averaging import TRAINED
+from matchdistill.building import build_module
 from matchdistill.data import images as data_images
 from matchdistill.folder import load_student
 from matchdistill.models import load_weights, small_resnet
 from matchdistill.tasks.classification import Classification, lr_factor
-from matchdistill.training import build_module, check_compiler, fit
+from matchdistill.training import check_compiler, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

@@ -9,10 +9,10 @@ import yaml
 from safetensors.torch import load_file
 
 from matchdistill.averaging import TRAINED
+from matchdistill.building import build_module
 from matchdistill.data import ImageData
 from matchdistill.folder import METRICS, load_student
 from matchdistill.models import small_resnet
-from matchdistill.training import build_module
 from test_training_options import assert_weights_near, by_hand
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]

@@ -20,10 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from scipy import stats
 
+from matchdistill.building import build_module
 from matchdistill.files import atomic_write, write_json
 from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim
 from matchdistill.recipe import Recipe
-from matchdistill.training import build_module, fit
+from matchdistill.training import fit
 
 TABLE = "metrics.csv"
 

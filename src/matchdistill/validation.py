@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from matchdistill.building import build_teacher, check_classes
 from matchdistill.export import load_exported
 from matchdistill.folder import WEIGHTS
 from matchdistill.models import build_model, load_weights
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import build_teacher, check_classes, machine_trainer, quieten
+from matchdistill.training import machine_trainer, quieten
 
 
 def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str, dict[str, float]]:

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import oracles
+from matchdistill.building import build_module
 from matchdistill.models import small_resnet
-from matchdistill.recipe import Distillation, Machine, Training
+from matchdistill.settings import Distillation, Machine, Training
 from matchdistill.tasks.classification import Classification, lr_factor
-from matchdistill.training import build_module, machine_trainer
+from matchdistill.training import machine_trainer
 
 STAGES = ("layer1", "layer2", "layer3")
 

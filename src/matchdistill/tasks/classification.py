@@ -20,8 +20,8 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
 from matchdistill.matching import Matching
-from matchdistill.recipe import Distillation, Training, parse_method
 from matchdistill.refresh import due
+from matchdistill.settings import Distillation, Training, parse_method
 from matchdistill.teacher import FrozenTeacher
 from matchdistill.trace import evaluating
 

@@ -1,0 +1,203 @@
+"""The settings of a run, section by section, and the methods by name. Their docstrings are the command line's help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from matchdistill.baselines import BASELINES
+from matchdistill.messages import did_you_mean
+from matchdistill.reduction import REDUCTIONS
+
+
+@dataclass
+class Training:
+    """How a network is trained: SGD with momentum.
+
+    Args:
+        epochs: passes over the training images, without the warm-up.
+        lr: learning rate at its highest.
+        momentum: of SGD.
+        nesterov: look ahead by the momentum.
+        weight_decay: of SGD.
+        schedule: "steps": times `gamma` at each milestone; "cosine": down to 0 over the epochs; "constant".
+        milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
+        gamma: the factor of "steps".
+        warmup_epochs: epochs before the others in which the learning rate rises from a tenth.
+        validate_every: epochs between validations; the last epoch is always validated.
+        accumulate: batches whose gradients make one step; at the end of an epoch those that are left do.
+        ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
+    """
+
+    epochs: int = 120
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    milestones: list[int] = field(default_factory=lambda: [31, 61, 81])
+    gamma: float = 0.1
+    warmup_epochs: int = 0
+    validate_every: int = 1
+    accumulate: int = 1
+    ema: float | None = None
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs with the warm-up, which is added to them."""
+        return self.epochs + self.warmup_epochs
+
+
+@dataclass
+class Model:
+    """A network by name.
+
+    Args:
+        name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own.
+        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
+            ("DEFAULT", "pretrained"); null starts at random.
+        fresh_head: start with an untrained head where a file of weights is for another number of classes.
+        options: further arguments of the function that builds it.
+    """
+
+    name: str = ""
+    weights: str | None = None
+    fresh_head: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Teacher:
+    """The network that guides the student, and how to train it first.
+
+    Args:
+        name: as of the student; null where no method needs a teacher.
+        weights: as of the student.
+        fresh_head: as of the student.
+        options: as of the student.
+        training: how it is trained before the student; with 0 epochs it is taken as it is.
+        train_limit: how many training images it learns from; null: all, whatever the student's limit.
+        train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    fresh_head: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=lambda: Training(epochs=0))
+    train_limit: int | None = None
+    train_part: list[int] | None = None
+
+
+@dataclass
+class Distillation:
+    """How the teacher guides the student.
+
+    Args:
+        method: "none"; "kd"; "mgd-amp" (or -sm, -rd, -max, -mean); to compare with, "fitnets", "at", "ofd", or
+            "random-amp" (or -sm ...) with random groups instead of matched ones, never refreshed. But for "none" and "kd",
+            each also with "+kd".
+        taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
+        loss_weight: of each position's mean loss, one for all or one for each; "paper" is the paper's form.
+        refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves.
+        refresh_images: the most training images of a refresh.
+        hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh.
+        fitnets_weight: of each position's mean squared distance, in "fitnets".
+        at_weight: of each position's mean squared distance, in "at".
+        ofd_weight: of each position's mean partial distance, in "ofd".
+        kd_weight: of the loss on the outputs, in methods with "kd".
+        kd_temperature: of the softmax there.
+    """
+
+    method: str = "mgd-amp"
+    taps: Literal["auto"] | list[tuple[str, str]] = "auto"
+    loss_weight: Literal["paper"] | float | list[float] = 5.0
+    refresh_every: int | list[int] = 1
+    refresh_images: int = 20_000
+    hysteresis: float = 0.0
+    fitnets_weight: float = 1.0
+    at_weight: float = 10.0
+    ofd_weight: float = 5.0
+    kd_weight: float = 1.0
+    kd_temperature: float = 1.5
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the method has a teacher."""
+        return self.method != "none"
+
+
+@dataclass
+class Machine:
+    """What it runs on; the values are those of Lightning's `Trainer`.
+
+    Args:
+        accelerator: "auto", "cpu", "gpu" ...
+        devices: how many processes per node, "auto" for all devices.
+        num_nodes: how many machines.
+        strategy: "auto", "ddp" ...
+        precision: "32-true", "bf16-mixed", "16-mixed" (fp16 with scaled gradients, GPUs only) ...
+        sync_batchnorm: batch norm over the images of all processes (GPUs only).
+        channels_last: networks and images with the channels innermost in memory, which is often faster.
+        compile: torch.compile for student and teacher, which needs a C++ compiler.
+        deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.
+        log_every: steps between entries in the logs.
+    """
+
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    sync_batchnorm: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    log_every: int = 20
+
+
+@dataclass
+class Comparison:
+    """The grid of `matchdistill compare`.
+
+    Args:
+        methods: distillation methods; the differences are to the first "none".
+        seeds: runs per method, with the seeds from `seed` on.
+    """
+
+    methods: list[str] = field(default_factory=lambda: ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"])
+    seeds: int = 3
+
+
+class Method(NamedTuple):
+    """What a method's name says.
+
+    Attributes:
+        features: how features are distilled, "mgd", "random" or one of `BASELINES`; None: they are not.
+        reduction: of the matched channels, for "mgd" and "random".
+        kd: whether the output is distilled.
+    """
+
+    features: str | None = None
+    reduction: str | None = None
+    kd: bool = False
+
+
+def parse_method(method: str) -> Method:
+    """What a method's name says.
+
+    Raises:
+        ValueError: an unknown method.
+
+    Example:
+        >>> parse_method("mgd-amp+kd")
+        Method(features='mgd', reduction='amp', kd=True)
+    """
+    pairs = [(features, reduction) for features in ("mgd", "random") for reduction in REDUCTIONS]
+    known = {f"{features}-{reduction}": Method(features, reduction) for features, reduction in pairs}
+    known |= {name: Method(name) for name in BASELINES}
+    known |= {f"{name}+kd": own._replace(kd=True) for name, own in known.items()}
+    known = {"none": Method(), "kd": Method(kd=True)} | known
+    if method not in known:
+        raise ValueError(f"unknown method {method!r}{did_you_mean(method, known)}: expected one of {', '.join(known)}")
+    return known[method]
