@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from matchdistill.compare import compare, summarise
-from matchdistill.files import atomic_write, write_json
+from matchdistill.compare import compare, shown, summarise
+from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.folder import WEIGHTS
 from matchdistill.messages import console
-from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.recipe import load_recipe
 from matchdistill.training import fit
 
 STUDENTS = {
@@ -29,16 +29,6 @@ STUDENTS = {
     "narrow_scratch": "(c) a third of its width, from scratch",
 }
 RESULTS = Path(__file__).parent / "results"
-
-
-def packaged_recipe(name: str, *arguments: str) -> Recipe:
-    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser(), arguments)))
-
-
-def percent(value: dict[str, float] | None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    return f"{100 * value['mean']:{sign}.2f} ± {100 * (value['interval'] or float('nan')):.2f}"
 
 
 def markdown(results: dict[str, Any], seeds: int) -> str:
@@ -55,10 +45,10 @@ def markdown(results: dict[str, Any], seeds: int) -> str:
         if found is None:
             continue
         lines += ["", f"## {title}", "", f"Teacher: {100 * found['teacher']:.2f}.", ""]
-        lines += ["| method | top-1 | to none | to mgd-amp | seconds per run |", "|---|---|---|---|---|"]
+        lines += ["| method | top-1 | to none | to mgd-amp |", "|---|---|---|---|"]
         for entry in found["summary"]:
-            cells = percent(entry["top1"]), percent(entry["difference"], "+"), percent(entry["to_mgd"], "+")
-            lines.append(f"| {entry['method']} | {' | '.join(cells)} | {entry['seconds']:.0f} |")
+            cells = shown(entry["top1"]), shown(entry["difference"], "+"), shown(entry["to_mgd"], "+")
+            lines.append(f"| {entry['method']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -71,15 +61,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(max(1, torch.get_num_threads() // options.jobs))
     recipes = {name: "transfer_fashion_mnist" + "_narrow" * name.startswith("narrow") for name in STUDENTS}
-    fit(packaged_recipe(recipes["pretrained"]).for_teacher(), options.out / "teacher", resume=True)
-    fit(packaged_recipe("pretrain_fashion_mnist"), options.out / "pretrain", resume=True)
+    fit(load_recipe(recipes["pretrained"]).for_teacher(), options.out / "teacher", resume=True)
+    fit(load_recipe("pretrain_fashion_mnist"), options.out / "pretrain", resume=True)
+    before = (
+        read_json(RESULTS / "transfer.json", students=dict)["students"] if (RESULTS / "transfer.json").exists() else {}
+    )
     results: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, one thread per run",
-        "students": {},
+        "students": before,  # those that are not run now
     }
     for student in options.students:
         arguments = [f"--student.weights={options.out / 'pretrain' / WEIGHTS}"] * (student == "narrow_pretrained")
-        recipe = packaged_recipe(recipes[student], *arguments)
+        recipe = load_recipe(recipes[student], *arguments)
         recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)
         methods = recipe.compare.methods
         torch.set_num_threads(options.jobs)  # which compare divides

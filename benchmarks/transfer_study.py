@@ -27,7 +27,7 @@ from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
 from matchdistill.files import write_json
 from matchdistill.folder import WEIGHTS
-from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.recipe import Recipe, load_recipe
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import fit
 
@@ -132,7 +132,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
         for t, w in ((1.5, 1.0), (4.0, 1.0), (4.0, 0.3))
     },
     **{f"fitnets {w:g}": ({"method": "fitnets", "fitnets_weight": w}, None) for w in (0.3, 1.0, 3.0, 10.0)},
-    **{f"at {w:g}": ({"method": "at", "at_weight": w}, None) for w in (10.0, 100.0, 1000.0)},
+    **{f"at {w:g}": ({"method": "at", "at_weight": w}, None) for w in (0.1, 1.0, 10.0, 100.0, 1000.0)},
     **{f"ofd {w:g}": ({"method": "ofd", "ofd_weight": w}, None) for w in (1.0, 5.0, 20.0)},
     "every 2": (mgd(), None),
     "random": ({"method": "random-amp"}, None),
@@ -157,6 +157,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
     "first half": (mgd(), decaying(lambda done: float(done < 0.5))),
     "norm like teacher": (mgd(), norm_like_teacher),
     "norm like teacher, once": (mgd(refresh_every=0), norm_like_teacher),
+    **{f"norm like teacher {w:g}": (mgd(loss_weight=w), norm_like_teacher) for w in (0.5, 1.0, 2.0)},
+    "norm like teacher, linear decay": (mgd(), lambda: (norm_like_teacher(), decaying(lambda done: 1 - done)())),
 }
 
 
@@ -180,7 +182,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="further options of the recipe, --set KEY=VALUE ...")
     options = parser.parse_args()
     given = ["--data.val_part=[0, 3000]", *(f"--{each}" for each in options.set)]
-    recipe = Recipe.of(plain_config(resolve_recipe(read_recipe(options.recipe), recipe_parser(), given)))
+    recipe = load_recipe(options.recipe, *given)
     if recipe.teacher.training.epochs:
         fit(recipe.for_teacher(), options.out / "teacher", resume=True)
         recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)

@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import torch
 import yaml
 
 from matchdistill.models import small_resnet
-from matchdistill.recipe import Recipe, plain_config, recipe_parser, resolve_recipe
+from matchdistill.recipe import Recipe, load_recipe
 
 TINY: dict[str, Any] = {
     "data": {"batch_size": 20, "train_limit": 60, "val_limit": 50},
@@ -49,9 +50,4 @@ def tiny_file(tmp_path: Path, teacher_weights: Path) -> Path:
 @pytest.fixture
 def tiny(tiny_file: Path, one_thread: None) -> Callable[..., Recipe]:
     """The recipe of `tiny_file` with arguments of the command line over it."""
-
-    def recipe(*arguments: str) -> Recipe:
-        parser = recipe_parser()
-        return Recipe.of(plain_config(resolve_recipe(yaml.safe_load(tiny_file.read_text()), parser, arguments)))
-
-    return recipe
+    return functools.partial(load_recipe, tiny_file)

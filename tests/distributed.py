@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from matchdistill import MatchingDistiller
+from matchdistill.functional import random_assignment
 from networks import Plain, as_if_trained
 
 IMAGES = 24
@@ -91,15 +92,15 @@ def all_at_once(rank: int) -> dict[str, Any]:
     }
     made = distiller()
     found["part"] = refreshed(made, plain_loader(), forward=lambda batch: made.student(batch[0]))
-    torch.manual_seed(rank)
-    found["random"] = refreshed(distiller_with("rd", rank), plain_loader())
+    found["random"] = refreshed(drawing(rank), plain_loader())
     found["again"] = refreshed(made, plain_loader())
     found["step"] = step(rank)
     return found
 
 
-def distiller_with(reduction: str, seed: int) -> MatchingDistiller:
-    made = distiller(reduction=reduction)
+def drawing(seed: int) -> MatchingDistiller:
+    """One that draws its groups and their margins, from a seed."""
+    made = distiller(reduction="rd", matcher=random_assignment)
     torch.manual_seed(seed)
     return made
 

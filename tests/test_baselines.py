@@ -83,6 +83,19 @@ def test_attention_of_dead_features_is_zero_and_finite():
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", BASELINES)
+def test_half_precision_is_summed_in_full(name, dtype):
+    """Large features of half precision lose what they lost as such, and nothing more."""
+    position = ready(name).positions[0]
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (300 * torch.randn(4, width, 8, 8, generator=generator) for width in (4, 8))
+    whole = position.loss(student.to(dtype).float(), teacher.to(dtype).float(), "mean")
+    half = position.to(dtype).loss(student.to(dtype), teacher.to(dtype), "mean")
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=1e-6 if name == "at" else 0.03, atol=0)
+
+
 def test_overhaul_is_the_partial_distance_behind_adapter_and_norm():
     distiller = ready("ofd", weight=2.0)
     loss, pairs = values(distiller)

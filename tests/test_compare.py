@@ -201,6 +201,11 @@ def test_runs_and_comparisons_do_not_share_a_folder(tiny, tmp_path, fitted):
         (("--distillation.method=none", "--teacher.name=null", "--teacher.weights=null"), ["none", "kd"], "'kd' needs"),
         (("--distillation.taps=[[layer9, layer1]]",), ["none", "mgd-amp"], "no module 'layer9'"),
         (("--student.name=timm:resnt18",), ["none"], "did you mean 'resnet18'"),
+        (
+            ("--teacher.training.epochs=1", "--teacher.train_limit=9999"),
+            ["kd"],
+            "train_limit is 9999, but there are only",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_first_run(tiny, tmp_path, fitted, arguments, methods, message):

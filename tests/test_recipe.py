@@ -120,6 +120,9 @@ def test_mistakes_on_the_command_line():
         ({"data": {"name": "digts"}}, "data.name is 'digts'"),
         ({"data": {"name": "folder"}}, "data.root"),
         ({"data": {"workers": -1}}, "data.workers is -1"),
+        ({"teacher": {"train_part": [5, 3]}}, "teacher.train_part is [5, 3]: expected two whole numbers"),
+        ({"teacher": {"train_limit": 0}}, "teacher.train_limit is 0: expected a whole number from 1 on"),
+        ({"trainer": {"precision": "bf16-true"}}, "trainer.precision is 'bf16-true': expected Literal['32-true', "),
     ],
 )
 def test_values_that_do_not_fit_together(values, message):

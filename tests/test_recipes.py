@@ -15,7 +15,7 @@ from data.trees import CUB_SIZES, write_cub, write_imagenet_archives
 from matchdistill import MatchingDistiller, cli
 from matchdistill.data import cub
 from matchdistill.models import build_model
-from matchdistill.recipe import Recipe, packaged, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.recipe import load_recipe, packaged, read_recipe
 
 SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
 STEPS = {"epochs": 120, "schedule": "steps", "milestones": [31, 61, 81], "gamma": 0.1}
@@ -68,10 +68,6 @@ POSITIONS = {
 }
 
 
-def recipe_of(name, *arguments):
-    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser(), arguments)))
-
-
 def networks_of(recipe, num_classes=200):
     """Teacher and student, untrained."""
     return [build_model(each.name, num_classes, **each.options) for each in (recipe.teacher, recipe.student)]
@@ -120,7 +116,7 @@ def test_networks_alone(name):
     assert values["training"] == training  # written there, whatever the defaults are
     assert (values["student"]["name"], values["student"].get("weights")) == (student, weights)
     assert values["distillation"] == {"method": "none"}
-    recipe = recipe_of(name)
+    recipe = load_recipe(name)
     assert (recipe.data.image_size, recipe.data.augment) == (224, True)
     assert recipe.training.all_epochs == 120 + training["warmup_epochs"]
 
@@ -145,17 +141,17 @@ def test_distilled_networks(name):
     assert values["teacher"]["name"] == guide["student"]["name"]
     assert values["teacher"]["weights"] == "IMAGENET1K_V1"
     assert values["teacher"].get("training") == (guide["training"] if "cub200" in name else None)
-    recipe = recipe_of(name)
+    recipe = load_recipe(name)
     assert recipe.teacher.training.epochs == (120 if "cub200" in name else 0)
     if "cub200" in name:
-        assert recipe.for_teacher().config == recipe_of(teacher, "--data.root", str(recipe.data.root)).config | {
+        assert recipe.for_teacher().config == load_recipe(teacher, "--data.root", str(recipe.data.root)).config | {
             section: recipe.config[section] for section in ("teacher", "distillation")
         } | {"distillation": {**recipe.config["distillation"], "method": "none"}}
 
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_positions(name):
-    recipe = recipe_of(name)
+    recipe = load_recipe(name)
     widths, sizes, activated, activation = POSITIONS[name]
     distiller = distiller_of(recipe)
     positions = distiller.positions
@@ -179,7 +175,7 @@ def test_positions(name):
 
 
 def test_positions_that_are_left_out_change_no_weight():
-    recipe = recipe_of("cub200_resnet50_mobilenetv2")
+    recipe = load_recipe("cub200_resnet50_mobilenetv2")
     torch.manual_seed(0)
     whole = distiller_of(recipe, [["layer1.2.relu:input", "features.4.conv.1.2:input"], *recipe.distillation.taps], 64)
     torch.manual_seed(0)
@@ -194,7 +190,7 @@ def test_positions_that_are_left_out_change_no_weight():
 
 
 def test_mobilenetv1_is_the_papers():
-    recipe = recipe_of("imagenet_mobilenetv1")
+    recipe = load_recipe("imagenet_mobilenetv1")
     model = build_model(recipe.student.name, 1000, **recipe.student.options)
     depthwise = sum(9 * channels + 2 * channels for channels in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024))
     widths = [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
@@ -207,7 +203,7 @@ def test_mobilenetv1_is_the_papers():
 
 @pytest.mark.parametrize("name", ["imagenet_resnet50_mobilenetv1", "cub200_mobilenetv2", "cub200_shufflenetv2"])
 def test_weights_by_name(name, monkeypatch):
-    recipe = recipe_of(name)
+    recipe = load_recipe(name)
     chosen = recipe.student if recipe.student.weights else recipe.teacher
     architecture = chosen.name.partition(":")[2]
     trained = models.get_model(architecture).state_dict()
@@ -222,7 +218,7 @@ def test_weights_by_name(name, monkeypatch):
 
 def test_the_moved_stride_keeps_the_weights_shapes():
     moved, plain = (
-        networks_of(recipe_of("cub200_resnet50_mobilenetv2", *more))[1]
+        networks_of(load_recipe("cub200_resnet50_mobilenetv2", *more))[1]
         for more in ((), ["--student.options={dropout: 0.0}"])
     )
     shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (moved, plain)]
@@ -238,12 +234,13 @@ def test_variants_that_the_mobilenetv2_recipe_names():
     assert "--distillation.method mgd-amp+kd" in text
     assert "--student.options '{dropout: 0.0}'" in text
     assert (
-        recipe_of("cub200_resnet50_mobilenetv2", "--distillation.method=mgd-amp+kd").distillation.method == "mgd-amp+kd"
+        load_recipe("cub200_resnet50_mobilenetv2", "--distillation.method=mgd-amp+kd").distillation.method
+        == "mgd-amp+kd"
     )
-    distiller = distiller_of(recipe_of("cub200_resnet50_mobilenetv2", "--student.options={dropout: 0.0}"))
+    distiller = distiller_of(load_recipe("cub200_resnet50_mobilenetv2", "--student.options={dropout: 0.0}"))
     assert [position.student_channels for position in distiller.positions] == [192, 384, 960]
     assert [position.spatial[1] for position in distiller.positions] == [(14, 14), (14, 14), (7, 7)]
-    given = recipe_of("cub200_resnet50_mobilenetv2", "--teacher.weights", __file__, "--teacher.training.epochs", "0")
+    given = load_recipe("cub200_resnet50_mobilenetv2", "--teacher.weights", __file__, "--teacher.training.epochs", "0")
     assert (given.teacher.weights, given.teacher.training.epochs) == (__file__, 0)
 
 
@@ -298,7 +295,7 @@ def test_end_to_end(name, miniature, tmp_path, monkeypatch, capfd):
     small = ["--data.image_size=64", "--data.batch_size=4", "--data.workers=0", "--trainer.accelerator=cpu"]
     # Slowly, as images of one colour teach little.
     small += ["--training.epochs=1", "--training.warmup_epochs=0", "--training.lr=1e-4", "--teacher.training.lr=1e-4"]
-    recipe = recipe_of(name)
+    recipe = load_recipe(name)
     for role, network in (("teacher", recipe.teacher), ("student", recipe.student)):
         if network.name:
             model = build_model(network.name, 3, **network.options)

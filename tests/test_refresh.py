@@ -217,10 +217,11 @@ def test_parts_of_larger_models_on_ranks(ranks: Any) -> None:
         assert_same(found["part"], refreshed(distiller(), plain_loader()))
 
 
-def test_margins_that_are_drawn_are_the_same_on_every_rank(ranks: Any) -> None:
-    for first, second in zip(ranks[0]["random"]["margin"], ranks[1]["random"]["margin"], strict=True):
+@pytest.mark.parametrize("drawn", ["index", "margin"])
+def test_what_is_drawn_is_the_same_on_every_rank(ranks: Any, drawn: str) -> None:
+    for first, second in zip(ranks[0]["random"][drawn], ranks[1]["random"][drawn], strict=True):
         assert torch.equal(first, second)
-    alone = [refreshed(distributed.distiller_with("rd", seed), plain_loader())["margin"] for seed in range(2)]
+    alone = [refreshed(distributed.drawing(seed), plain_loader())[drawn] for seed in range(2)]
     assert not all(torch.equal(*pair) for pair in zip(*alone, strict=True))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ class FitNetsPosition(FeaturePosition):
     def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher = self.maps(student, teacher.detach())
-        return F.mse_loss(_pointwise(self.adapter, student), teacher, reduction=reduction)
+        return F.mse_loss(_wide(_pointwise(self.adapter, student)), _wide(teacher), reduction=reduction)
 
 
 class AttentionPosition(FeaturePosition):
@@ -44,7 +45,7 @@ class AttentionPosition(FeaturePosition):
 
 def attention(features: Tensor) -> Tensor:
     """Maps of attention (N, P), of length 1 each, of features (N, C, *) before their activation."""
-    return F.normalize(features.relu().square().mean(1).flatten(1))
+    return F.normalize(_wide(features).relu().square().mean(1).flatten(1))
 
 
 class OverhaulPosition(FeaturePosition):
@@ -67,6 +68,11 @@ class OverhaulPosition(FeaturePosition):
         student, teacher = self.maps(student, teacher.detach())
         margin = self.teacher_margin().to(student.device)
         return partial_loss(self.norm(_pointwise(self.adapter, student)), teacher, margin, reduction)
+
+
+def _wide(features: Tensor) -> Tensor:
+    """In 32 bits at least, as `partial_loss` sums."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _pointwise(adapter: nn.Module, features: Tensor) -> Tensor:

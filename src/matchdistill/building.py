@@ -15,7 +15,7 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
-from matchdistill.models import build_model
+from matchdistill.models import build_model, weights_file
 from matchdistill.recipe import Recipe
 from matchdistill.settings import parse_method
 from matchdistill.tasks.classification import Classification
@@ -64,8 +64,8 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
     taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
     example = example_images(recipe.data)
     if method.features in BASELINES:
-        weight = getattr(settings, f"{method.features}_weight")
-        return FeatureDistiller(teacher, student, taps, BASELINES[method.features], weight, example)
+        weights = {"fitnets": settings.fitnets_weight, "at": settings.at_weight, "ofd": settings.ofd_weight}
+        return FeatureDistiller(teacher, student, taps, BASELINES[method.features], weights[method.features], example)
     assert method.reduction is not None
     return MatchingDistiller(
         teacher,
@@ -87,7 +87,11 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
     """
     named = recipe.teacher
     assert named.name is not None
-    model = build_model(named.name, recipe.data.num_classes, weights, named.fresh_head, **named.options)
+    # The output of a head that nobody trains is nothing to learn from: then the head of the weights has to fit.
+    needs_head = parse_method(recipe.distillation.method).kd and not recipe.teacher.training.epochs
+    of_library = weights is not None and weights_file(str(weights)) is None
+    num_classes = None if needs_head and of_library else recipe.data.num_classes
+    model = build_model(named.name, num_classes, weights, named.fresh_head and not needs_head, **named.options)
     check_classes(model, recipe.data, "teacher")
     return model
 

@@ -71,9 +71,12 @@ def compare(
     check_folder(recipe, out, resume=True, other=CHECKPOINT)
     for method in methods:  # before anything is trained or written
         build_module(Recipe.of(recipe.config, distillation__method=method))
+    trains_teacher = any(method != "none" for method in methods) and recipe.teacher.training.epochs > 0
+    if trains_teacher:
+        recipe.for_teacher().data.setup()
     claim(recipe, out)
     cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
-    if any(method != "none" for method in methods) and recipe.teacher.training.epochs:
+    if trains_teacher:
         terminal.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
         with _threads(jobs):
             result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
@@ -221,15 +224,16 @@ def summary_table(summary: Sequence[dict[str, Any]], runs: Sequence[dict[str, An
         gap = entry["gap_recovered"]
         table.add_row(
             entry["method"],
-            _shown(entry["top1"]),
-            _shown(entry["difference"], "+"),
+            shown(entry["top1"]),
+            shown(entry["difference"], "+"),
             "" if gap is None else f"{gap:.0%}",
             f"{entry['seconds']:.0f}",
         )
     return table
 
 
-def _shown(value: dict[str, float] | None, sign: str = "") -> str:
+def shown(value: dict[str, float] | None, sign: str = "") -> str:
+    """A mean with half of its interval, in percent; empty for None."""
     if value is None:
         return ""
     interval = "" if value["interval"] is None else f" ± {100 * value['interval']:.2f}"

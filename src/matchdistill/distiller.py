@@ -91,13 +91,14 @@ class Position(FeaturePosition):
         """
         cost = sums.compute()
         try:
-            index = self.matcher(self._sticky(cost), self.index.shape[1])
+            index = self.matcher(self._sticky(cost), self.index.shape[1]).to(self.index.device)
         except ValueError as error:
             raise ValueError(f"position {self.name}: {error}") from error
-        changed = churn(self.index.to(index.device), index, self.teacher_channels) if (self.index >= 0).any() else None
+        index = _from_rank_0(index)
+        changed = churn(self.index, index, self.teacher_channels) if (self.index >= 0).any() else None
         margin = sums.margin() if self.margin_norm is None else self.teacher_margin()
         self.index.copy_(index)
-        self.margin.copy_(reduce_margin(margin.to(index.device), index, self.rule))
+        self.margin.copy_(_from_rank_0(reduce_margin(margin.to(index.device), index, self.rule)))
         self.matching = Matching(self.name, index, cost, sums.count, changed)
         return self.matching
 
@@ -244,12 +245,16 @@ class MatchingDistiller(FeatureDistiller):
             for total, position in zip(sums, self.positions, strict=True):
                 total.all_reduce(position.student_channels, position.teacher_channels, device)
         matchings = [position.solve(total) for total, position in zip(sums, self.positions, strict=True)]
-        if world > 1:
-            for position in self.positions:  # random choices ("rd"'s margins) must not differ between ranks
-                torch.distributed.broadcast(position.index, 0)
-                torch.distributed.broadcast(position.margin, 0)
         self.matched = True
         return matchings
+
+
+def _from_rank_0(value: Tensor) -> Tensor:
+    """The value of rank 0 on every rank: random choices, as of "rd"'s margins, must not differ."""
+    if rank_and_world()[1] > 1:
+        value = value.contiguous()
+        torch.distributed.broadcast(value, 0)
+    return value
 
 
 def _check_signature(position: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

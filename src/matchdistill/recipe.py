@@ -123,6 +123,15 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     return values
 
 
+def load_recipe(name: str | Path, *arguments: str) -> Recipe:
+    """A packaged recipe or that of a file, with arguments as on the command line ("--training.lr=0.1").
+
+    Raises:
+        ValueError: there is none, or it does not fit; all that is wrong is listed.
+    """
+    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser(), arguments)))
+
+
 def recipe_parser(prog: str | None = None) -> ArgumentParser:
     """The options of a recipe."""
     parser = ArgumentParser(prog=prog, exit_on_error=False)
@@ -210,11 +219,13 @@ def _plain(value: Any) -> Any:
 
 def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     """What a check of every value by itself cannot see."""
-    try:
-        ImageData(**config["data"])
-    except ValueError as error:
-        yield str(error)
     student, teacher, guidance = Model(**config["student"]), _teacher(config), Distillation(**config["distillation"])
+    own_data = {"train_limit": teacher.train_limit, "train_part": teacher.train_part}
+    for section, arguments in (("data", config["data"]), ("teacher", own_data)):
+        try:
+            ImageData(**arguments)
+        except ValueError as error:
+            yield str(error).replace("data.", f"{section}.")
     for method in dict.fromkeys([guidance.method, *config["compare"]["methods"]]):
         try:
             parse_method(method)

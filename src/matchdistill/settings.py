@@ -136,7 +136,7 @@ class Machine:
         devices: how many processes per node, "auto" for all devices.
         num_nodes: how many machines.
         strategy: "auto", "ddp" ...
-        precision: "32-true", "bf16-mixed", "16-mixed" (fp16 with scaled gradients, GPUs only) ...
+        precision: "32-true", or mixed: "bf16-mixed", "16-mixed" (fp16 with scaled gradients, GPUs only).
         sync_batchnorm: batch norm over the images of all processes (GPUs only).
         channels_last: networks and images with the channels innermost in memory, which is often faster.
         compile: torch.compile for student and teacher, which needs a C++ compiler.
@@ -148,7 +148,7 @@ class Machine:
     devices: int | Literal["auto"] = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     sync_batchnorm: bool = False
     channels_last: bool = False
     compile: bool = False

@@ -147,7 +147,7 @@ def machine_trainer(machine: Machine, **options: Any) -> pl.Trainer:
             devices=machine.devices,
             num_nodes=machine.num_nodes,
             strategy=machine.strategy,
-            precision=machine.precision,  # type: ignore[arg-type]
+            precision=machine.precision,
             deterministic=machine.deterministic,
             use_distributed_sampler=False,
             enable_model_summary=False,
@@ -155,7 +155,7 @@ def machine_trainer(machine: Machine, **options: Any) -> pl.Trainer:
         )
     except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
         raise ValueError(f"trainer does not fit this machine: {cause(error)}") from error
-    if machine.precision in ("16", "16-mixed") and trainer.precision == "bf16-mixed":
+    if machine.precision == "16-mixed" and trainer.precision == "bf16-mixed":
         raise ValueError(f"trainer.precision {machine.precision!r} needs a GPU: give 'bf16-mixed' or '32-true' here")
     return trainer
 
