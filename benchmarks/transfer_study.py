@@ -11,7 +11,6 @@ Axes: Cs student channels, Ct teacher channels, G group, * position axes.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -25,13 +24,14 @@ from torch.nn import functional as F
 
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
-from matchdistill.files import write_json
-from matchdistill.folder import WEIGHTS
+from matchdistill.files import atomic_write, write_json
+from matchdistill.folder import WEIGHTS, read_metrics
 from matchdistill.recipe import Recipe, load_recipe
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import fit
 
 Patch = Callable[[], None]
+DIVERGED = "diverged.json"
 
 
 def averaged(memory: float) -> Patch:
@@ -169,7 +169,7 @@ def run(config: dict[str, Any], variant: str, seed: int, out: Path) -> dict[str,
     recipe = Recipe.of(config, seed=seed, **{f"distillation__{key}": value for key, value in changes.items()})
     if patch is not None:
         patch()
-    return fit(recipe, out / variant.replace(" ", "_") / f"seed{seed}", resume=True, quiet=True)
+    return fit(recipe, folder_of(out, variant, seed), resume=True, quiet=True)
 
 
 def main() -> None:
@@ -187,7 +187,6 @@ def main() -> None:
         fit(recipe.for_teacher(), options.out / "teacher", resume=True)
         recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)
     cells = [(variant, seed) for variant in options.variants for seed in options.seeds]
-    found: dict[str, dict[int, float]] = {variant: {} for variant in options.variants}
     # A process for each run: the patches stay in it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=1) as pool:
@@ -195,19 +194,47 @@ def main() -> None:
         for future in as_completed(futures):
             variant, seed = futures[future]
             try:
-                found[variant][seed] = future.result()["student"]["top1"]
-            except FloatingPointError as error:  # a result too
-                print(f"{variant}, seed {seed}: {error}", flush=True)
-            else:
-                print(json.dumps({"variant": variant, "seed": seed, "top1": found[variant][seed]}), flush=True)
-    table = {
-        variant: {"top1": by_seed, "mean": float(np.mean(list(by_seed.values())))}
-        for variant, by_seed in found.items()
-        if by_seed
-    }
-    write_json(options.out / "study.json", {"recipe": recipe.config, "variants": table})
-    for variant, entry in sorted(table.items(), key=lambda item: -item[1]["mean"]):
-        print(f"{100 * entry['mean']:.2f}  {variant}")
+                told = f"{future.result()['student']['top1']:.2%}"
+            except FloatingPointError as error:
+                told = str(error)
+                write_json(folder_of(options.out, variant, seed) / DIVERGED, {"error": told})
+            print(f"{variant}, seed {seed}: {told}", flush=True)
+    found = collect(options.out)
+    results = Path(__file__).parent / "results"
+    write_json(results / f"{options.recipe}_study.json", found)
+    title = f"# What changes {options.recipe}\n\n{(__doc__ or '').partition('    python')[0].strip()}\n\n"
+    atomic_write(results / f"{options.recipe}_study.md", lambda path: path.write_text(title + markdown(found)))
+
+
+def folder_of(out: Path, variant: str, seed: int) -> Path:
+    """The folder of a run."""
+    return out / variant.replace(" ", "_") / f"seed{seed}"
+
+
+def collect(out: Path) -> dict[str, dict[str, float | None]]:
+    """Accuracy by variant and seed of all runs so far; None where the loss diverged."""
+    found: dict[str, dict[str, float | None]] = {}
+    for variant in VARIANTS:
+        for folder in sorted(folder_of(out, variant, 0).parent.glob("seed*")):
+            metrics = read_metrics(folder)
+            if metrics is not None or (folder / DIVERGED).exists():
+                accuracy = None if metrics is None else metrics["student"]["top1"]
+                found.setdefault(variant, {})[folder.name.removeprefix("seed")] = accuracy
+    return found
+
+
+def markdown(found: dict[str, dict[str, float | None]]) -> str:
+    """A table of all variants, best first."""
+
+    def mean(by_seed: dict[str, float | None]) -> float:
+        return float(np.mean([-1.0 if accuracy is None else accuracy for accuracy in by_seed.values()]))
+
+    lines = ["| variant | mean | by seed |", "|---|---|---|"]
+    for variant, by_seed in sorted(found.items(), key=lambda item: -mean(item[1])):
+        shown = {seed: "diverged" if value is None else f"{100 * value:.2f}" for seed, value in by_seed.items()}
+        average = "" if None in by_seed.values() else f"{100 * mean(by_seed):.2f}"
+        lines.append(f"| {variant} | {average} | {', '.join(f'{seed}: {text}' for seed, text in shown.items())} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -113,11 +113,15 @@ def test_the_grid_is_in_the_printed_recipe(run, tiny_file):
     assert config["compare"] == {"methods": ["none", "mgd-rd"], "seeds": 9}
 
 
-def test_compare(run, tiny_file):
+def test_compare(run, mistake, tiny_file):
     out = run("compare", tiny_file, "--out=o", "--methods", "none,kd", "--seeds=2", "--training.epochs=1")
     assert re.search(r"none +│ +[\d.]+ ± [\d.]+ ", out)
     assert "students: o/cells/METHOD/SEED/student.safetensors" in out
     assert left(Path("o/cells")).count("kd/seed1/student.safetensors") == 1
+    assert "student" in run("validate", "o/cells/kd/seed1")
+    for path in ("o", "o/metrics.json"):
+        said = mistake("validate", path)
+        assert "o is the folder of a comparison: name one of its runs, o/cells/METHOD/seedN" in said
     report = json.loads(Path("o/metrics.json").read_text())
     assert len(report["runs"]) == 4
     assert report["recipe"]["compare"] == {"methods": ["none", "kd"], "seeds": 2}
@@ -176,6 +180,7 @@ def test_validate(run, mistake, tiny_file):
     assert "student" in run("validate", "o", "--data.val_limit=20")
     Path("o/student.pt2").write_bytes(b"PK")
     assert "o/student.pt2: not an exported model, or a damaged one" in mistake("validate", "o/student.pt2")
+    assert "o/absent.onnx: there is no such file" in mistake("validate", "o/absent.onnx")
 
 
 def test_validate_needs_no_weights_to_start_from(run, tiny_file):
@@ -183,6 +188,16 @@ def test_validate_needs_no_weights_to_start_from(run, tiny_file):
     run("fit", tiny_file, "--out=o", "--distillation.method=none", "--student.weights=initial.pt")
     Path("initial.pt").unlink()
     assert "student" in run("validate", "o")
+
+
+def test_validate_needs_no_weights_that_a_trained_teacher_started_from(run, tiny_file):
+    torch.save(small_resnet(width=4).state_dict(), "initial.pt")
+    arguments = ("--teacher.weights=initial.pt", "--teacher.training.epochs=1", "--training.epochs=1")
+    run("fit", tiny_file, "--out=o", "--distillation.method=kd", *arguments)
+    Path("initial.pt").unlink()
+    error = f"{100 - 100 * json.loads(Path('o/metrics.json').read_text())['teacher']['top1']:.2f}%"
+    for path, role in (("o", "teacher"), ("o/teacher", "student")):
+        assert re.search(f" {role} +│ +{error} ", run("validate", path))
 
 
 def test_export(run, tiny_file):
@@ -254,7 +269,8 @@ def test_mistakes_in_commands(mistake):
     assert "unknown method 'kdd'" in mistake("compare", "quickstart", "--methods=none,kdd")
     assert "compare needs at least one seed" in mistake("quickstart", "--seeds=0")
     assert "no run: name the folder" in mistake("validate")
-    assert "nowhere is no folder of a run" in mistake("validate", "nowhere")
+    assert "nowhere: there is no such file or folder" in mistake("validate", "nowhere")
+    assert ". is no folder of a run: it has no recipe.yaml" in mistake("validate", ".")
     assert "nowhere holds no finished run" in mistake("export", "nowhere")
     assert "required" in mistake("export")
     assert "required" in mistake("taps")
@@ -512,6 +528,17 @@ def test_exports_that_fail_leave_no_file(run, mistake, tiny_file):
         for kind in ("onnx", "pt2"):
             assert message in mistake("export", name, f"--format={kind}")
         assert left(Path(name)) == before
+
+
+def test_long_errors_are_cut(mistake, monkeypatch):
+    def compiler(arguments):
+        raise RuntimeError(" ".join(arguments) + "\n" + 10_000 * "in a header\n")
+
+    monkeypatch.setitem(cli.COMMANDS, "taps", compiler)
+    said = mistake("taps", "what matters")
+    assert said.startswith("matchdistill: error: what matters in a header in a")
+    assert said.endswith("… (MATCHDISTILL_DEBUG=1 shows the rest)\n")
+    assert 1_000 < len(said) < 1_100
 
 
 def test_debugging_shows_where_an_error_comes_from(monkeypatch):

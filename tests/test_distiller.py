@@ -5,9 +5,7 @@ Axes: N images, Cs student channels, Ct teacher channels, G group, H and W posit
 
 import copy
 import pickle
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -419,35 +417,6 @@ def test_margins_are_measured_where_no_norm_gives_them() -> None:
     np.testing.assert_allclose(position.margin.numpy(), expected, rtol=1e-5)
 
 
-def test_teacher_stays_in_evaluation_mode() -> None:
-    teacher, student = networks()
-    teacher.train()
-    distiller = MatchingDistiller(teacher, student, example=images())
-    assert not any(module.training for module in teacher.modules())
-    statistics = copy.deepcopy(dict(teacher.named_buffers()))
-    distiller.train().refresh([images()])
-    distiller.train()(images())
-    assert not any(module.training for module in teacher.modules())
-    assert all(torch.equal(value, statistics[name]) for name, value in teacher.named_buffers())
-    assert distiller.student.training
-
-
-def test_teacher_stays_in_evaluation_mode_in_a_larger_model_that_does_not() -> None:
-    """The part, or its parts alone, are switched by the model that they belong to."""
-    whole, student = networks()
-    layers = [whole.conv0, whole.bn0, whole.relu0, whole.conv1, whole.bn1, whole.relu1]
-    own = [student.conv0, student.bn0, student.relu0, student.conv1, student.bn1, student.relu1]
-    distiller = MatchingDistiller(nn.Sequential(*layers), nn.Sequential(*own), example=images())
-    distiller.refresh([images()])
-    statistics = copy.deepcopy(dict(whole.named_buffers()))
-    expected = distiller.eval()(images())[1]
-    whole.train()
-    torch.testing.assert_close(distiller(images())[1], expected)
-    whole.train()
-    distiller.refresh([images()])
-    assert all(torch.equal(value, statistics[name]) for name, value in whole.named_buffers())
-
-
 def test_teacher_is_no_part_of_the_distiller() -> None:
     teacher, student = networks()
     names = {*student.state_dict()}
@@ -471,25 +440,6 @@ POSITION_STATE = (
     "norm.running_var",
     "norm.num_batches_tracked",
 )
-
-
-def test_student_is_untouched() -> None:
-    _, student = networks()
-    modules, keys, expected = list(student.named_modules()), list(student.state_dict()), student.eval()(images())
-    state = copy.deepcopy(student.state_dict())
-    distiller = MatchingDistiller(networks()[0], student, example=images())
-    distiller.refresh([images()])
-    output, _ = distiller(images())
-    torch.testing.assert_close(output, expected)
-    torch.testing.assert_close(student(images()), expected)
-    assert list(student.named_modules()) == modules
-    assert list(student.state_dict()) == keys
-    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
-    assert all(module.inplace for name, module in modules if name.startswith("relu"))
-    assert distiller.release() is student
-    for network in (student, distiller.teacher):
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-    Plain(4).load_state_dict(student.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -519,123 +469,6 @@ def test_margins_follow_weights_that_are_loaded_before_the_refresh() -> None:
         torch.testing.assert_close(position.margin, expected)
     matched = distiller.refresh([images()])
     torch.testing.assert_close(matched[0].cost, MatchingDistiller(loaded, student).refresh([images()])[0].cost)
-
-
-class Whole(nn.Module):
-    """A model of which the network is a part that is given something else than the images."""
-
-    def __init__(self, network: Plain) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3))
-        self.network, self.head = network, nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.network(self.stem(x) * 2))
-
-
-def test_parts_of_larger_models() -> None:
-    teacher, student = networks()
-    whole = Whole(student)
-    distiller = MatchingDistiller(teacher, whole.network, example=images())
-    seen: list[Tensor] = []
-    for network in (student, teacher):
-        network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    whole.eval()
-    distiller.refresh([(images(8, seed=1), None)], forward=lambda batch: whole(batch[0]))
-    given = whole.stem(images(8, seed=1)) * 2
-    assert len(seen) == 2
-    for value in seen:
-        torch.testing.assert_close(value, given)
-    assert distiller.positions[0].matching.images == 8
-    seen.clear()
-    whole.train()
-    with distiller.capture() as captured:
-        output = whole(images())
-    loss = distiller.loss(captured)
-    assert torch.equal(*seen)
-    assert not torch.equal(seen[0], images())
-    (loss + output.sum()).backward()
-    assert whole.stem[0].weight.grad.abs().sum() > 0
-    reference = MatchingDistiller(*networks(), example=images())
-    reference.refresh([given])
-    torch.testing.assert_close(loss, reference.train()(seen[0].detach())[1])
-
-
-class Shift(nn.Module):
-    """Adds to its input in place."""
-
-    def __init__(self, by: float) -> None:
-        super().__init__()
-        self.by = by
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.add_(self.by) if self.by else x
-
-
-@pytest.mark.parametrize("by", [3, 0])
-def test_networks_that_change_their_input_in_place(by: float) -> None:
-    """The teacher is given what the student was given, and changes nothing of the student's."""
-    torch.manual_seed(0)
-    layers = [
-        (Shift(shift), nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()) for shift, width in ((10, 6), (by, 3))
-    ]
-    distiller = MatchingDistiller(nn.Sequential(*layers[0]), nn.Sequential(*layers[1]), example=images())
-    seen = []
-    distiller.teacher[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    distiller.refresh([images()])
-    weight = torch.ones(3, 1, 1, requires_grad=True)
-    for _ in range(3):
-        x = images() * weight
-        distiller.train()(x)[1].backward()
-        torch.testing.assert_close(x, images() + by)
-    assert len(seen) == 4
-    for value in seen:
-        torch.testing.assert_close(value, images())
-    assert weight.grad.abs().sum() > 0
-
-
-def test_values_that_are_changed_in_place_after_the_block() -> None:
-    distiller, untouched = (ready(taps=[("fc", "fc")]).train() for _ in range(2))
-    for seed in range(3):
-        x = images(seed=seed)
-        with distiller.capture() as captured:
-            output = distiller.student(x)
-        with torch.no_grad():
-            output.relu_()
-        torch.testing.assert_close(distiller.loss(captured), untouched(x)[1])
-        x = images(seed=seed)
-        with untouched.capture() as captured:
-            untouched.student(x)
-    x.zero_()
-    with pytest.raises(ValueError, match="the input was changed in place"):
-        untouched.loss(captured)
-
-
-def test_teacher_has_no_graph() -> None:
-    distiller = ready()
-    with distiller.capture() as captured:
-        distiller.student(images().requires_grad_())
-    distiller.loss(captured)
-    assert not captured.teacher_output.requires_grad
-    torch.testing.assert_close(captured.teacher_output, distiller.teacher(images()).detach())
-
-
-def test_the_last_call_of_the_student_counts() -> None:
-    distiller = ready().eval()
-    with distiller.capture() as captured:
-        distiller.student(images(2, seed=5))
-        distiller.student(images())
-    torch.testing.assert_close(distiller.loss(captured), distiller(images())[1])
-
-
-def test_captures_may_be_nested() -> None:
-    distiller = ready().eval()
-    expected = distiller(images())[1], distiller(images(2, seed=5))[1]
-    with distiller.capture() as outer:
-        distiller.student(images())
-        inner = distiller(images(2, seed=5))[1]
-    torch.testing.assert_close(inner, expected[1])
-    torch.testing.assert_close(distiller.loss(outer), expected[0])
 
 
 def test_no_matching_yet() -> None:
@@ -755,87 +588,6 @@ def test_copies_of_a_distiller_are_independent(copied: Callable[[Any], Any]) -> 
     twin = copied(distiller)
     distiller.release()
     torch.testing.assert_close(twin(images())[1], expected)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_copies_of_the_student_are_independent(copied: Callable[[Any], Any]) -> None:
-    """As a moving average keeps one."""
-    distiller = ready().eval()
-    student = copied(distiller.student)
-    torch.testing.assert_close(student(images()), distiller.student(images()))
-    with distiller.capture() as captured:
-        distiller.student(images())
-        student(images(seed=5))
-    torch.testing.assert_close(distiller.loss(captured), distiller(images())[1])
-
-
-def replica(module: nn.Module, device: str) -> Any:
-    """What DataParallel makes of a module for a device."""
-    made = module._replicate_for_data_parallel()
-    for name, child in module.named_children():
-        setattr(made, name, replica(child, device))
-    for name, parameter in module._parameters.items():
-        setattr(made, name, None if parameter is None else parameter.view_as(parameter).to(device))
-    for name, value in module._buffers.items():
-        setattr(made, name, None if value is None else value.to(device))
-    return made
-
-
-def test_concurrent_passes() -> None:
-    distiller = ready().eval()
-    barrier = threading.Barrier(8, timeout=30)
-
-    def run(seed: int) -> float:
-        for _ in range(3):
-            barrier.wait()
-            loss = distiller(images(seed=seed))[1]
-        return loss.item()
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(run, range(8)))
-    assert found == pytest.approx([distiller(images(seed=seed))[1].item() for seed in range(8)])
-
-
-def test_replicas_in_threads() -> None:
-    distiller = ready().train()
-    replicas = [replica(distiller, "cpu") for _ in range(4)]
-    barrier = threading.Barrier(4, timeout=30)
-
-    def run(number: int) -> tuple[Tensor, Tensor]:
-        barrier.wait()
-        return replicas[number](images(seed=number))
-
-    with ThreadPoolExecutor(4) as pool:
-        outputs, losses = zip(*pool.map(run, range(4)), strict=True)
-    (torch.stack(losses).mean() + torch.cat(outputs).square().mean()).backward()
-    alone = ready().train()
-    pairs = [alone(images(seed=number)) for number in range(4)]
-    torch.testing.assert_close(torch.stack(losses), torch.stack([loss for _, loss in pairs]))
-    (sum(loss for _, loss in pairs) / 4 + torch.cat([output for output, _ in pairs]).square().mean()).backward()
-    for found, expected in zip(distiller.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad)
-
-
-def test_replica_on_another_device_gets_a_teacher_there() -> None:
-    distiller = ready().train()
-    output, loss = replica(distiller, "meta")(images().to("meta"))
-    assert output.is_meta
-    assert loss.is_meta
-    assert loss.shape == ()
-    (there,) = distiller._teacher.copies.values()
-    assert all(parameter.is_meta for parameter in there.model.parameters())
-    replica(distiller, "meta")(images().to("meta"))
-    assert list(distiller._teacher.copies.values()) == [there]
-    assert not any(parameter.is_meta for parameter in distiller.teacher.parameters())
-    # Weights may have been loaded into the teacher since.
-    distiller.refresh([images()])
-    assert not distiller._teacher.copies
-    distiller(images())[1].backward()
-
-
-def test_data_parallel_without_devices() -> None:
-    distiller = ready().eval()
-    torch.testing.assert_close(nn.DataParallel(distiller)(images()), distiller(images()))
 
 
 def gradients(distiller: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -974,76 +726,9 @@ def test_features_that_are_not_finite_name_the_position() -> None:
             distiller.refresh([images()])
 
 
-@pytest.mark.parametrize(
-    ("taps", "message"),
-    [
-        ("all", "taps='all': expected 'auto' or a sequence"),
-        ([], "taps is empty"),
-        (["relu1:input"], "'relu1:input' in taps: expected a pair"),
-        ([("relu1", "relu1", "relu1")], "in taps: expected a pair"),
-        ([("relu1", 3)], r"\('relu1', 3\) in taps: expected a pair"),
-        ([("relu1:inputs", "relu1")], "unknown side 'inputs' of tap 'relu1': expected 'input' or 'output'"),
-        ([("relu1", "rleu1")], r"Plain has no module 'rleu1'; did you mean 'relu1'"),
-        ([("layer9", "relu1")], r"Plain has no module 'layer9'"),
-        ([("relu1", "conv0:input")], "no single feature tensor .* at the input of 'conv0'"),
-        ([(Tap("relu1", channel_dim=0), "relu1")], "channel_dim=0 of tap relu1:output"),
-    ],
-)
-def test_bad_taps(taps: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        MatchingDistiller(*networks(), taps, example=images())
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("weight", "message"),
-    [
-        ("big", "loss_weight='big': expected a number"),
-        ([1, 2], "loss_weight has 2 numbers for 3 positions"),
-        ([], "loss_weight has 0 numbers for 3 positions"),
-        (float("nan"), "expected finite numbers of at least 0"),
-        (-1, "loss_weight=-1: expected finite numbers of at least 0"),
-        ([1, float("inf"), 1], "expected finite numbers of at least 0"),
-        (["a", "b", "c"], "expected finite numbers of at least 0"),
-        (None, "loss_weight=None: expected finite numbers"),
-    ],
-)
-def test_bad_weights(weight: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MatchingDistiller(*networks(), loss_weight=weight, example=images())
-
-
 def test_bad_reduction_is_told_before_anything_else() -> None:
     with pytest.raises(ValueError, match="unknown reduction 'mix': expected one of sm, rd, amp, max, mean"):
         MatchingDistiller(nn.Identity(), nn.Identity(), reduction="mix")
-
-
-def test_taps_from_yaml_are_lists() -> None:
-    distiller = ready(taps=[list(pair) for pair in PLAIN_TAPS])
-    torch.testing.assert_close(distiller.eval()(images())[1], ready().eval()(images())[1])
-
-
-def test_a_failed_distiller_leaves_no_hooks() -> None:
-    teacher, student = networks()
-    with pytest.raises(ValueError, match="has no module"):
-        MatchingDistiller(teacher, student, [("relu1", "relu1"), ("relu1", "relu7")], example=images())
-    with pytest.raises(ValueError, match="loss_weight"):
-        MatchingDistiller(teacher, student, loss_weight=[1], example=images())
-    for network in (teacher, student):
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-
-
-def test_two_distillers_of_one_student() -> None:
-    teacher, student = networks()
-    other = as_if_trained(Plain(12))
-    both = [MatchingDistiller(network, student, example=images()) for network in (teacher, other)]
-    alone = []
-    for distiller in both:
-        distiller.refresh([images()])
-        alone.append(distiller.eval()(images())[1])
-    with both[0].capture() as first, both[1].capture() as second:
-        student(images())
-    torch.testing.assert_close([both[0].loss(first), both[1].loss(second)], alone)
 
 
 def test_what_it_prints() -> None:
@@ -1068,10 +753,3 @@ def test_a_state_of_other_taps_or_reduction_is_refused() -> None:
         with pytest.raises(ValueError, match="saved for other taps or another reduction than position"):
             MatchingDistiller(teacher, student, taps, reduction).load_state_dict(saved)
     MatchingDistiller(teacher, student, [("0", "0")]).load_state_dict(saved)
-
-
-def test_networks_that_share_modules_are_refused() -> None:
-    teacher = nn.Sequential(conv_bn(3, 8), nn.ReLU())
-    for student in (teacher, nn.Sequential(teacher[0], nn.ReLU())):
-        with pytest.raises(ValueError, match="teacher and student share the module"):
-            MatchingDistiller(teacher, student)

@@ -326,7 +326,6 @@ def test_files_of_something_else_are_left_alone(tiny, tmp_path, name, resume):
         (["--trainer.accelerator=cud"], "trainer does not fit this machine"),
         (["--trainer.accelerator=tpu"], "trainer does not fit this machine"),
         (["--trainer.devices=0"], "trainer does not fit this machine"),
-        (["--trainer.precision=7"], "trainer does not fit this machine"),
         (["--trainer.strategy=dpp"], "trainer does not fit this machine"),
         (["--trainer.precision=16-mixed"], "trainer.precision '16-mixed' needs a GPU: give 'bf16-mixed' or '32-true'"),
         (

@@ -191,16 +191,33 @@ def test_a_killed_run_of_two_processes(tmp_path, launch, options):
         assert all(torch.equal(one[1], other[1]) for one, other in zip(ours, theirs, strict=True))
 
 
+def losses_of(folder):
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True)["losses"] for rank in (0, 1)]
+
+
 @pytest.mark.parametrize("method", ["mgd-amp", "none"])
 def test_losses_of_two_processes_are_those_of_a_plain_loop(tmp_path, launch, tiny, monkeypatch, method):
     arguments = (f"--distillation.method={method}", "--distillation.refresh_every=0", "--data.batch_size=10")
     done = launch(*arguments, "--training.ema=0", "--out=run")
     assert (done.returncode, done.stderr) == (0, "")
     losses, student = by_hand(tiny(*arguments), monkeypatch, processes=2)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["losses"]
+    for rank, found in enumerate(losses_of(tmp_path)):
         assert found == pytest.approx([loss for epoch in losses for loss in epoch[rank::2]], rel=1e-5)
     assert_weights_near(load_file(tmp_path / "run" / "student.safetensors"), student, 1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("method", ["mgd-amp", "none"])
+def test_synchronised_batch_norms_make_one_batch_of_two(tmp_path, launch, tiny, monkeypatch, method):
+    arguments = (f"--distillation.method={method}", "--distillation.refresh_every=0", "--data.augment=false")
+    done = launch(
+        *arguments, "--data.batch_size=10", "--trainer.accelerator=gpu", "--trainer.sync_batchnorm=true", "--out=run"
+    )
+    assert done.returncode == 0, done.stderr
+    losses, student = by_hand(tiny(*arguments, "--data.batch_size=20"), monkeypatch)
+    found = [(first + second) / 2 for first, second in zip(*losses_of(tmp_path), strict=True)]
+    assert found == pytest.approx([loss for epoch in losses for loss in epoch], rel=1e-2)
+    assert_weights_near(load_file(tmp_path / "run" / "student.safetensors"), student, 1e-2)
 
 
 def test_started_by_torchrun(tmp_path, launch):

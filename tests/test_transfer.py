@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from matchdistill import cli
+from matchdistill.building import build_module
 from matchdistill.data.tensors import DEBIAN_FASHION_MNIST
 from matchdistill.models import build_model
-from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.recipe import load_recipe
 
 pytest.importorskip("efficientnet_lite_pytorch")
 pytestmark = [
@@ -18,17 +19,12 @@ pytestmark = [
 ]
 
 
-def recipe_of(name):
-    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser())))
-
-
 def test_teacher_student_pretraining_and_tests_share_no_image():
     student, narrow, pretraining = map(
-        recipe_of, ("transfer_fashion_mnist", "transfer_fashion_mnist_narrow", "pretrain_fashion_mnist")
+        load_recipe, ("transfer_fashion_mnist", "transfer_fashion_mnist_narrow", "pretrain_fashion_mnist")
     )
     assert narrow.config["data"] == student.config["data"]
     assert narrow.config["teacher"] == student.config["teacher"]
-    assert narrow.config["training"] == student.config["training"]
     assert narrow.student.options == pretraining.student.options
     seen = []
     for recipe in (student.for_teacher(), student, pretraining):
@@ -41,14 +37,27 @@ def test_teacher_student_pretraining_and_tests_share_no_image():
 
 
 def test_pretrained_networks():
-    recipe = recipe_of("transfer_fashion_mnist")
+    recipe = load_recipe("transfer_fashion_mnist")
     for model in (recipe.teacher, recipe.student):
         built = build_model(model.name, 10, model.weights, model.fresh_head, **model.options)
         fresh = build_model(model.name, 10, **model.options)
         assert built._fc.out_features == 10
         assert not torch.equal(built._bn1.running_var, fresh._bn1.running_var)
-    narrow = recipe_of("transfer_fashion_mnist_narrow")
-    assert narrow.student.weights is None
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "groups"),
+    [
+        ("transfer_fashion_mnist", [144, 240, 672, 1280], [1, 1, 1, 1]),
+        ("transfer_fashion_mnist_narrow", [48, 96, 240, 448], [3, 3, 3, 2]),
+    ],
+)
+def test_positions_that_are_found(name, widths, groups):
+    """What lets the reductions coincide for the one student and differ for the other."""
+    positions = build_module(load_recipe(name)).distiller.positions
+    assert [position.student_channels for position in positions] == widths
+    assert [position.index.shape[1] for position in positions] == groups
+    assert [position.spatial for position in positions] == [((side, side),) * 2 for side in (16, 8, 4, 2)]
 
 
 @pytest.mark.slow
@@ -68,7 +77,7 @@ def test_end_to_end(name, tmp_path, monkeypatch):
         few.append("--student.weights=runs/pretrain_fashion_mnist/student.safetensors")
     assert cli.main(["compare", name, "--seeds=1", *few, *short]) == 0
     found = json.loads((tmp_path / "runs" / name / "metrics.json").read_text())
-    assert [entry["method"] for entry in found["summary"]] == recipe_of(name).compare.methods
+    assert [entry["method"] for entry in found["summary"]] == load_recipe(name).compare.methods
     cosines = {}
     for method in ("mgd-amp", "random-amp"):
         lines = (

@@ -57,7 +57,8 @@ def test_an_exported_program_measures_what_it_computes(tiny, tmp_path, kind):
     with torch.no_grad():
         logits = other(images)
     hits = logits.argsort(1, descending=True) == labels[:, None]
-    measured = validate(recipe, tmp_path, tmp_path / f"student.{kind}")
+    (tmp_path / f"student.{kind}").rename(tmp_path / f"student.{kind.upper()}")
+    measured = validate(recipe, tmp_path, tmp_path / f"student.{kind.upper()}")
     assert measured["student"] == {
         "top1": pytest.approx(hits[:, 0].float().mean().item()),
         "top5": pytest.approx(hits[:, :5].any(1).float().mean().item()),
@@ -65,8 +66,8 @@ def test_an_exported_program_measures_what_it_computes(tiny, tmp_path, kind):
     assert measured["teacher"].keys() == {"top1", "top5"}
     # In its own precision and layout of memory, whatever the trainer's.
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        computed = Exported(tmp_path / f"student.{kind}")(images.to(memory_format=torch.channels_last))
-        assert Exported(tmp_path / f"student.{kind}")(images.bfloat16()).dtype == torch.float32
+        computed = Exported(tmp_path / f"student.{kind.upper()}")(images.to(memory_format=torch.channels_last))
+        assert Exported(tmp_path / f"student.{kind.upper()}")(images.bfloat16()).dtype == torch.float32
     torch.testing.assert_close(computed, logits)
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # The modules of the commands are imported by them: `matchdistill --help` need not wait for PyTorch.
 
+LONGEST_ERROR = 1_000  # characters: a list of mistakes is whole, the output of a compiler is not
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for a mistake of the user, said in one line."""
@@ -40,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ArgumentError, RuntimeError) as error:
         if os.environ.get("MATCHDISTILL_DEBUG"):
             raise
-        print(f"matchdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        if len(text) > LONGEST_ERROR:
+            text = f"{text[:LONGEST_ERROR]}… (MATCHDISTILL_DEBUG=1 shows the rest)"
+        print(f"matchdistill: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("matchdistill: interrupted; what was finished is kept", file=sys.stderr)
@@ -106,17 +111,24 @@ def validate(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
         raise ValueError(f"no run: name the folder of a run, or {inside}, first")
-    from matchdistill.folder import RECIPE
+    from matchdistill.folder import CELLS, RECIPE
     from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe
     from matchdistill.training import is_first
     from matchdistill.validation import validate as measure
 
     path = Path(arguments[0])
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder")
     run, weights = (path.parent, path) if path.is_file() else (path, None)
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
+    if (run / CELLS).is_dir():
+        raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
     config = plain_config(resolve_recipe(read_recipe(run / RECIPE), parser, arguments[1:]))
-    config["student"]["weights"] = None  # those that it started from, which need not be here any more
+    # Those that it started from need not be here any more.
+    config["student"]["weights"] = None
+    if config["teacher"]["training"]["epochs"]:
+        config["teacher"]["weights"] = None
     measured = measure(Recipe.of(config), run, weights)
     if is_first():
         _print_errors(measured, str(path))

@@ -35,7 +35,7 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
     data = recipe.data
     data.setup()
     student: nn.Module
-    if weights is not None and weights.suffix in (".onnx", ".pt2"):
+    if weights is not None and weights.suffix.lower() in (".onnx", ".pt2"):
         student = Exported(weights)
     else:
         student = build_model(recipe.student.name, data.num_classes, **recipe.student.options)
@@ -53,7 +53,7 @@ class Exported(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.run = load_exported(path, "onnx" if path.suffix == ".onnx" else "pt2")
+        self.run = load_exported(path, "onnx" if path.suffix.lower() == ".onnx" else "pt2")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> logits."""

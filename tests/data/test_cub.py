@@ -123,7 +123,9 @@ def test_damaged_archive(tmp_path, small, keep):
 def test_archive_with_other_content(tmp_path):
     with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as tar:
         add_file(tar, "birds/images.txt", b"")
-    assert "cannot be extracted" in error_of(tmp_path)
+    assert f"{tmp_path / 'CUB_200_2011.tgz'} holds no folder CUB_200_2011" in error_of(tmp_path)
+    assert not (tmp_path / "CUB_200_2011").exists()
+    assert not (tmp_path / ".CUB_200_2011.partial").exists()
 
 
 def test_archive_cannot_write_elsewhere(tmp_path):

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from matchdistill.models import build_model
+from matchdistill.models import build_model, weights_file
 from matchdistill.models.build import _take_head
 
 
@@ -195,10 +195,24 @@ def test_download_that_fails(monkeypatch):
         assert "name resolution" in one_line(info)
 
 
-@pytest.mark.parametrize("weights", ["missing.pt", "runs/missing", "missing.safetensors"])
+@pytest.mark.parametrize(
+    "weights", ["missing.pt", "runs/missing", "missing.safetensors", r"C:\w\missing.pth", "torch.nn:x.pt"]
+)
 def test_weights_that_look_like_a_file(weights):
-    with pytest.raises(ValueError, match=f"{weights}: there is no such file"):
+    with pytest.raises(ValueError) as info:
         build_model("matchdistill.models:small_resnet", weights=weights, width=4)
+    assert one_line(info) == f"weights {weights}: there is no such file"
+
+
+def test_folders_in_the_place_of_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrained", "run.pt"):
+        (tmp_path / name).mkdir()
+    for weights in ("./pretrained", str(tmp_path / "pretrained"), "run.pt", "matchdistill:models"):
+        with pytest.raises(ValueError) as info:
+            build_model("matchdistill.models:small_resnet", weights=weights, width=4)
+        assert one_line(info) == f"weights {weights}: a folder, not a weights file"
+    assert weights_file("pretrained") is None
 
 
 def test_weights_from_a_file(tmp_path):
@@ -221,12 +235,21 @@ def test_weights_of_an_installed_package(tmp_path, monkeypatch):
     name = "some_weights:models/best.pth"
     model = build_model("matchdistill.models:small_resnet", num_classes=3, weights=name, width=4)
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    (tmp_path / "around").mkdir()
+    (tmp_path / "some_weights").rename(tmp_path / "around" / "some_weights")
+    name = f"around.{name}"
     model = build_model("matchdistill.models:small_resnet", 7, name, fresh_head=True, width=4)
     assert torch.equal(model.stem[0].weight, source.stem[0].weight)
     assert model.fc.out_features == 7
     for wrong, part in (
-        ("some_weights:none.pth", "there is no such file"),
-        ("no_weights:a.pth", "no package 'no_weights'"),
+        ("around.some_weights:none.pth", "there is no such file"),
+        ("no_weights:a.pth", "no package 'no_weights': install it"),
+        (
+            "no_weights.large:a.pth",
+            "no package 'no_weights.large' \\(ModuleNotFoundError: No module named 'no_weights'",
+        ),
+        ("around.some_weights.large:a.pth", "large' \\(RuntimeError: it is only looked for"),
+        ("__main__:a.pth", "no package '__main__'"),
     ):
         with pytest.raises(ValueError, match=part) as info:
             build_model("matchdistill.models:small_resnet", weights=wrong, width=4)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import oracles
 from matchdistill.building import build_module
+from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import small_resnet
 from matchdistill.settings import Distillation, Machine, Training
 from matchdistill.tasks.classification import Classification, lr_factor
@@ -39,7 +40,7 @@ def ready(tiny, method, *arguments):
     """The module of a recipe after its first refresh, and a batch."""
     recipe = tiny(f"--distillation.method={method}", *arguments)
     module = build_module(recipe)
-    if module.distiller is not None:
+    if isinstance(module.distiller, MatchingDistiller):
         module.distiller.refresh(recipe.data.refresh_dataloader(40, 0))
     module.train()
     images, labels = next(iter(recipe.data.train_dataloader()))
@@ -107,8 +108,8 @@ def test_losses_are_what_the_paper_says(tiny, reduction, kd):
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["amp", "sm", "rd", "max", "mean"])
-def test_losses_and_costs_in_half_precision(tiny, reduction, precision):
-    module, images, _ = ready(tiny, f"mgd-{reduction}+kd")
+def test_costs_in_half_precision(tiny, reduction, precision):
+    module, _, _ = ready(tiny, f"mgd-{reduction}")
     positions = module.distiller.positions
     costs = [position.matching.cost for position in positions]
     with torch.autocast("cpu", precision):
@@ -116,16 +117,34 @@ def test_losses_and_costs_in_half_precision(tiny, reduction, precision):
     for position, cost in zip(positions, costs, strict=True):
         torch.testing.assert_close(position.matching.cost, cost, rtol=0, atol=0.02)
         assert not torch.equal(position.matching.cost, cost)
-    found = []
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.bfloat16, 0.2), (torch.float16, 0.04)])
+@pytest.mark.parametrize(
+    "method",
+    [*(f"mgd-{reduction}+kd" for reduction in ("amp", "sm", "rd", "max", "mean")), "fitnets", "at", "ofd", "kd"],
+)
+def test_losses_and_gradients_in_half_precision(tiny, method, precision, tolerance):
+    module, images, labels = ready(tiny, method)
+    optimizer = torch.optim.SGD(module.parameters())
+    values, gradients = [], []
     for enabled in (False, True):
         torch.manual_seed(0)  # of the random drop
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=enabled and precision == torch.float16)
         with torch.autocast("cpu", precision, enabled=enabled):
             output, losses = module.losses(images)
+            task = F.cross_entropy(output, labels)
         assert output.dtype == (precision if enabled else torch.float32)
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
-        found.append([*module.distiller.position_losses.tolist(), losses["kd"].item()])
-    assert found[1] == pytest.approx(found[0], rel=0.03)
-    assert found[1] != found[0]
+        optimizer.zero_grad()
+        scaler.scale(task + sum(losses.values())).backward()
+        scaler.unscale_(optimizer)
+        positions = [] if module.distiller is None else module.distiller.position_losses.tolist()
+        values.append([task.item(), *(loss.item() for loss in losses.values()), *positions])
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
+    assert values[1] == pytest.approx(values[0], rel=0.03)
+    assert values[1] != values[0]
+    assert 0 < (gradients[1] - gradients[0]).norm() < tolerance * gradients[0].norm()
 
 
 def test_the_refresh_has_the_precision_of_the_training(tiny):

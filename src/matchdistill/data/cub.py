@@ -50,6 +50,8 @@ def find_cub(root: Path) -> Path:
 def _extract(archive: Path, partial: Path) -> Path:
     with tarfile.open(archive) as tar:
         tar.extractall(partial, filter="data")
+    if not (partial / FOLDER).is_dir():
+        raise ValueError(f"cub200: {archive} holds no folder {FOLDER}: it is not the archive of this data set")
     return partial / FOLDER
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from matchdistill.messages import cause, did_you_mean
-from matchdistill.models.weights import load_weights
+from matchdistill.models.weights import load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
@@ -75,19 +75,26 @@ def weights_file(weights: str) -> Path | None:
     """The file that is meant by weights; None where they are a name that a library has for its own.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file or package.
     """
     file = Path(weights).expanduser()
     package, _, inside = weights.partition(":")
-    if not file.is_file() and inside and package.isidentifier():
-        spec = importlib.util.find_spec(package)
+    # A single letter is a drive of Windows.
+    named = len(package) > 1 and all(part.isidentifier() for part in package.split("."))
+    if not file.is_file() and inside and named:
+        spec, why = None, ""
+        try:
+            spec = importlib.util.find_spec(package)
+        except Exception as error:  # it imports the packages around this one, which can fail in every way
+            why = f" ({cause(error)})"
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"weights {weights}: there is no package {package!r}: install it, or name a file")
+            raise ValueError(f"weights {weights}: there is no package {package!r}{why}: install it, or name a file")
         file = Path(spec.submodule_search_locations[0], inside)
-    elif not (file.suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or file.exists()):
+    # A folder may have the name that a library has for its own weights.
+    elif not (file.suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or file.is_file()):
         return None
     if not file.is_file():
-        raise ValueError(f"weights {weights}: there is no such file")
+        raise ValueError(f"weights {weights}: {no_file(file)}")
     return file
 
 

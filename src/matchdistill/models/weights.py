@@ -105,9 +105,14 @@ def _class_counts(shapes: list[tuple[Size, Size]]) -> tuple[int, int] | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def no_file(path: Path) -> str:
+    """What is said of a path where a file of weights is expected and is not."""
+    return "a folder, not a weights file" if path.is_dir() else "there is no such file"
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'there is no such file'}")
+        raise ValueError(f"{path}: {no_file(path)}")
     if path.suffix.lower() != ".safetensors":
         return read_pickle(path, "weights file")
     try:
