@@ -1,7 +1,7 @@
 """What makes the matching of a pre-trained student better: one change at a time on a transfer recipe.
 
-Every variant runs with the same seeds, students and images; a variant is a change of the recipe, a patch of the code, or
-both. Accuracies are of the first 3,000 test images, which the recipe itself does not report.
+A variant is a change of the recipe, a patch of the code, or both. Accuracies are of the first 3,000 test images, which the
+recipe itself does not report. Runs of one seed have the same student and images; means over other seeds do not compare.
 
     python benchmarks/transfer_study.py --out runs/study --seeds 100 101 102 --jobs 2 [-- VARIANT ...]
 
@@ -199,11 +199,17 @@ def main() -> None:
                 told = str(error)
                 write_json(folder_of(options.out, variant, seed) / DIVERGED, {"error": told})
             print(f"{variant}, seed {seed}: {told}", flush=True)
-    found = collect(options.out)
+    write(options.recipe, collect(options.out))
+
+
+def write(recipe: str, found: dict[str, dict[str, float | None]]) -> None:
+    """Keep the results of a recipe, as JSON and as a table."""
     results = Path(__file__).parent / "results"
-    write_json(results / f"{options.recipe}_study.json", found)
-    title = f"# What changes {options.recipe}\n\n{(__doc__ or '').partition('    python')[0].strip()}\n\n"
-    atomic_write(results / f"{options.recipe}_study.md", lambda path: path.write_text(title + markdown(found)))
+    write_json(results / f"{recipe}_study.json", found)
+    about = (__doc__ or "").partition("    python")[0].strip()
+    command = f"`python benchmarks/transfer_study.py --recipe {recipe}`"
+    text = f"# The study of {recipe}\n\n{command}\n\n{about}\n\n{markdown(found)}"
+    atomic_write(results / f"{recipe}_study.md", lambda path: path.write_text(text))
 
 
 def folder_of(out: Path, variant: str, seed: int) -> Path:
