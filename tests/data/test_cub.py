@@ -1,9 +1,10 @@
+import functools
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
-from trees import CUB_CLASSES, CUB_SIZES, add_file, write_cub, write_cub_archive
+from trees import CUB_CLASSES, CUB_SIZES, add_file, refusal, set_up, write_cub, write_cub_archive
 
 from matchdistill.data import ImageData
 from matchdistill.data.cub import read_cub
@@ -24,17 +25,8 @@ def cub(tmp_path, small):
     return tmp_path
 
 
-def cub_data(root, **options):
-    data = ImageData("cub200", root, image_size=8, batch_size=6, **options)
-    data.setup()
-    return data
-
-
-def error_of(root):
-    with pytest.raises(ValueError) as info:
-        cub_data(root)
-    assert "\n" not in str(info.value)
-    return str(info.value)
+cub_data = functools.partial(set_up, "cub200", image_size=8, batch_size=6)
+error_of = functools.partial(refusal, "cub200")
 
 
 def change(path, old, new):

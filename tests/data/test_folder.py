@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import sys
@@ -6,22 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from trees import refusal, set_up
 
-from matchdistill.data import ImageData
 from matchdistill.data.folder import FolderDataset, find_images, image_transform
 
-
-def folder_data(root, **options):
-    data = ImageData("folder", root, image_size=16, batch_size=4, **options)
-    data.setup()
-    return data
-
-
-def error_of(root):
-    with pytest.raises(ValueError) as info:
-        folder_data(root)
-    assert "\n" not in str(info.value)
-    return str(info.value)
+folder_data = functools.partial(set_up, "folder", image_size=16, batch_size=4)
+error_of = functools.partial(refusal, "folder")
 
 
 def test_everything_is_found_and_nothing_else(image_root):

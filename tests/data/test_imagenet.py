@@ -1,10 +1,11 @@
+import functools
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 from torchvision.datasets import imagenet
-from trees import SYNSETS, TRUTH, write_imagenet_archives
+from trees import SYNSETS, TRUTH, refusal, set_up, write_imagenet_archives
 
 from matchdistill.data import ImageData
 
@@ -18,17 +19,8 @@ def archives(tmp_path, monkeypatch):
     return tmp_path
 
 
-def imagenet_data(root):
-    data = ImageData("imagenet", root, image_size=8, batch_size=4)
-    data.setup()
-    return data
-
-
-def error_of(root):
-    with pytest.raises(ValueError) as info:
-        imagenet_data(root)
-    assert "\n" not in str(info.value)
-    return str(info.value)
+imagenet_data = functools.partial(set_up, "imagenet", image_size=8, batch_size=4)
+error_of = functools.partial(refusal, "imagenet")
 
 
 def by_class(dataset, names):

@@ -1,17 +1,36 @@
-"""Miniatures of data sets in their official layouts."""
+"""Miniatures of data sets in their official layouts, and what reading them comes to."""
 
 import hashlib
 import io
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from matchdistill.data import ImageData
+
 CUB_CLASSES = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
 CUB_SIZES = (12, 6, 3)
+
+
+def set_up(name: str, root: Path, **options: Any) -> ImageData:
+    """The data of a root, read."""
+    data = ImageData(name, root, **options)
+    data.setup()
+    return data
+
+
+def refusal(name: str, root: Path) -> str:
+    """The one line that refuses a root."""
+    with pytest.raises(ValueError) as info:
+        set_up(name, root)
+    assert "\n" not in str(info.value)
+    return str(info.value)
 
 
 def jpeg(shade: int) -> bytes:
