@@ -31,12 +31,12 @@ STUDENTS = {
 RESULTS = Path(__file__).parent / "results"
 
 
-def markdown(results: dict[str, Any], seeds: int) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The tables of `results`."""
     lines = [
         "# The transfer benchmark",
         "",
-        f"`python benchmarks/transfer.py --seeds {seeds}`; {results['machine']}.",
+        f"`python benchmarks/transfer.py`; {results['machine']}.",
         "Top-1 accuracy in percent on the 4,000 test images that no setting was chosen by, ± half of the 95% interval over",
         "seeds (each with its own 1,000 training images); differences are paired by seed.",
     ]
@@ -44,7 +44,8 @@ def markdown(results: dict[str, Any], seeds: int) -> str:
         found = results["students"].get(student)
         if found is None:
             continue
-        lines += ["", f"## {title}", "", f"Teacher: {100 * found['teacher']:.2f}.", ""]
+        seeds = len(found["summary"][0]["seeds"])
+        lines += ["", f"## {title}", "", f"{seeds} seeds; teacher: {100 * found['teacher']:.2f}.", ""]
         lines += ["| method | top-1 | to none | to mgd-amp |", "|---|---|---|---|"]
         for entry in found["summary"]:
             cells = shown(entry["top1"]), shown(entry["difference"], "+"), shown(entry["to_mgd"], "+")
@@ -87,7 +88,7 @@ def main() -> None:
             "recipe": recipe.config,
         }
     write_json(RESULTS / "transfer.json", results)
-    atomic_write(RESULTS / "transfer.md", lambda path: path.write_text(markdown(results, options.seeds)))
+    atomic_write(RESULTS / "transfer.md", lambda path: path.write_text(markdown(results)))
 
 
 if __name__ == "__main__":

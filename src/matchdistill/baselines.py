@@ -16,9 +16,10 @@ from matchdistill.functional import partial_loss
 
 
 class FitNetsPosition(FeaturePosition):
-    """Squared distance behind a trained 1x1 convolution to the teacher's width.
+    """Squared distance of the activations, the student's behind a trained 1x1 convolution to the teacher's width.
 
-    A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, section 2.2; here beside the task's loss, not before.
+    A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, section 2.2: the convolution is followed by the
+    teacher's non-linearity. Here beside the task's loss, not before.
     """
 
     def __init__(self, *of: Any) -> None:
@@ -28,19 +29,22 @@ class FitNetsPosition(FeaturePosition):
     def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher = self.maps(student, teacher.detach())
-        return F.mse_loss(_wide(_pointwise(self.adapter, student)), _wide(teacher), reduction=reduction)
+        adapted = _pointwise(self.adapter, student.relu())
+        return F.mse_loss(_wide(adapted.relu()), _wide(teacher.relu()), reduction=reduction)
 
 
 class AttentionPosition(FeaturePosition):
     """Squared distance of the normalised maps of attention, the mean of squares over the activated channels.
 
-    S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1.
+    S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1. Of an image, a map is one
+    value: "mean" is the mean over the images, so that it does not depend on resolution.
     """
 
     def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher = self.maps(student, teacher.detach())
-        return F.mse_loss(attention(student), attention(teacher), reduction=reduction)
+        total = F.mse_loss(attention(student), attention(teacher), reduction="sum")
+        return total / len(student) if reduction == "mean" else total
 
 
 def attention(features: Tensor) -> Tensor:
