@@ -79,11 +79,17 @@ def main() -> None:
         torch.set_num_threads(options.jobs)  # which compare divides
         report = compare(recipe, options.out / student, methods, options.seeds, options.jobs, console())
         to_mgd = [entry["difference"] for entry in summarise(report["runs"], methods, base="mgd-amp")]
-        runs = [{key: run[key] for key in ("method", "seed", "student", "seconds")} for run in report["runs"]]
+        runs = [{key: run[key] for key in ("method", "seed", "student")} for run in report["runs"]]
         recipe.config["teacher"]["weights"] = "the recipe's own"  # not this machine's path
+        if arguments:
+            recipe.config["student"]["weights"] = "of pretrain_fashion_mnist"
         results["students"][student] = {
             "teacher": next(run["teacher"]["top1"] for run in report["runs"] if run["teacher"]),
-            "summary": [entry | {"to_mgd": own} for entry, own in zip(report["summary"], to_mgd, strict=True)],
+            "summary": [
+                {key: entry[key] for key in ("method", "seeds", "top1", "difference", "gap_recovered")}
+                | {"to_mgd": own}
+                for entry, own in zip(report["summary"], to_mgd, strict=True)
+            ],
             "runs": runs,
             "recipe": recipe.config,
         }
