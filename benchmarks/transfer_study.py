@@ -1,8 +1,8 @@
 """What makes the matching of a pre-trained student better: one change at a time on a transfer recipe.
 
 A variant is a change of the recipe, a patch of the code, or both. Accuracies are of the first 3,000 test images, which the
-recipe itself does not report. Runs of one seed have the same student and images, so that differences are paired by seed;
-± is half of their 95% interval, without which there is a single seed.
+recipe itself does not report, unless data.val_part says otherwise. Runs of one seed have the same student and images, so
+that differences are paired by seed; ± is half of their 95% interval, without which there is a single seed.
 
     python benchmarks/transfer_study.py --out runs/study --seeds 100 101 102 --jobs 2 [-- VARIANT ...]
 
@@ -211,7 +211,8 @@ def write(name: str, recipe: str, given: list[str], found: dict[str, dict[str, f
     results = Path(__file__).parent / "results"
     write_json(results / f"{name}_study.json", {"recipe": recipe, "set": given, "base": BASE, "top1": found})
     about = (__doc__ or "").partition("    python")[0].strip()
-    more = [f"--recipe {recipe}", *([f"--set {' '.join(given)}"] if given else [])]
+    named = [f"--name {name}"] if name != recipe else []
+    more = [f"--recipe {recipe}", *named, *([f"--set {' '.join(given)}"] if given else [])]
     command = f"`python benchmarks/transfer_study.py --out runs/{name} {' '.join(more)}`"
     text = f"# The study of {name}\n\n{command}\n\n{about}\n\n{markdown(found)}"
     atomic_write(results / f"{name}_study.md", lambda path: path.write_text(text))
