@@ -13,7 +13,8 @@ from torch import nn
 
 from matchdistill.building import build_module
 from matchdistill.data import images as data_images
-from matchdistill.tasks.classification import Classification, lr_factor
+from matchdistill.tasks.base import lr_factor
+from matchdistill.tasks.classification import Classification
 from matchdistill.training import check_compiler, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchdistill.features import FeatureNorm, FeaturePosition
-from matchdistill.functional import partial_loss
+from matchdistill.functional import masked, partial_loss, squared
 
 
 class FitNetsPosition(FeaturePosition):
@@ -25,10 +25,12 @@ class FitNetsPosition(FeaturePosition):
         super().__init__(*of)
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels)
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
         """The squared distance, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
-        return F.mse_loss(_wide(_pointwise(self.adapter, student)), _wide(teacher), reduction=reduction)
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+        return _distance(_wide(_pointwise(self.adapter, masked(student, mask))), _wide(teacher), reduction, mask)
 
 
 class AttentionPosition(FeaturePosition):
@@ -37,10 +39,13 @@ class AttentionPosition(FeaturePosition):
     S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1.
     """
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
         """The squared distance, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
-        return F.mse_loss(attention(student), attention(teacher), reduction=reduction)
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+        maps, goal = (attention(masked(features, mask))[:, None] for features in (student, teacher))
+        return _distance(maps, goal, reduction, None if mask is None else mask.flatten(1))
 
 
 def attention(features: Tensor) -> Tensor:
@@ -63,11 +68,21 @@ class OverhaulPosition(FeaturePosition):
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels, bias=False)
         self.norm = FeatureNorm(self.teacher_channels)
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
-        """The partial distance, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
+        """The partial distance, a scalar; the norm's statistics count what the mask leaves out as zeros."""
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
         margin = self.teacher_margin().to(student.device)
-        return partial_loss(self.norm(_pointwise(self.adapter, student)), teacher, margin, reduction)
+        adapted = self.norm(_pointwise(self.adapter, masked(student, mask)))
+        return partial_loss(adapted, teacher, margin, reduction, mask)
+
+
+def _distance(student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None) -> Tensor:
+    """The squared distance of features (N, C, *)."""
+    if mask is None:
+        return F.mse_loss(student, teacher, reduction=reduction)
+    return squared(student - teacher, reduction, mask)
 
 
 def _wide(features: Tensor) -> Tensor:

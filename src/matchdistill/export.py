@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
+from matchdistill.trace import tensors_in
 
 Format = Literal["safetensors", "onnx", "pt2"]
 _Program = TypeVar("_Program")
@@ -49,6 +50,46 @@ def export(model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: 
         # Another batch size than the example's: it must not have been fixed.
         checked = torch.cat([images, torch.randn(3, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
         expected = model(checked)
+    return _write_checked(path, write, lambda temporary: run(temporary, checked), expected)
+
+
+def export_detector(model: nn.Module, path: Path, kind: Format, rebuilt: nn.Module) -> float:
+    """Write a detector's weights and read them back to see that it detects the same.
+
+    Args:
+        model: a list of images (3, H, W) -> a list of detections.
+        path: the file to write.
+        kind: "safetensors"; the exporters of programs do not take torchvision's detectors.
+        rebuilt: the plain model to load the file into.
+
+    Returns:
+        The largest absolute difference of the backbone's features, boxes and scores.
+
+    Raises:
+        ValueError: another format, or weights that do not fit the rebuilt model; nothing is left at `path` then.
+    """
+    if kind != "safetensors":
+        raise ValueError(f"format {kind!r}: detectors are exported as safetensors, as their boxes depend on values")
+    images = [torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))]
+
+    def outputs(network: nn.Module) -> Tensor:
+        with torch.no_grad():
+            (found,) = network.eval().cpu()(images)
+            # Of a network that finds nothing yet, these alone.
+            levels = tensors_in(network.backbone(network.transform(images)[0].tensors))  # type: ignore[operator]
+        return torch.cat([level.flatten() for level in [*levels, found["boxes"], found["scores"]]])
+
+    def read(temporary: Path) -> Tensor:
+        load_weights(rebuilt, temporary)
+        return outputs(rebuilt)
+
+    return _write_checked(path, lambda temporary: save_weights(model, temporary), read, outputs(model))
+
+
+def _write_checked(
+    path: Path, write: Callable[[Path], object], run: Callable[[Path], Tensor], expected: Tensor
+) -> float:
+    """Write a file and see that what is in it computes what is expected; returns the largest difference."""
     difference = 0.0
 
     def write_and_check(temporary: Path) -> None:
@@ -56,7 +97,7 @@ def export(model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: 
         write(temporary)
         try:
             with torch.no_grad():
-                difference = (run(temporary, checked) - expected).abs().max().item()
+                difference = (run(temporary) - expected).abs().max().item()
         except Exception as error:  # whatever the runtime makes of, say, another number of images
             raise ValueError(f"the exported model does not run ({cause(error)}): {path} was not written") from error
         if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
