@@ -31,12 +31,12 @@ STUDENTS = {
 RESULTS = Path(__file__).parent / "results"
 
 
-def markdown(results: dict[str, Any], seeds: int) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """The tables of `results`."""
     lines = [
         "# The transfer benchmark",
         "",
-        f"`python benchmarks/transfer.py --seeds {seeds}`; {results['machine']}.",
+        f"`python benchmarks/transfer.py`; {results['machine']}.",
         "Top-1 accuracy in percent on the 4,000 test images that no setting was chosen by, ± half of the 95% interval over",
         "seeds (each with its own 1,000 training images); differences are paired by seed.",
     ]
@@ -44,7 +44,8 @@ def markdown(results: dict[str, Any], seeds: int) -> str:
         found = results["students"].get(student)
         if found is None:
             continue
-        lines += ["", f"## {title}", "", f"Teacher: {100 * found['teacher']:.2f}.", ""]
+        seeds = len(found["summary"][0]["seeds"])
+        lines += ["", f"## {title}", "", f"{seeds} seeds; teacher: {100 * found['teacher']:.2f}.", ""]
         lines += ["| method | top-1 | to none | to mgd-amp |", "|---|---|---|---|"]
         for entry in found["summary"]:
             cells = shown(entry["top1"]), shown(entry["difference"], "+"), shown(entry["to_mgd"], "+")
@@ -78,16 +79,22 @@ def main() -> None:
         torch.set_num_threads(options.jobs)  # which compare divides
         report = compare(recipe, options.out / student, methods, options.seeds, options.jobs, console())
         to_mgd = [entry["difference"] for entry in summarise(report["runs"], methods, base="mgd-amp")]
-        runs = [{key: run[key] for key in ("method", "seed", "student", "seconds")} for run in report["runs"]]
+        runs = [{key: run[key] for key in ("method", "seed", "student")} for run in report["runs"]]
         recipe.config["teacher"]["weights"] = "the recipe's own"  # not this machine's path
+        if arguments:
+            recipe.config["student"]["weights"] = "of pretrain_fashion_mnist"
         results["students"][student] = {
             "teacher": next(run["teacher"]["top1"] for run in report["runs"] if run["teacher"]),
-            "summary": [entry | {"to_mgd": own} for entry, own in zip(report["summary"], to_mgd, strict=True)],
+            "summary": [
+                {key: entry[key] for key in ("method", "seeds", "top1", "difference", "gap_recovered")}
+                | {"to_mgd": own}
+                for entry, own in zip(report["summary"], to_mgd, strict=True)
+            ],
             "runs": runs,
             "recipe": recipe.config,
         }
     write_json(RESULTS / "transfer.json", results)
-    atomic_write(RESULTS / "transfer.md", lambda path: path.write_text(markdown(results, options.seeds)))
+    atomic_write(RESULTS / "transfer.md", lambda path: path.write_text(markdown(results)))
 
 
 if __name__ == "__main__":

@@ -50,13 +50,18 @@ def double(parameter: Tensor) -> np.ndarray:
     return parameter.detach().double().numpy()
 
 
-def test_fitnets_is_the_mean_squared_distance_behind_its_adapter():
+def rectified(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, 0)
+
+
+def test_fitnets_is_the_mean_squared_distance_of_activations_behind_its_adapter():
     distiller = ready("fitnets", weight=3.0)
     loss, pairs = values(distiller)
     expected = 0.0
     for (student, teacher), position in zip(pairs, distiller.positions, strict=True):
         adapter = position.adapter
-        expected += 3 * np.mean((adapted(student, double(adapter.weight), double(adapter.bias)) - teacher) ** 2)
+        mapped = adapted(rectified(student), double(adapter.weight), double(adapter.bias))
+        expected += 3 * np.mean((rectified(mapped) - rectified(teacher)) ** 2)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -71,7 +76,7 @@ def test_attention_is_the_squared_distance_of_unit_maps():
             for n, place in np.ndindex(*powers.shape):
                 powers[n, place] = sum(max(v, 0.0) ** 2 for v in features[n].reshape(features.shape[1], -1)[:, place])
             maps.append(np.stack([oracles.unit_vector(row) for row in powers]))
-        expected += 1000 * np.mean((maps[0] - maps[1]) ** 2)
+        expected += 1000 * np.mean(np.sum((maps[0] - maps[1]) ** 2, axis=1))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from matchdistill.baselines import BASELINES
 from matchdistill.building import build_module, build_teacher
+from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.models import small_resnet
 
 
@@ -32,3 +34,19 @@ def test_nor_has_a_teacher_of_a_library_s_weights_a_new_head_for_its_output(tiny
         else:
             with pytest.raises(ValueError, match=message):
                 build_teacher(recipe, "pretrained")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_has_the_weight_of_its_recipe(tiny, name):
+    distiller = build_module(tiny(f"--distillation.method={name}", f"--distillation.{name}_weight=0.3")).distiller
+    assert {type(position) for position in distiller.positions} == {BASELINES[name]}
+    assert distiller._weights == [0.3] * len(distiller.positions)
+
+
+@pytest.mark.parametrize(("features", "matcher"), [("mgd", solve_assignment), ("random", random_assignment)])
+def test_the_matching_is_that_of_the_recipe(tiny, features, matcher):
+    options = f"--distillation.method={features}-rd", "--distillation.hysteresis=0.2", "--distillation.loss_weight=3"
+    distiller = build_module(tiny(*options)).distiller
+    assert distiller._weights == [3.0] * len(distiller.positions)
+    for position in distiller.positions:
+        assert (position.matcher, position.hysteresis, position.reduction) == (matcher, 0.2, "rd")

@@ -16,9 +16,10 @@ from matchdistill.functional import masked, partial_loss, squared
 
 
 class FitNetsPosition(FeaturePosition):
-    """Squared distance behind a trained 1x1 convolution to the teacher's width.
+    """Squared distance of the activations, the student's behind a trained 1x1 convolution to the teacher's width.
 
-    A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, section 2.2; here beside the task's loss, not before.
+    A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, section 2.2: the convolution is followed by the
+    teacher's non-linearity. Here beside the task's loss, not before.
     """
 
     def __init__(self, *of: Any) -> None:
@@ -30,13 +31,18 @@ class FitNetsPosition(FeaturePosition):
     ) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
-        return _distance(_wide(_pointwise(self.adapter, masked(student, mask))), _wide(teacher), reduction, mask)
+        adapted = _wide(_pointwise(self.adapter, masked(student, mask).relu()).relu())
+        goal = _wide(teacher.relu())
+        if mask is None:
+            return F.mse_loss(adapted, goal, reduction=reduction)
+        return squared(adapted - goal, reduction, mask)
 
 
 class AttentionPosition(FeaturePosition):
     """Squared distance of the normalised maps of attention, the mean of squares over the activated channels.
 
-    S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1.
+    S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1. Of an image, a map is one
+    value: "mean" is the mean over the images, so that it does not depend on resolution.
     """
 
     def loss(
@@ -44,8 +50,9 @@ class AttentionPosition(FeaturePosition):
     ) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
-        maps, goal = (attention(masked(features, mask))[:, None] for features in (student, teacher))
-        return _distance(maps, goal, reduction, None if mask is None else mask.flatten(1))
+        maps, goal = (attention(masked(features, mask)) for features in (student, teacher))
+        total = F.mse_loss(maps, goal, reduction="sum")
+        return total / len(student) if reduction == "mean" else total
 
 
 def attention(features: Tensor) -> Tensor:
@@ -76,13 +83,6 @@ class OverhaulPosition(FeaturePosition):
         margin = self.teacher_margin().to(student.device)
         adapted = self.norm(_pointwise(self.adapter, masked(student, mask)))
         return partial_loss(adapted, teacher, margin, reduction, mask)
-
-
-def _distance(student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None) -> Tensor:
-    """The squared distance of features (N, C, *)."""
-    if mask is None:
-        return F.mse_loss(student, teacher, reduction=reduction)
-    return squared(student - teacher, reduction, mask)
 
 
 def _wide(features: Tensor) -> Tensor:

@@ -67,8 +67,10 @@ def compare(
     """
     terminal = terminal or Console(quiet=True)
     methods = list(dict.fromkeys(methods))
-    if jobs > 1 and recipe.trainer.devices not in (1, "auto"):
-        raise ValueError(f"{jobs} jobs of {recipe.trainer.devices} processes: compare with one of both at a time")
+    if jobs > 1 and recipe.trainer.devices != 1:
+        raise ValueError(
+            f"{jobs} jobs on {recipe.trainer.devices} devices each: compare with --jobs 1 or on one device"
+        )
     check_folder(recipe, out, resume=True, other=CHECKPOINT)
     for method in methods:  # before anything is trained or written
         build_module(Recipe.of(recipe.config, distillation__method=method))

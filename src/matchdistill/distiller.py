@@ -19,7 +19,7 @@ from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
 from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn
 from matchdistill.reduction import Reduction, get_reduction
-from matchdistill.refresh import images_of, is_sharded, rank_and_world
+from matchdistill.refresh import from_rank_0, images_of, is_sharded, rank_and_world
 from matchdistill.taps import Tap
 from matchdistill.trace import Operation, evaluating
 
@@ -96,11 +96,11 @@ class Position(FeaturePosition):
             index = self.matcher(self._sticky(cost), self.index.shape[1]).to(self.index.device)
         except ValueError as error:
             raise ValueError(f"position {self.name}: {error}") from error
-        index = _from_rank_0(index)
+        index = from_rank_0(index)  # random choices, as of "rd"'s margins too, must not differ
         changed = churn(self.index, index, self.teacher_channels) if (self.index >= 0).any() else None
         margin = sums.margin() if self.margin_norm is None else self.teacher_margin()
         self.index.copy_(index)
-        self.margin.copy_(_from_rank_0(reduce_margin(margin.to(index.device), index, self.rule)))
+        self.margin.copy_(from_rank_0(reduce_margin(margin.to(index.device), index, self.rule)))
         self.matching = Matching(self.name, index, cost, sums.count, changed)
         return self.matching
 
@@ -258,14 +258,6 @@ class MatchingDistiller(FeatureDistiller):
         matchings = [position.solve(total) for total, position in zip(sums, self.positions, strict=True)]
         self.matched = True
         return matchings
-
-
-def _from_rank_0(value: Tensor) -> Tensor:
-    """The value of rank 0 on every rank: random choices, as of "rd"'s margins, must not differ."""
-    if rank_and_world()[1] > 1:
-        value = value.contiguous()
-        torch.distributed.broadcast(value, 0)
-    return value
 
 
 def _check_signature(position: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

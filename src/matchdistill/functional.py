@@ -252,10 +252,11 @@ def batchnorm_margin(weight: Tensor, bias: Tensor) -> Tensor:
         >>> batchnorm_margin(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, -2.0, 9.0]))
         tensor([-0.7979, -2.0000, -3.0000])
     """
-    scale = weight.detach().double().abs()
-    shift = bias.detach().double()
+    dtype = wide(weight.device)
+    scale = weight.detach().to(dtype).abs()
+    shift = bias.detach().to(dtype)
     # A scale of 0 (a pruned channel) is the limit of small ones: the constant `shift`, if negative.
-    standard = shift / scale.clamp_min(torch.finfo(torch.float64).tiny)
+    standard = shift / scale.clamp_min(torch.finfo(dtype).tiny)
     negative_share = torch.special.ndtr(-standard)
     density = torch.exp(-0.5 * standard.square()) / math.sqrt(2 * math.pi)
     margin = shift - scale * density / negative_share.clamp_min(1e-3)

@@ -127,7 +127,7 @@ class Matching:
 def churn(before: Tensor, after: Tensor, teacher_channels: int) -> float:
     """Share of the Ct teacher channels whose student channel (or having none) differs between two indices (Cs, G)."""
     owners = [_owner(index, teacher_channels) for index in (before, after)]
-    return (owners[0] != owners[1]).double().mean().item()
+    return int((owners[0] != owners[1]).sum()) / teacher_channels
 
 
 def _owner(index: Tensor, teacher_channels: int) -> Tensor:

@@ -53,3 +53,11 @@ def is_sharded(loader: Iterable[Any]) -> bool:
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside of `torch.distributed`."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def from_rank_0(value: Tensor) -> Tensor:
+    """The value of rank 0 on every rank."""
+    if rank_and_world()[1] > 1:
+        value = value.contiguous()
+        dist.broadcast(value, 0)
+    return value

@@ -110,7 +110,7 @@ class Distillation:
         refresh_images: the most training images of a refresh.
         hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh.
         fitnets_weight: of each position's mean squared distance, in "fitnets".
-        at_weight: of each position's mean squared distance, in "at".
+        at_weight: of each position's squared distance of an image, in "at".
         ofd_weight: of each position's mean partial distance, in "ofd".
         kd_weight: of the loss on the outputs, in methods with "kd".
         kd_temperature: of the softmax there.
@@ -126,9 +126,9 @@ class Distillation:
     refresh_steps: list[list[int]] | None = None
     refresh_images: int = 20_000
     hysteresis: float = 0.0
-    fitnets_weight: float = 1.0
+    fitnets_weight: float = 30.0
     at_weight: float = 10.0
-    ofd_weight: float = 5.0
+    ofd_weight: float = 20.0
     kd_weight: float = 1.0
     kd_temperature: float = 1.5
 
@@ -144,7 +144,7 @@ class Machine:
 
     Args:
         accelerator: "auto", "cpu", "gpu" ...
-        devices: how many processes per node, "auto" for all devices.
+        devices: how many processes per node, each with `data.batch_size` images at a time; "auto" for all devices.
         num_nodes: how many machines.
         strategy: "auto", "ddp" ...
         precision: "32-true", or mixed: "bf16-mixed", "16-mixed" (fp16 with scaled gradients, GPUs only).
@@ -156,7 +156,7 @@ class Machine:
     """
 
     accelerator: str = "auto"
-    devices: int | Literal["auto"] = "auto"
+    devices: int | Literal["auto"] = 1
     num_nodes: int = 1
     strategy: str = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"

@@ -96,6 +96,10 @@ def test_other_classes_in_validation(image_root):
     (image_root / "val" / "dog").rename(image_root / "val" / "wolf")
     message = error_of(image_root)
     assert f"only in {image_root / 'train'}: dog; only in {image_root / 'val'}: wolf" in message
+    for number in range(12):
+        (image_root / "train" / f"insect{number:02}").mkdir()
+    assert "only in " + str(image_root / "train") + ": dog, insect00, " in error_of(image_root)
+    assert "insect08 and 3 more; only in" in error_of(image_root)
 
 
 @pytest.mark.parametrize("call", ["listdir", "scandir"])

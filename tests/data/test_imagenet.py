@@ -139,6 +139,11 @@ def test_flat_validation_images(archives):
     message = error_of(archives)
     assert f"{archives / 'val'} is half extracted, ILSVRC2012_val_00000001.JPEG is in no class folder" in message
     assert f"extracted anew from {VAL} with {DEVKIT} in {archives}" in message
+    (archives / VAL).rename(archives / "elsewhere.tar")
+    message = error_of(archives)
+    assert f"sort the images into class folders, or put {VAL} with {DEVKIT} into {archives} and remove" in message
+    assert "anew" not in message
+    (archives / "elsewhere.tar").rename(archives / VAL)
     shutil.rmtree(archives / "val")
     check(imagenet_data(archives))
 

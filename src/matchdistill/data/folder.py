@@ -20,6 +20,7 @@ from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.messages import cause
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+LISTED = 10  # names in an error
 VAL_NAMES = ("val", "valid", "validation")
 
 
@@ -49,13 +50,18 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
             raise ValueError(f"{root} has no folder {folder.name}{did_you_mean_folder(root)}")
     class_names, val_names = _class_names(root / "train"), _class_names(val_root)
     if class_names != val_names:
-        only_train = ", ".join(sorted(set(class_names) - set(val_names))) or "none"
-        only_val = ", ".join(sorted(set(val_names) - set(class_names))) or "none"
         raise ValueError(
             f"{root / 'train'} and {val_root} must have the same class folders: "
-            f"only in {root / 'train'}: {only_train}; only in {val_root}: {only_val}"
+            f"only in {root / 'train'}: {_some(set(class_names) - set(val_names))}; "
+            f"only in {val_root}: {_some(set(val_names) - set(class_names))}"
         )
     return _scan(root / "train", class_names), _scan(val_root, class_names), class_names
+
+
+def _some(names: set[str]) -> str:
+    """The first few, and how many more there are."""
+    listed = ", ".join(sorted(names)[:LISTED]) or "none"
+    return f"{listed} and {len(names) - LISTED} more" if len(names) > LISTED else listed
 
 
 def val_folder(root: Path) -> Path:

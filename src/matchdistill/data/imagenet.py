@@ -31,15 +31,23 @@ def extract_imagenet(root: Path) -> Path:
             if lacking := [archive.name for archive in archives if not archive.is_file()]:
                 missing.append(f"no {names} and to extract it no {' and no '.join(lacking)}")
         elif loose := _loose_file(folder):
-            raise ValueError(
-                f"{folder} is half extracted, {loose} is in no class folder: remove {folder}, and it is extracted anew "
-                f"from {' with '.join(archive.name for archive in archives)} in {root}"
-            )
+            told = f"{folder} is half extracted, {loose} is in no class folder"
+            if all(archive.is_file() for archive in archives):
+                told += f": remove {folder}, and it is extracted anew from {_listed(archives)} in {root}"
+            else:
+                told += (
+                    f": sort the images into class folders, or put {_listed(archives)} into {root} and remove {folder}"
+                )
+            raise ValueError(told)
     if missing:
         raise ValueError(f"imagenet: {root} has {', '.join(missing)}{did_you_mean_folder(root)}")
     for folder, archives in absent:  # not before all is there, as it takes long
         extract_once(archives[0], folder, partial(_extract, archives))
     return root
+
+
+def _listed(archives: list[Path]) -> str:
+    return " with ".join(archive.name for archive in archives)
 
 
 def _loose_file(folder: Path) -> str | None:

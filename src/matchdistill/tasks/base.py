@@ -14,7 +14,7 @@ from matchdistill.data.loading import BatchLoader
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
-from matchdistill.refresh import due
+from matchdistill.refresh import due, from_rank_0
 from matchdistill.settings import Distillation, Training, parse_method
 
 
@@ -163,9 +163,8 @@ class Task(pl.LightningModule):
     def _take_buffers_of_rank_0(self) -> None:
         """Its running statistics, as at every step under DDP: since the last one each rank has had its own."""
         if self.trainer.world_size > 1:
-            buffers = dict(self.network().named_buffers())
-            for name, value in self.trainer.strategy.broadcast(buffers).items():
-                buffers[name].copy_(value)
+            for buffer in self.network().buffers():
+                buffer.copy_(from_rank_0(buffer))
 
     def validates(self) -> bool:
         """Whether this epoch ends with a validation: the last one does in any case."""
