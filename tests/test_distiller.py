@@ -421,11 +421,11 @@ def padded(garbage: float = 50.0) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def assert_padding_is_left_out(
-    make: Callable[..., FeatureDistiller], kind: Literal["mean", "sum"], channels: tuple[int, int]
+    make: Callable[..., FeatureDistiller], kind: Literal["mean", "sum"], channels: tuple[int, int] | None
 ) -> None:
     """Loss and gradients of a padded batch are those of its images, each run alone.
 
-    `channels` is how many are compared at each position.
+    `channels` is how many are compared at each position; None: an image is one value there.
     """
     crops, batch, mask = padded()
     distiller = make(loss_weight=[3, 2], loss_reduction=kind).eval()
@@ -434,7 +434,9 @@ def assert_padding_is_left_out(
     loss = distiller.loss(captured, mask)
     loss.backward()
     areas = [sum(height * width for height, width in SIZES) / step for step in (1, 4)]
-    elements = [1, 1] if kind == "sum" else [count * area / 3 for count, area in zip(channels, areas, strict=True)]
+    elements = [1.0, 1.0]
+    if kind == "mean" and channels is not None:
+        elements = [count * area / 3 for count, area in zip(channels, areas, strict=True)]
     weights = [weight / count for weight, count in zip((3, 2), elements, strict=True)]
     alone = make(loss_weight=weights, loss_reduction="sum").eval()
     alone.load_state_dict(distiller.state_dict())
