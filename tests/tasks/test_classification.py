@@ -31,10 +31,9 @@ pytestmark = [
 ]
 
 
-def trainer(**options):
-    return machine_trainer(
-        Machine("cpu"), logger=False, enable_checkpointing=False, enable_progress_bar=False, **options
-    )
+def trainer(precision="32-true", **options):
+    machine = Machine("cpu", precision=precision)
+    return machine_trainer(machine, logger=False, enable_checkpointing=False, enable_progress_bar=False, **options)
 
 
 def ready(tiny, method, *arguments):
@@ -152,10 +151,7 @@ def test_the_refresh_has_the_precision_of_the_training(tiny):
     recipe = tiny("--distillation.method=mgd-amp")
     module, seen = build_module(recipe), []
     module.guide().register_forward_hook(lambda network, args, output: seen.append(output.dtype))
-    half = machine_trainer(
-        Machine("cpu", precision="bf16-mixed"), max_epochs=1, logger=False, enable_progress_bar=False
-    )
-    half.fit(module, recipe.data)
+    trainer("bf16-mixed", max_epochs=1).fit(module, recipe.data)
     assert set(seen) == {torch.bfloat16}
 
 
