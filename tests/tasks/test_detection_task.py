@@ -189,12 +189,12 @@ def test_weights_that_are_not_finite_are_told_before_a_checkpoint_is_written(sma
     recipe = small("--distillation.method=none", "--training.epochs=2", "--training.validate_every=2")
 
     def spoil(self, outputs, batch, number):
-        if self.current_epoch == 1:
+        if self.current_epoch == 1 and number == 1:  # after the last step, whose loss was finite
             with torch.no_grad():
                 self.network().head.classification_head.cls_logits.weight[0, 0] = math.nan
 
     monkeypatch.setattr(Detection, "on_train_batch_end", spoil, raising=False)
-    with pytest.raises(FloatingPointError, match=r"student's weights is nan at step \d \(epoch 1\)|is nan at step"):
+    with pytest.raises(FloatingPointError, match=r"student's weights is nan at step 4 \(epoch 1\)"):
         fit(recipe, tmp_path / "run", quiet=True)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
 

@@ -14,7 +14,7 @@ from matchdistill.data.loading import BatchLoader
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
-from matchdistill.refresh import due, from_rank_0
+from matchdistill.refresh import due, due_at_step, from_rank_0
 from matchdistill.settings import Distillation, Training, parse_method
 
 
@@ -242,22 +242,6 @@ def warmup_factor(recipe: Training, step: int) -> float:
         [0.001, 0.5005, 1.0, 1.0]
     """
     return 0.001 + 0.999 * step / recipe.warmup_steps if step < recipe.warmup_steps else 1.0
-
-
-def due_at_step(step: int, phases: list[list[int]]) -> bool:
-    """Whether the matching is refreshed before this step (from 0).
-
-    Args:
-        step: of the optimiser.
-        phases: [from step, every], ascending: from that step on, at the steps that are multiples of `every`; at none
-            but step 0 where it is 0.
-
-    Example:
-        >>> [step for step in range(0, 70_000, 500) if due_at_step(step, [[0, 5000], [20_000, 31_000]])]
-        [0, 5000, 10000, 15000, 31000, 62000]
-    """
-    every = [every for first, every in phases if first <= step][-1]
-    return step == 0 or (every > 0 and step % every == 0)
 
 
 def metric_label(name: str) -> str:
