@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from detectors import FEW
 from matchdistill import cli
 from matchdistill.averaging import TRAINED
+from matchdistill.building import build_module
 from matchdistill.folder import load_student
 from matchdistill.tasks.detection import Detection
 from matchdistill.training import fit
@@ -117,12 +118,16 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
     assert described["task"] == "detection"
     with torch.no_grad():
         assert rebuilt(images)[0]["boxes"].shape[1] == 4
-    assert cli.main(["export", str(out), "--format=onnx"]) == 2
-    assert "detectors are exported as safetensors" in capsys.readouterr().err
-    assert not (out / "student.onnx").exists()
-    (tmp_path / "student.onnx").write_bytes(b"")
-    with pytest.raises(ValueError, match="detectors are measured from weights"):
-        validate(small(*arguments), out, tmp_path / "student.onnx")
+    assert cli.main(["export", str(out), "--format=pt2"]) == 2
+    assert "detectors are exported as safetensors or onnx" in capsys.readouterr().err
+    assert not (out / "student.pt2").exists()
+    (tmp_path / "student.pt2").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"measured from weights \(.safetensors, .ckpt\) or .onnx"):
+        validate(small(*arguments), out, tmp_path / "student.pt2")
+    pytest.importorskip("onnxruntime")
+    assert cli.main(["export", str(out), "--format=onnx"]) == 0
+    measured = validate(small(*arguments), out, out / "student.onnx")
+    assert measured["student"] == pytest.approx(metrics["student"], abs=1e-3)
 
 
 def test_comparison(small_file, tmp_path, capsys, one_thread):
@@ -244,6 +249,26 @@ def test_two_processes(small_file, tmp_path):
             assert one[2] == other[2] == 7
     measured = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert "mask_ap" in measured["student"]
+
+
+@pytest.mark.slow
+def test_ssd(small, tmp_path):
+    names = [f"--{role}.name=torchvision:ssdlite320_mobilenet_v3_large" for role in ("student", "teacher")]
+    arguments = [
+        *names,
+        "--student.options={}",
+        "--teacher.options={}",
+        "--teacher.weights=null",
+        "--training.epochs=1",
+    ]
+    recipe = small(*arguments)
+    module = build_module(recipe)
+    # The last layer of stride 16, and one of each stride of SSD's own, with a fixed size of images and no pyramid.
+    assert [position.spatial[1] for position in module.distiller.positions] == [(14, 14), (7, 7), (4, 4), (2, 2)]
+    assert fit(recipe, tmp_path / "run", quiet=True)["student"]["ap"] >= 0
+    # That of VGG has images of another normalisation.
+    with pytest.raises(ValueError, match=r"the teacher's image_mean is \[0.48.*the student's \[0.5"):
+        build_module(small(*arguments, "--teacher.name=torchvision:ssd300_vgg16"))
 
 
 def test_a_detector_of_ones_own(small, tmp_path):

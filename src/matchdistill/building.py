@@ -19,7 +19,7 @@ from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
 from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
 from matchdistill.recipe import Recipe
-from matchdistill.settings import parse_method
+from matchdistill.settings import Model, Teacher, parse_method
 from matchdistill.taps import Tap
 from matchdistill.tasks.base import Task
 from matchdistill.tasks.classification import Classification
@@ -43,8 +43,7 @@ def build_module(recipe: Recipe) -> Task:
     teacher = build_teacher(recipe, recipe.teacher.weights) if settings.needs_teacher else None
     pl.seed_everything(recipe.seed, verbose=False)
     named = recipe.student
-    build = BUILDERS[recipe.task]
-    student = build(named.name, data.num_classes, named.weights, named.fresh_head, **named.options)
+    student = _build(recipe, named, data.num_classes, named.weights, named.fresh_head)
     check_network(student, data, "student")
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
@@ -122,10 +121,16 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
     needs_head = parse_method(recipe.distillation.method).kd and not recipe.teacher.training.epochs
     of_library = weights is not None and weights_file(str(weights)) is None
     num_classes = None if needs_head and of_library else recipe.data.num_classes
-    build = BUILDERS[recipe.task]
-    model = build(named.name, num_classes, weights, named.fresh_head and not needs_head, **named.options)
+    model = _build(recipe, named, num_classes, weights, named.fresh_head and not needs_head)
     check_network(model, recipe.data, "teacher")
     return model
+
+
+def _build(
+    recipe: Recipe, named: Model | Teacher, num_classes: int | None, weights: str | Path | None, fresh_head: bool
+) -> nn.Module:
+    own = {"class_names": recipe.data.class_names} if recipe.task == "detection" else {}
+    return BUILDERS[recipe.task](named.name, num_classes, weights, fresh_head, **own, **named.options)
 
 
 def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) -> None:

@@ -222,7 +222,9 @@ def export(arguments: Sequence[str]) -> None:
 
     parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--format", type=str, default="safetensors", help="safetensors, onnx or pt2 (torch.export)")
+    parser.add_argument(
+        "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
+    )
     parser.add_argument(
         "--out", type=Path, default=None, help="the file; default: student.FORMAT in the folder of the run"
     )

@@ -184,21 +184,24 @@ def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] |
         return f"{type(error).__name__}: {error}"
 
 
-def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str], base: str = "none") -> list[dict[str, Any]]:
+def summarise(
+    runs: Sequence[dict[str, Any]], methods: Sequence[str], base: str = "none", metric: str | None = None
+) -> list[dict[str, Any]]:
     """Mean and 95% interval by method, paired by seed with the runs of a method to compare with.
 
     Args:
         runs: metrics of runs, each with "method", "seed", and those of "student" and "teacher" by name.
         methods: in the order of the result.
         base: the method to compare with.
+        metric: what to compare by; None: the one that comes first in the runs, "top1" or "ap".
 
     Returns:
-        For each method the metric that comes first in the runs, "top1" or "ap", and "difference" as {"mean", "interval"}
+        For each method the metric, and "difference" as {"mean", "interval"}
         (half the width of Student's 95% interval, None for a single seed), the difference in the same seeds to `base` (None
         without it), and "gap_recovered": which share of the distance from `base` to the teacher the mean difference covers
         (None if it is not below).
     """
-    metric = metric_of(runs)
+    metric = metric or metric_of(runs)
     accuracy = {(run["method"], run["seed"]): run["student"][metric] for run in runs}
     teacher = next((run["teacher"][metric] for run in runs if run["teacher"]), None)
     summary = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill.building import BUILDERS, build_teacher, check_network, make_task
-from matchdistill.export import load_exported
+from matchdistill.export import load_detector, load_exported
 from matchdistill.folder import WEIGHTS
 from matchdistill.models import load_weights
 from matchdistill.models.detection import weightless
@@ -37,14 +37,13 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
     data.setup()
     student: nn.Module
     if weights is not None and weights.suffix.lower() in (".onnx", ".pt2"):
-        if recipe.task == "detection":
-            raise ValueError(f"{weights}: detectors are measured from weights (.safetensors, .ckpt), not from programs")
-        student = Exported(weights)
+        student = ExportedDetector(weights) if recipe.task == "detection" else Exported(weights)
     else:
         options = weightless(recipe.student.options)
         student = BUILDERS[recipe.task](recipe.student.name, data.num_classes, **options)
         load_weights(student, weights or run / WEIGHTS)
-    check_network(student, data, "student")
+    if not isinstance(student, ExportedDetector):
+        check_network(student, data, "student")
     teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
     module = make_task(recipe, student, teacher)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
@@ -63,6 +62,21 @@ class Exported(nn.Module):
         """Images (N, 3, H, W) -> logits."""
         with torch.autocast("cpu", enabled=False):
             return self.run(images.float().cpu()).to(images.device)
+
+
+class ExportedDetector(nn.Module):
+    """An exported program (.onnx) as a student: on the CPU and in its own precision, whatever the trainer's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        if path.suffix.lower() != ".onnx":
+            raise ValueError(f"{path}: detectors are measured from weights (.safetensors, .ckpt) or .onnx")
+        self.find = load_detector(path)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Images (3, H, W) -> detections."""
+        found = [(image.device, self.find(image.float().cpu())) for image in images]
+        return [{name: value.to(device) for name, value in own.items()} for device, own in found]
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:

@@ -216,6 +216,7 @@ def test_refresh_is_a_function_of_seed_and_epoch(coco_root):
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert content(ready(coco_root, batch_size=2).refresh_dataloader(5, 2)) == batches
     assert content(data.refresh_dataloader(5, 3)) != batches
+    assert len({tuple(ids(data.refresh_dataloader(5, epoch))) for epoch in range(4)}) > 1
     assert sorted(ids(data.refresh_dataloader(16_000, 0))) == [5, 12, 77, 93, 400, 581]
 
 

@@ -5,6 +5,7 @@ from torch import nn
 from detectors import DETECTOR, FEW, SmallBackbone
 from matchdistill.models import build_detector, detector, save_weights
 from matchdistill.models.detection import padded_batches, pixel_mask
+from matchdistill.recipe import load_recipe
 
 IMAGES = [torch.rand(3, 40, 60), torch.rand(3, 64, 48)]
 TARGETS = [
@@ -51,6 +52,30 @@ def test_anchors(architecture):
     assert [sizes[0] for sizes in generator.sizes] == [16, 32, 64, 128, 256]
     if architecture == "retinanet":
         assert generator.sizes[1] == (32, 40, 50)  # by the third of an octave, whole
+
+
+def test_heads_are_as_wide_as_the_pyramid():
+    with torch.device("meta"):
+        torchvisions = build_detector("torchvision:maskrcnn_resnet50_fpn", 3).roi_heads.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in torchvisions.items()}
+    own = small(architecture="mask_rcnn", pyramid_channels=256).roi_heads.state_dict()
+    assert {name: tuple(value.shape) for name, value in own.items()} == shapes
+    narrow = small(architecture="mask_rcnn", pyramid_channels=64).roi_heads.state_dict()
+    assert narrow["box_head.fc6.weight"].shape == (256, 64 * 7**2)
+    assert narrow["box_predictor.cls_score.weight"].shape == (4, 256)
+    assert narrow["mask_head.3.0.weight"].shape == (64, 64, 3, 3)
+    assert narrow["mask_predictor.mask_fcn_logits.weight"].shape == (4, 64, 1, 1)
+
+
+@pytest.mark.parametrize("architecture", ["retinanet", "mask_rcnn"])
+def test_norms_of_the_pyramid(architecture):
+    def norms(kind, part):
+        found = small(architecture=architecture, pyramid_norm=kind).get_submodule(part).modules()
+        return sum(isinstance(module, nn.GroupNorm) for module in found)
+
+    levels = 3 if architecture == "retinanet" else 4
+    assert (norms("none", ""), norms("group", "backbone.fpn")) == (0, 2 * levels)
+    assert norms("group", "") - 2 * levels == (8 if architecture == "retinanet" else 0)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +173,7 @@ def test_weights_of_timms_backbones_are_checked(tmp_path):
     [
         ({"architecture": "retinanett"}, "did you mean 'retinanet'"),
         ({"frozen_stages": 6}, r"frozen_stages=6: expected 0 \(none\) to 5"),
+        ({"pyramid_norm": "batch"}, "pyramid_norm='batch': expected 'none' or 'group'"),
         ({"trained_norms": "some"}, "trained_norms='some': expected 'all', 'last' or 'none'"),
         (
             {"backbone": "timm:vit_tiny_patch16_224"},
@@ -186,3 +212,120 @@ def test_pixels_of_images():
         model([torch.rand(3, 64, 96)])
     assert pixel_mask(batches[0]) is None
     assert not model.transform._forward_hooks
+
+
+TORCHVISIONS = [
+    "retinanet_resnet50_fpn",
+    "fcos_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "maskrcnn_resnet50_fpn",
+    pytest.param("ssd300_vgg16", marks=pytest.mark.slow),
+    "ssdlite320_mobilenet_v3_large",
+]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """torchvision's detectors with one block a stage of their ResNets, and no time spent on random numbers."""
+    from torchvision.models import resnet
+
+    for name in ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "normal_", "trunc_normal_", "uniform_"):
+        monkeypatch.setattr(f"torch.nn.init.{name}", lambda tensor, *_, **__: tensor.detach().fill_(torch.rand(())))
+
+    def plain(**options):
+        return resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], **{"norm_layer": options.get("norm_layer")})
+
+    for module in ("retinanet", "fcos", "mask_rcnn"):
+        monkeypatch.setattr(f"torchvision.models.detection.{module}.resnet50", plain)
+
+
+def heads(model, other):
+    """The tensors of a model that have another shape in the other."""
+    shapes = {name: value.shape for name, value in other.state_dict().items()}
+    return {name: value for name, value in model.state_dict().items() if value.shape != shapes[name]}
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_weights_for_other_classes(name, quick, tmp_path):
+    source = build_detector(f"torchvision:{name}", 6)
+    save_weights(source, tmp_path / "six.safetensors")
+    with pytest.raises(ValueError, match=r"for other classes, the model has its own \(.*keep its own, untrained head"):
+        build_detector(f"torchvision:{name}", 3, tmp_path / "six.safetensors")
+    torch.manual_seed(1)
+    model = build_detector(f"torchvision:{name}", 3, tmp_path / "six.safetensors", fresh_head=True)
+    before = source.state_dict()
+    own = heads(model, source)
+    assert {"fasterrcnn": 4, "maskrcnn": 6, "ssd300": 12, "ssdlite320": 12}.get(name.partition("_")[0], 2) == len(own)
+    assert all(any(part in key for part in ("predictor", "cls_logits", "classification_head")) for key in own)
+    for key, value in model.state_dict().items():
+        assert key in own or torch.equal(value, before[key]), key
+    with pytest.raises(ValueError, match="does not fit"):  # of another architecture
+        build_detector("matchdistill.models:detector", 3, tmp_path / "six.safetensors", fresh_head=True, **DETECTOR)
+
+
+@pytest.mark.parametrize("of_library", [False, True])
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_weights_for_cocos_labels(name, of_library, quick, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    whole = build_detector(f"torchvision:{name}", 90)
+    for value in heads(whole, build_detector(f"torchvision:{name}", 3)).values():
+        value.normal_()  # as if trained
+    weights = "DEFAULT" if of_library else str(tmp_path / "coco.safetensors")
+    save_weights(whole, tmp_path / "coco.safetensors")
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: whole.state_dict())
+    # Not in the order of COCO's ids, 17, 88 and 1.
+    model = build_detector(f"torchvision:{name}", 3, weights, class_names=["cat", "teddy bear", "person"]).eval()
+    seen = {}
+    for role, network in (("own", model), ("whole", whole.eval())):
+        features = [torch.rand(1, *size, generator=torch.Generator().manual_seed(0)) for size in sizes(network)]
+        with torch.no_grad():
+            seen[role] = outputs(network, features)
+    columns = [0, 17, 88, 1]
+    assert len(seen["own"]) == len(seen["whole"]) > 0
+    for own, all_of_them in zip(seen["own"], seen["whole"], strict=True):
+        torch.testing.assert_close(own, all_of_them[:, columns])
+    # With a class that COCO does not have, the head is a fresh one of the library's, and a file is refused.
+    if of_library:
+        other = build_detector(f"torchvision:{name}", 2, weights, class_names=["cat", "shoe"]).eval()
+        assert len(outputs(other, features)[0][0]) == 3
+    else:
+        with pytest.raises(ValueError, match="for other classes"):
+            build_detector(f"torchvision:{name}", 2, weights, class_names=["cat", "shoe"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "name"), [("retinanet", "retinanet_resnet50_fpn"), ("mask_rcnn", "maskrcnn_resnet50_fpn")]
+)
+def test_weights_of_torchvision_fit_the_teachers_of_the_recipes(architecture, name, tmp_path):
+    whole = build_detector(f"torchvision:{name}", 90)
+    # Published with frozen norms, which count nothing.
+    state = {key: value for key, value in whole.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "coco.pth")
+    options = load_recipe(f"coco_{architecture.replace('_', '')}_r50_r18_1x").teacher.options
+    model = build_detector(
+        "matchdistill.models:detector", 2, tmp_path / "coco.pth", class_names=["cat", "person"], **options
+    )
+    assert torch.equal(model.backbone.body.layer4[2].conv3.weight, whole.backbone.body.layer4[2].conv3.weight)
+    assert len(heads(model, whole)) == {"retinanet": 2, "mask_rcnn": 6}[architecture]
+
+
+def sizes(model):
+    """Of what a detector's last layers take."""
+    if hasattr(model, "roi_heads"):
+        return [(1024,)]
+    if hasattr(model.head.classification_head, "cls_logits"):
+        return [(256, 4, 5)]
+    widths = [next(layer.parameters()).shape for layer in model.head.classification_head.module_list]
+    return [(shape[1] if shape[1] > 1 else shape[0], 4, 5) for shape in widths]
+
+
+def outputs(model, features):
+    """What the last layers give, (N, labels, ...), for features without the layers before them."""
+    if hasattr(model, "roi_heads"):
+        scores, boxes = model.roi_heads.box_predictor(features[0])
+        found = [scores, boxes.unflatten(1, (-1, 4))]
+        predictor = getattr(model.roi_heads, "mask_predictor", None)
+        return [*found, *([predictor(torch.ones(1, 256, 4, 4))] if predictor else [])]
+    head = model.head.classification_head
+    return [head(features).movedim(-1, 1)]  # (N, positions and anchors, labels)

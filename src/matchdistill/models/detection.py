@@ -6,9 +6,9 @@ Axes: N batch, H height, W width.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,16 @@ from torch import Tensor, nn
 from torchvision.models import detection, list_models
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
+from matchdistill.features import group_norm
 from matchdistill.messages import cause, did_you_mean
-from matchdistill.models.build import build_model, weights_file
+from matchdistill.models.build import build_model, take_head, weights_file
+from matchdistill.models.weights import load_weights
 from matchdistill.taps import Tap, find_taps
 from matchdistill.trace import evaluating
 
@@ -34,6 +39,8 @@ ARCHITECTURES = {
 STRIDES = (4, 8, 16, 32)  # of C2 to C5
 LEVELS = 5  # of the pyramid that the heads see
 EXAMPLE_SIZE = 128  # pixels of the images that a backbone is tried on
+# What torchvision's detectors, trained on COCO, have learned, by label: the ids of COCO, which have gaps.
+COCO_LABELS: list[str] = detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 
 
 def detector(
@@ -44,6 +51,7 @@ def detector(
     frozen_stages: int = 0,
     trained_norms: Literal["all", "last", "none"] = "all",
     pyramid_channels: int = 256,
+    pyramid_norm: Literal["none", "group"] = "none",
     anchor_size: int = 32,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
@@ -60,7 +68,9 @@ def detector(
             paper's students have 1.
         trained_norms: which batch norms of the backbone are trained: "all"; "last", those of the last block at each
             stride, the others keep their statistics, scales and shifts, as in the paper; or "none".
-        pyramid_channels: width of the feature pyramid; of FCOS a multiple of 32.
+        pyramid_channels: width of the feature pyramid, and of the heads on it; of FCOS a multiple of 32.
+        pyramid_norm: "group" puts group norms into the pyramid, and into RetinaNet's heads, which then learn faster and take
+            higher rates, above all over backbones without an activation at their maps' end; "none" is the papers'.
         anchor_size: pixels of the smallest anchors, which double from level to level (FCOS has none).
         min_size: pixels of an image's shorter side; of several one is drawn for every training image, the last one is used
             elsewhere.
@@ -84,12 +94,15 @@ def detector(
         raise ValueError(f"frozen_stages={frozen_stages}: expected 0 (none) to 5 (the whole backbone)")
     if trained_norms not in ("all", "last", "none"):
         raise ValueError(f"trained_norms={trained_norms!r}: expected 'all', 'last' or 'none'")
+    if pyramid_norm not in ("none", "group"):
+        raise ValueError(f"pyramid_norm={pyramid_norm!r}: expected 'none' or 'group'")
     body, channels = _body(backbone, backbone_weights)
     _freeze(body, frozen_stages, trained_norms)
     one_stage = architecture in ("retinanet", "fcos")
     extra = LastLevelP6P7(pyramid_channels, pyramid_channels) if one_stage else LastLevelMaxPool()
     # The one-stage detectors look at C3 to C5: C2 would give them too many anchors.
-    pyramid = Backbone(body, channels[1:] if one_stage else channels, pyramid_channels, extra)
+    norm = {"none": None, "group": group_norm}[pyramid_norm]
+    pyramid = Backbone(body, channels[1:] if one_stage else channels, pyramid_channels, extra, norm)
     if architecture != "fcos":
         sizes = [anchor_size * 2**level for level in range(LEVELS)]
         steps = (0, 1 / 3, 2 / 3) if architecture == "retinanet" else (0,)
@@ -97,10 +110,26 @@ def detector(
             tuple(tuple(int(size * 2**step) for step in steps) for size in sizes), ((0.5, 1.0, 2.0),) * LEVELS
         )
         options["anchor_generator" if one_stage else "rpn_anchor_generator"] = anchors
+    if architecture == "retinanet" and norm is not None:
+        per_place = anchors.num_anchors_per_location()[0]
+        options["head"] = RetinaNetHead(pyramid_channels, per_place, num_classes + 1, norm_layer=norm)
+    heads = {} if one_stage else _roi_heads(pyramid_channels, num_classes + 1, architecture == "mask_rcnn")
     model: nn.Module = ARCHITECTURES[architecture](
-        pyramid, num_classes + 1, min_size=min_size, max_size=max_size, **options
+        pyramid, None if heads else num_classes + 1, min_size=min_size, max_size=max_size, **{**heads, **options}
     )
     return model
+
+
+def _roi_heads(width: int, classes: int, masks: bool) -> dict[str, nn.Module]:
+    """Heads as wide as the pyramid, which those of the one-stage detectors are too; of 256 they are torchvision's own."""
+    heads: dict[str, nn.Module] = {
+        "box_head": TwoMLPHead(width * 7**2, 4 * width),
+        "box_predictor": FastRCNNPredictor(4 * width, classes),
+    }
+    if masks:
+        heads["mask_head"] = MaskRCNNHeads(width, (width,) * 4, 1)
+        heads["mask_predictor"] = MaskRCNNPredictor(width, width, classes)
+    return heads
 
 
 class Backbone(nn.Module):
@@ -111,12 +140,20 @@ class Backbone(nn.Module):
         channels: widths of the maps that the pyramid takes, the last ones.
         out_channels: its own width.
         extra: makes its further levels.
+        norm: of its convolutions, built from the number of channels.
     """
 
-    def __init__(self, body: nn.Module, channels: Sequence[int], out_channels: int, extra: nn.Module) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        channels: Sequence[int],
+        out_channels: int,
+        extra: nn.Module,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, extra)
+        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, extra, norm)
         self.levels, self.out_channels = len(channels), out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -239,7 +276,12 @@ def _freeze_norms(module: nn.Module, frozen: set[nn.Module], kept: set[nn.Module
 
 
 def build_detector(
-    name: str, num_classes: int, weights: str | Path | None = None, fresh_head: bool = False, **options: Any
+    name: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    fresh_head: bool = False,
+    class_names: Sequence[str] = (),
+    **options: Any,
 ) -> nn.Module:
     """Build a detector by name, as `build_model` does.
 
@@ -249,12 +291,17 @@ def build_detector(
         num_classes: number of classes, without the background.
         weights: as of `build_model`.
         fresh_head: likewise.
+        class_names: of the classes, the one of label 1 first. If COCO has them all, weights for COCO's 91 labels, as
+            torchvision publishes them, are for these: the head keeps what it has learned of them.
         options: further arguments of the function.
 
     Raises:
         ValueError: an unknown name, weights that do not fit or cannot be had.
     """
     library, _, entry = name.partition(":")
+    file = None if weights is None else weights_file(str(weights))
+    labels = [COCO_LABELS.index(each) for each in ("__background__", *class_names) if each in COCO_LABELS]
+    known = not fresh_head and len(labels) == num_classes + 1
     if weights is not None:
         options = weightless(options)
     if library == "torchvision":
@@ -263,7 +310,38 @@ def build_detector(
             raise ValueError(f"model {name!r}: torchvision has no such detector{hint}")
         options.setdefault("weights_backbone", None)
         num_classes += 1
-    return build_model(name, num_classes, weights, fresh_head, **options)
+        if known and weights is not None and file is None:
+            model = build_model(name, None, weights, **options)
+            own = build_model(name, num_classes, **options)
+            state = own.state_dict()
+            own.load_state_dict({**state, **of_labels(model.state_dict(), state, labels)}, strict=False)
+            take_head(model, own)
+            return model
+    model = build_model(name, num_classes, None if file else weights, **options)
+    if file is not None:
+        adapt = functools.partial(of_labels, labels=labels) if known else None
+        load_weights(model, file, fresh_head=fresh_head, adapt=adapt)
+    return model
+
+
+def of_labels(state: dict[str, Tensor], own: Mapping[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
+    """A state dict for COCO's labels as one for some of them.
+
+    Args:
+        state: of a detector of torchvision's; where its heads are for others it is returned as it is.
+        own: the state dict of the model that it is for.
+        labels: which label of COCO each of its labels is, the background included.
+    """
+    chosen = dict(state)
+    for name, rows in state.items():
+        fitting = name in own and rows.ndim and len(rows) * len(labels) == len(own[name]) * len(COCO_LABELS)
+        if fitting and rows.shape != own[name].shape and len(rows) % len(COCO_LABELS) == 0:
+            # Of two stages, a label has its 4 rows of boxes together; of one, an anchor has its rows of all labels.
+            by_label = "bbox_pred" in name
+            groups = (len(COCO_LABELS), -1) if by_label else (-1, len(COCO_LABELS))
+            grouped = rows.reshape(*groups, *rows.shape[1:])
+            chosen[name] = grouped.index_select(0 if by_label else 1, torch.tensor(labels)).flatten(0, 1)
+    return chosen
 
 
 def weightless(options: dict[str, Any]) -> dict[str, Any]:
@@ -323,7 +401,7 @@ def detector_taps(teacher: nn.Module, student: nn.Module) -> list[tuple[Tap, Tap
         )
     bodies = [distilled_part(model, pyramid=False) for model in (teacher, student)]
     found = find_taps(bodies[0], bodies[1])
-    inside = [[replace(tap, module=f"body.{tap.module}") for tap in pair] for pair in found]
+    inside = [[tap.within("body") for tap in pair] for pair in found]
     return [(first, second) for first, second in [*inside, *zip(*levels, strict=True)]]
 
 
