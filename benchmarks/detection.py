@@ -43,6 +43,12 @@ PRETRAINED = {
 METHODS = ["none", "mgd-amp"]
 SIZE = 128  # pixels
 SCENES = 2000, 300  # for training and validation
+# Of each image: few objects need few candidates.
+CANDIDATES = {
+    "box_batch_size_per_image": 64,
+    "rpn_batch_size_per_image": 64,
+    **{f"rpn_{when}_nms_top_n_{use}": 200 for when in ("pre", "post") for use in ("train", "test")},
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -91,6 +97,7 @@ def small(recipe: str, scenes: Path, weights: dict[str, Path]) -> Recipe:
                 "anchor_size": 12,
                 "min_size": [SIZE * 3 // 4, SIZE * 7 // 8, SIZE],
                 "max_size": SIZE,
+                **(CANDIDATES if "maskrcnn" in recipe else {}),
             }.items()
         }
     return load_recipe(recipe, *(f"--{key}={value}" for key, value in changed.items()))
