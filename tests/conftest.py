@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from matchdistill.models import small_resnet
+from detectors import SMALL, write_coco
+from matchdistill.models import build_detector, small_resnet
 from matchdistill.recipe import Recipe, load_recipe
 
 TINY: dict[str, Any] = {
@@ -51,3 +52,33 @@ def tiny_file(tmp_path: Path, teacher_weights: Path) -> Path:
 def tiny(tiny_file: Path, one_thread: None) -> Callable[..., Recipe]:
     """The recipe of `tiny_file` with arguments of the command line over it."""
     return functools.partial(load_recipe, tiny_file)
+
+
+@pytest.fixture(scope="session")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set as COCO 2017 unpacks."""
+    return write_coco(tmp_path_factory.mktemp("coco") / "coco")
+
+
+@pytest.fixture(scope="session")
+def detector_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the small recipe's teacher."""
+    path = tmp_path_factory.mktemp("detector") / "teacher.pt"
+    torch.manual_seed(0)
+    torch.save(build_detector(SMALL["teacher"]["name"], 3, **SMALL["teacher"]["options"]).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def small_file(tmp_path: Path, coco: Path, detector_weights: Path) -> Path:
+    """A recipe of seconds for a detector in a file."""
+    path = tmp_path / "small.yaml"
+    teacher = {**SMALL["teacher"], "weights": str(detector_weights)}
+    path.write_text(yaml.safe_dump({**SMALL, "data": {**SMALL["data"], "root": str(coco)}, "teacher": teacher}))
+    return path
+
+
+@pytest.fixture
+def small(small_file: Path, one_thread: None) -> Callable[..., Recipe]:
+    """The recipe of `small_file` with arguments of the command line over it."""
+    return functools.partial(load_recipe, small_file)

@@ -92,10 +92,25 @@ def all_at_once(rank: int) -> dict[str, Any]:
     }
     made = distiller()
     found["part"] = refreshed(made, plain_loader(), forward=lambda batch: made.student(batch[0]))
+    made = distiller()
+    found["padded"] = refreshed(made, plain_loader(), forward=padding(made))
     found["random"] = refreshed(drawing(rank), plain_loader())
     found["again"] = refreshed(made, plain_loader())
     found["step"] = step(rank)
     return found
+
+
+def padding(made: MatchingDistiller) -> Callable[[list[Tensor]], Tensor]:
+    """Runs the student on images that end at different columns, in batches of different widths."""
+
+    def forward(batch: list[Tensor]) -> Tensor:
+        images, numbers = batch
+        wider = torch.nn.functional.pad(images, (0, 2 * (int(numbers[0]) // BATCH % 3)), value=9.0)
+        made.student(wider)
+        ends = 3 + numbers % 6
+        return (torch.arange(wider.shape[3]) < ends[:, None, None]).expand(-1, wider.shape[2], -1)
+
+    return forward
 
 
 def drawing(seed: int) -> MatchingDistiller:

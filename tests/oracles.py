@@ -2,7 +2,8 @@
 
 Everything in the library that computes is compared with these. They share no code with it and use no tensor tricks.
 Axes: N images, Cs student channels, Ct teacher channels, G teacher channels per student channel; an asterisk is any
-number of spatial axes, none included. An index entry of -1 means "no teacher channel".
+number of spatial axes, none included. An index entry of -1 means "no teacher channel". A mask (N,*) is True at the
+positions that count; None is all of them.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_] | None
 
 
 def unit_vector(values: Floats) -> Floats:
@@ -26,19 +28,28 @@ def unit_vector(values: Floats) -> Floats:
     return np.array([float(v) / length for v in values])
 
 
-def matching_cost(student: Floats, teacher: Floats) -> Floats:
+def counted(values: Floats, mask: Mask) -> list[Floats]:
+    """Every image without the positions that do not count: (N,C,*) -> N times (C,P)"""
+    images = []
+    for n, image in enumerate(values.reshape(*values.shape[:2], -1)):
+        places = [p for p in range(image.shape[1]) if mask is None or mask[n].reshape(-1)[p]]
+        images.append(image[:, places])
+    return images
+
+
+def matching_cost(student: Floats, teacher: Floats, mask: Mask = None) -> Floats:
     """Mean over images of 2 - 2 <s, t> between unit channel maps. (N,Cs,*), (N,Ct,*) -> (Cs,Ct)
 
     The formula holds for zero maps too: their inner product with anything is 0, so their cost is 2.
     """
-    images, student_channels = student.shape[:2]
-    teacher_channels = teacher.shape[1]
+    own, others = counted(student, mask), counted(teacher, mask)
+    images, student_channels, teacher_channels = len(own), student.shape[1], teacher.shape[1]
     cost = np.zeros((student_channels, teacher_channels))
     for i in range(student_channels):
         for j in range(teacher_channels):
             for n in range(images):
-                s = unit_vector(student[n, i].reshape(-1))
-                t = unit_vector(teacher[n, j].reshape(-1))
+                s = unit_vector(own[n][i])
+                t = unit_vector(others[n][j])
                 cost[i, j] += 2.0 - 2.0 * sum(float(a) * float(b) for a, b in zip(s, t, strict=True))
             cost[i, j] /= images
     return cost
@@ -173,38 +184,43 @@ def standard_normal_mean_below(upper: float) -> float:
     return float(moment / mass)
 
 
-def empirical_margin(features: Floats) -> Floats:
+def empirical_margin(features: Floats, mask: Mask = None) -> Floats:
     """The mean of a channel's negative values over images and positions, 0 where it has none. (N,C,*) -> (C,)"""
     margins = []
     for c in range(features.shape[1]):
-        negatives = [float(v) for v in features[:, c].reshape(-1) if v < 0]
+        negatives = [float(v) for image in counted(features, mask) for v in image[c] if v < 0]
         margins.append(math.fsum(negatives) / len(negatives) if negatives else 0.0)
     return np.array(margins)
 
 
-def partial_loss(student: Floats, target: Floats, margin: Floats, reduction: str) -> float:
+def partial_loss(student: Floats, target: Floats, margin: Floats, reduction: str, mask: Mask = None) -> float:
     """Squared error to t = max(target, margin) over the elements where s > t or t > 0."""
-    s_maps = student.reshape(student.shape[0], student.shape[1], -1)
-    t_maps = target.reshape(s_maps.shape)
+    s_maps, t_maps = counted(student, mask), counted(target, mask)
     total = 0.0
-    for n in range(s_maps.shape[0]):
-        for c in range(s_maps.shape[1]):
-            for p in range(s_maps.shape[2]):
-                s = float(s_maps[n, c, p])
-                t = max(float(t_maps[n, c, p]), float(margin[c]))
+    elements = 0
+    for n in range(len(s_maps)):
+        for c in range(s_maps[n].shape[0]):
+            for p in range(s_maps[n].shape[1]):
+                s = float(s_maps[n][c, p])
+                t = max(float(t_maps[n][c, p]), float(margin[c]))
+                elements += 1
                 if s > t or t > 0:
                     total += (s - t) ** 2
-    return total / s_maps.size if reduction == "mean" else total
+    return total / max(elements, 1) if reduction == "mean" else total
 
 
-def partial_loss_gradient(student: Floats, target: Floats, margin: Floats, reduction: str, step: float) -> Floats:
+def partial_loss_gradient(
+    student: Floats, target: Floats, margin: Floats, reduction: str, step: float, mask: Mask = None
+) -> Floats:
     """Central finite differences of the loss above by each student element."""
     gradient = np.zeros_like(student)
     for place in np.ndindex(*student.shape):
         above, below = student.copy(), student.copy()
         above[place] += step
         below[place] -= step
-        rise = partial_loss(above, target, margin, reduction) - partial_loss(below, target, margin, reduction)
+        rise = partial_loss(above, target, margin, reduction, mask) - partial_loss(
+            below, target, margin, reduction, mask
+        )
         gradient[place] = rise / (2.0 * step)
     return gradient
 

@@ -1,16 +1,20 @@
-"""Layouts and map sizes of two features, against plain loops.
+"""Layouts and map sizes of two features, and of masks, against plain loops.
 
 Axes: N images, C channels, H and W positions, T tokens.
 """
 
 import math
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from matchdistill.alignment import align_maps, channels_second
+from matchdistill.alignment import align_maps, align_mask, align_masked, channels_second
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
@@ -172,3 +176,115 @@ def test_sequences_keep_their_axis(length: int, expected: list[float] | None) ->
     if expected is None:
         expected = np.interp((np.arange(8) + 0.5) / 2 - 0.5, np.arange(4), np.arange(4.0)).tolist()
     assert aligned.flatten().tolist() == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=50, derandomize=True, database=None)
+@given(st.data())
+def test_a_position_counts_where_its_centre_lies_in_the_image(data: st.DataObject) -> None:
+    pixels, cells = ([data.draw(st.integers(1, most)) for _ in range(2)] for most in (40, 12))
+    sizes = [[data.draw(st.integers(0, most)) for most in pixels] for _ in range(3)]
+    mask = torch.zeros(3, *pixels, dtype=torch.bool)
+    for image, (height, width) in zip(mask, sizes, strict=True):
+        image[:height, :width] = True
+    found = align_mask(mask, cells)
+    assert found.shape == (3, *cells)
+    for number, row, column in np.ndindex(*found.shape):
+        centre = [Fraction(2 * place + 1, 2) * pixels[axis] / cells[axis] for axis, place in enumerate((row, column))]
+        inside = all(place < size for place, size in zip(centre, sizes[number], strict=True))
+        assert bool(found[number, row, column]) == inside
+
+
+def test_a_mask_may_have_any_form() -> None:
+    mask = maps(2, 6, 9) > 0
+    assert torch.equal(align_mask(mask, (2, 3)), mask[:, 1::3, 1::3])
+    assert torch.equal(align_mask(mask, (6, 9)), mask)
+
+
+def inside_alone(teacher: Tensor, mask: Tensor, height: int, width: int) -> Tensor:
+    """The mean of the positions that count, with the weights that each has without a mask."""
+    out = torch.zeros(*teacher.shape[:2], height, width, dtype=teacher.dtype)
+    smaller = height <= teacher.shape[2] and width <= teacher.shape[3]
+    shares = torch.zeros(len(teacher), height, width, dtype=teacher.dtype)
+    for row, column in np.ndindex(*teacher.shape[2:]):
+        alone = torch.zeros(1, 1, *teacher.shape[2:], dtype=teacher.dtype)
+        alone[0, 0, row, column] = 1
+        weight = (pooled if smaller else interpolated)(alone, height, width)[0, 0]
+        for number in range(len(teacher)):
+            if mask[number, row, column]:
+                shares[number] += weight
+                out[number] += weight * teacher[number, :, row, column, None, None]
+    return out / shares[:, None]  # NaN where none counts
+
+
+@pytest.mark.parametrize("garbage", [math.nan, 1e30])
+@pytest.mark.parametrize("size", [(3, 4), (2, 3), (12, 16), (3, 16), (7, 5)])
+def test_teacher_maps_of_another_size_are_made_of_what_counts(size: tuple[int, int], garbage: float) -> None:
+    student, teacher = maps(3, 3, *size), maps(3, 4, 6, 8)
+    mask = torch.zeros(3, 24, 32, dtype=torch.bool)
+    mask[0], mask[1, :13, :21], mask[2, :3, :3] = True, True, True
+    inside = align_mask(mask, (6, 8))
+    expected = inside_alone(teacher, inside, *size)
+    teacher.masked_fill_(~inside[:, None], garbage)
+    kept, found, counts = align_masked(student, teacher, mask)
+    assert kept is student
+    assert torch.equal(counts, align_mask(mask, size) & ~expected[:, 0].isnan())
+    assert counts[:2].flatten(1).any(1).all()
+    pair = (values.movedim(1, -1)[counts] for values in (found, expected))
+    torch.testing.assert_close(*pair)
+
+
+def test_a_position_without_a_teacher_value_that_counts_is_left_out() -> None:
+    """The image ends before the centre of the teacher's only position."""
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :3, :3] = True
+    assert align_mask(mask, (4, 4)).any()
+    assert not align_masked(maps(1, 3, 4, 4), maps(1, 4, 1, 1), mask)[2].any()
+
+
+def test_equal_sizes_are_left_alone_with_a_mask_too() -> None:
+    student, teacher, mask = maps(2, 3, 4, 5), maps(2, 5, 4, 5), maps(2, 8, 10) > 0
+    kept, other, counts = align_masked(student, teacher, mask)
+    assert kept is student
+    assert other is teacher
+    assert torch.equal(counts, align_mask(mask, (4, 5)))
+
+
+def test_a_mask_of_tokens_that_become_a_map() -> None:
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[1, :, 4:] = False
+    student, teacher, counts = align_masked(maps(2, 3, 4, 4), maps(2, 5, 17), mask)
+    assert torch.equal(counts, align_mask(mask, (4, 4)))
+    torch.testing.assert_close(teacher[0], as_map(maps(2, 5, 17), 1, 4, 4)[0])
+    assert student.shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [((2, 3, 17), (2, 5, 17)), ((2, 3), (2, 5)), ((2, 3, 2, 4, 4), (2, 5, 2, 4, 4))]
+)
+def test_features_that_a_mask_of_pixels_says_nothing_of(
+    student: tuple[int, ...], teacher: tuple[int, ...], sequences: bool
+) -> None:
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    with pytest.raises(ValueError, match=re.escape(f"says nothing of features with position axes {student[2:]}")):
+        align_masked(maps(*student), maps(*teacher), mask, sequences)
+    if sequences and len(student) == 3:
+        with pytest.raises(ValueError, match=re.escape("says nothing of features with position axes (17,)")):
+            align_masked(maps(*student), maps(2, 5, 9), mask, sequences)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 8, 8), torch.ones(8, 8, dtype=torch.bool), torch.ones(2, 1, 8, 8, dtype=torch.bool)]
+)
+def test_masks_that_are_none_of_pixels(mask: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"mask of {mask.dtype} {tuple(mask.shape)}: expected torch.bool (N, H, W)")
+    ):
+        align_mask(mask, (4, 4))
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_mask_of_another_number_of_images(images: int) -> None:
+    mask = torch.ones(images, 8, 8, dtype=torch.bool)
+    with pytest.raises(ValueError, match=re.escape(f"mask of torch.bool ({images}, 2, 2) for features (2, 4, 2, 2)")):
+        align_masked(maps(2, 3, 4, 4), maps(2, 4, 2, 2), mask)

@@ -14,6 +14,7 @@ import oracles
 from matchdistill.baselines import BASELINES, attention
 from matchdistill.features import FeatureDistiller
 from networks import PLAIN_TAPS, Plain, as_if_trained
+from test_distiller import PATCH_TAPS, assert_padding_is_left_out, padded, patches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +114,39 @@ def test_overhaul_is_the_partial_distance_behind_adapter_and_norm():
         margin = oracles.batchnorm_margin(double(norm.weight), double(norm.bias))
         expected += 2 * oracles.partial_loss(mapped, teacher, margin, "mean")
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+@pytest.mark.parametrize(("name", "channels"), [("fitnets", (8, 16)), ("at", None), ("ofd", (8, 16))])
+def test_padding_is_left_out(name, channels, kind):
+    def make(**options):
+        torch.manual_seed(0)
+        networks = patches(8), patches(4)
+        return FeatureDistiller(*networks, PATCH_TAPS, BASELINES[name], example=padded()[1], **options)
+
+    assert_padding_is_left_out(make, kind, channels)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_nothing_beside_the_images_reaches_a_masked_loss(name):
+    position = ready(name).positions[0].train()
+    generator = torch.Generator().manual_seed(1)
+    own, others = (torch.randn(4, width, 8, 8, generator=generator) for width in (4, 8))
+    mask = torch.zeros(4, 8, 8, dtype=torch.bool)
+    mask[0], mask[1, :5, :6], mask[2, :1, :1] = True, True, True  # and none of the last
+    found = []
+    for garbage in (0.0, torch.nan, torch.inf, -1e9):
+        position.zero_grad()
+        values = [value.masked_fill(~mask[:, None], garbage) for value in (own, others)]
+        student = values[0].requires_grad_()
+        loss = position.loss(student, values[1], "mean", mask)
+        loss.backward()
+        assert not student.grad.masked_select(~mask[:, None]).any()
+        found.append([loss.detach(), student.grad, *(parameter.grad for parameter in position.parameters())])
+    assert all(value.isfinite().all() for value in found[0])
+    assert found[0][0] > 0
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 
 
 def test_overhaul_takes_its_margins_from_the_teacher_as_it_is_now():

@@ -97,6 +97,25 @@ def test_values_and_gradients_are_those_of_the_network_without_in_place_operatio
 
 
 @pytest.mark.parametrize("training", [False, True])
+def test_sums_that_the_network_makes_and_rectifies_in_place(training: bool) -> None:
+    network = Residual(inplace=True).train(training)
+    capture = Capture(network, [Tap("out"), Tap.parse("third + third:input"), Tap("stem")])
+    for step in range(3):
+        with capture() as captured:
+            network(images(step))
+        assert sorted(captured.values) == [0, 1, 2]
+        assert (captured.values[1] < 0).any()
+        assert captured.values[1].equal(captured.values[0])
+        gradients = [
+            torch.autograd.grad(captured.values[number].tanh().sum(), [*network.parameters()], retain_graph=True)
+            for number in (0, 1)
+        ]
+        assert gradients[0][0].abs().sum() > 0
+        for first, second in zip(*gradients, strict=True):
+            torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_values_around_an_in_place_activation(side: str, training: bool) -> None:
     network = plain().train(training)

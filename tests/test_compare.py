@@ -261,6 +261,17 @@ def test_summary_against_another_method():
     assert amp["difference"] is None
 
 
+def test_summary_of_another_metric():
+    runs = [
+        {**run, "teacher": {}, "student": {"ap": 0.1, "ap50": run["student"]["top1"]}}
+        for run in runs_of({"none": [0.5], "kd": [0.7]})
+    ]
+    first, second = (summarise(runs, ["none", "kd"], metric=metric)[1] for metric in (None, "ap50"))
+    assert first["difference"]["mean"] == 0
+    assert second["ap50"]["mean"] == 0.7
+    assert second["difference"]["mean"] == pytest.approx(0.2)
+
+
 def test_a_single_seed_has_no_interval():
     none, kd = summarise(runs_of({"none": [0.5], "kd": [0.7]}, teacher=0.9), ["none", "kd"])
     assert none["top1"] == {"mean": 0.5, "interval": None}

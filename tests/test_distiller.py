@@ -7,7 +7,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import oracles
 from matchdistill import MatchingDistiller, Reduction, Tap
+from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import batchnorm_margin, matching_cost, partial_loss, reduce_channels, solve_assignment
 from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn
 
@@ -397,6 +398,200 @@ def test_a_loss_with_nothing_to_compare_is_a_zero_in_the_graph() -> None:
     loss.backward()
     assert loss.item() == 0
     assert all(not parameter.grad.any() for parameter in distiller.parameters())
+
+
+SIZES = ((8, 8), (4, 6), (2, 8))  # of three images that are padded to one batch
+PATCH_TAPS = [("2:input", "2:input"), ("5:input", "5:input")]
+
+
+def patches(width: int, normed: bool = True) -> nn.Sequential:
+    """Every value is of one pixel, then of a square of four: what is beside an image does not reach its features."""
+    second = nn.BatchNorm2d(2 * width) if normed else nn.Conv2d(2 * width, 2 * width, 1)
+    first = nn.Conv2d(3, width, 1), nn.BatchNorm2d(width), nn.ReLU()
+    return as_if_trained(nn.Sequential(*first, nn.Conv2d(width, 2 * width, 2, 2), second, nn.ReLU())).double()
+
+
+def padded(garbage: float = 50.0) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Images of three sizes, the batch of them filled up with something, and its mask."""
+    crops = [random_maps(1, 3, *size, seed=number).double() for number, size in enumerate(SIZES)]
+    batch, mask = garbage * random_maps(3, 3, 8, 8, seed=9).double(), torch.zeros(3, 8, 8, dtype=torch.bool)
+    for number, (crop, (height, width)) in enumerate(zip(crops, SIZES, strict=True)):
+        batch[number, :, :height, :width], mask[number, :height, :width] = crop[0], True
+    return crops, batch, mask
+
+
+def assert_padding_is_left_out(
+    make: Callable[..., FeatureDistiller], kind: Literal["mean", "sum"], channels: tuple[int, int] | None
+) -> None:
+    """Loss and gradients of a padded batch are those of its images, each run alone.
+
+    `channels` is how many are compared at each position; None: an image is one value there.
+    """
+    crops, batch, mask = padded()
+    distiller = make(loss_weight=[3, 2], loss_reduction=kind).eval()
+    with distiller.capture() as captured:
+        distiller.student(batch)
+    loss = distiller.loss(captured, mask)
+    loss.backward()
+    areas = [sum(height * width for height, width in SIZES) / step for step in (1, 4)]
+    elements = [1.0, 1.0]
+    if kind == "mean" and channels is not None:
+        elements = [count * area / 3 for count, area in zip(channels, areas, strict=True)]
+    weights = [weight / count for weight, count in zip((3, 2), elements, strict=True)]
+    alone = make(loss_weight=weights, loss_reduction="sum").eval()
+    alone.load_state_dict(distiller.state_dict())
+    expected = sum(alone(crop)[1] for crop in crops) / 3
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    for found, other in zip(distiller.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, rtol=1e-9, atol=1e-12)
+    assert any(parameter.grad.any() for parameter in distiller.student.parameters())
+    torch.testing.assert_close(distiller.position_losses.sum(), loss.detach())
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+@pytest.mark.parametrize(("widths", "reduction"), [((8, 4), "amp"), ((7, 3), "mean"), ((3, 5), "max"), ((8, 4), "sm")])
+def test_padding_is_left_out(widths: tuple[int, int], reduction: str, kind: Literal["mean", "sum"]) -> None:
+    """Of the matching, the margins (by a norm and measured), the loss and its gradients."""
+    crops, batch, mask = padded()
+
+    def make(**options: Any) -> MatchingDistiller:
+        torch.manual_seed(0)
+        networks = patches(widths[0], normed=False), patches(widths[1])
+        distiller = MatchingDistiller(*networks, PATCH_TAPS, reduction, example=batch, **options)
+        distiller.refresh([batch], forward=lambda images: (distiller.student(images), mask)[1])
+        return distiller
+
+    distiller = make()
+    teacher, student = distiller.teacher.eval(), distiller.student.eval()
+    for position, end in zip(distiller.positions, (2, 5), strict=True):
+        own, others = ([network[:end](crop) for crop in crops] for network in (student, teacher))
+        cost = np.mean([oracles.matching_cost(*arrays(list(pair))) for pair in zip(own, others, strict=True)], 0)
+        np.testing.assert_allclose(position.matching.cost.numpy(), cost, atol=1e-9)
+        group = 1 if reduction == "sm" else oracles.default_group_size(*cost.shape)
+        index = oracles.balanced_assignment(cost, group)
+        assert position.index.tolist() == index.tolist()
+        assert position.matching.images == 3
+        values = np.concatenate([value.reshape(1, value.shape[1], -1) for value in arrays(others)], 2)
+        measured = position.margin_norm is None
+        margin = (
+            oracles.empirical_margin(values)
+            if measured
+            else oracles.batchnorm_margin(*arrays([*teacher[1].parameters()]))
+        )
+        guided = index[:, 0] >= 0
+        expected = oracles.reduce_margin(margin, index[guided], reduction)
+        np.testing.assert_allclose(position.margin.numpy()[guided], expected, rtol=1e-6)
+    assert [position.margin_norm for position in distiller.positions] == ["1", None]
+    assert_padding_is_left_out(make, kind, (min(widths), 2 * min(widths)))
+
+
+@pytest.mark.parametrize("norm", [FeatureNorm, group_norm])
+def test_nothing_beside_the_images_reaches_a_masked_loss(norm: Callable[[int], nn.Module]) -> None:
+    """The norm, in training mode too, takes it for zeros."""
+    _, batch, mask = padded()
+    distiller = MatchingDistiller(patches(8), patches(4), PATCH_TAPS, norm=norm, example=batch)
+    distiller.refresh([batch])
+    position = distiller.positions[0].train()
+    own, others = random_maps(3, 4, 8, 8).double(), random_maps(3, 8, 8, 8, seed=1).double()
+    own.masked_fill_(~mask[:, None], 0)
+    target = oracles.reduce_channels(others.numpy(), position.index.numpy(), "amp")
+    axes = (2, 3) if norm is group_norm else (0, 2, 3)  # 4 groups of a channel each
+    mean, variance = own.mean(axes, keepdim=True), own.var(axes, unbiased=False, keepdim=True)
+    normalised = ((own - mean) / (variance + 1e-5).sqrt()).numpy()
+    expected = oracles.partial_loss(normalised, target, position.margin.double().numpy(), "mean", mask.numpy())
+    gradients = []
+    for garbage in (0.0, torch.nan, torch.inf, -1e9):
+        position.zero_grad()
+        values = [value.masked_fill(~mask[:, None], garbage) for value in (own, others)]
+        student = values[0].requires_grad_()
+        loss = position.loss(student, values[1], "mean", mask)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        assert not student.grad.masked_select(~mask[:, None]).any()
+        gradients.append([student.grad, *(parameter.grad for parameter in position.parameters())])
+    assert all(value.isfinite().all() for value in position.state_dict().values())
+    assert gradients[0][0].any()
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=0, atol=0)
+
+
+def test_a_mask_that_is_all_true_changes_nothing() -> None:
+    distiller = ready().eval()
+    mask = torch.ones(4, 8, 8, dtype=torch.bool)
+    with distiller.capture() as captured:
+        distiller.student(images())
+    torch.testing.assert_close(distiller.loss(captured, mask), distiller.loss(captured))
+    again = ready()
+    found = again.refresh([images()], forward=lambda batch: (again.student(batch), mask)[1])
+    for matching, expected in zip(found, distiller.refresh([images()]), strict=True):
+        torch.testing.assert_close(matching.cost, expected.cost)
+
+
+def test_teacher_maps_of_another_size_with_a_mask() -> None:
+    """The teacher's cells beside an image do not reach the student's that are half of them."""
+    own, others = random_maps(2, 3, 4, 4), random_maps(2, 6, 8, 8, seed=1)
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[1, :, 5:] = False
+    losses, costs = [], []
+    for garbage in (0.0, torch.nan):
+        filled = others.masked_fill(~mask[:, None], garbage)
+        distiller = one_position(filled, own, norm=lambda channels: nn.Identity())
+        run = distiller.student
+        (matching,) = distiller.refresh([images(2)], forward=lambda batch, run=run: (run(batch), mask)[1])
+        with distiller.capture() as captured:
+            run(images(2))
+        losses.append(distiller.loss(captured, mask).detach())
+        costs.append(matching.cost)
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(costs[1], costs[0])
+    cells = F.avg_pool2d(others, 2)
+    cells[1, :, :, 2] = others[1, :, :, 4].unflatten(1, (4, 2)).mean(2)
+    counts = torch.ones(2, 4, 4, dtype=torch.bool)
+    counts[1, :, 2:] = False  # the third column's centre is at 5, the first pixel that does not count
+    expected = oracles.matching_cost(own.double().numpy(), cells.double().numpy(), counts.numpy())
+    np.testing.assert_allclose(costs[0].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(4, 8, 8), r"mask of torch.float32 \(4, 8, 8\): expected torch.bool \(N, H, W\)"),
+        (
+            torch.ones(4, 1, 8, 8, dtype=torch.bool),
+            r"mask of torch.bool \(4, 1, 8, 8\): expected torch.bool \(N, H, W\)",
+        ),
+        (torch.ones(3, 8, 8, dtype=torch.bool), r"mask of torch.bool \(3, 8, 8\) for features \(4, 4, 8, 8\)"),
+    ],
+)
+def test_masks_that_do_not_fit(mask: Tensor, message: str) -> None:
+    distiller = ready()
+    with distiller.capture() as captured:
+        distiller.student(images())
+    with pytest.raises(ValueError, match=message):
+        distiller.loss(captured, mask)
+    if mask.dtype == torch.bool:
+        with pytest.raises(ValueError, match=message):
+            distiller.refresh([images()], forward=lambda batch: (distiller.student(batch), mask)[1])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_weights_of_sums_per_image(count: int) -> None:
+    sums = ready(loss_weight=[2e-3, 2e-3, 2e-2], loss_reduction="sum").eval()
+    means = ready(loss_weight=1).eval()
+    loss = sums(images(count))[1]
+    means(images(count))
+    expected = 0.0
+    for position, area, weight, mean in zip(
+        means.positions, (64, 16, 4), (2e-3, 2e-3, 2e-2), means.position_losses.tolist(), strict=True
+    ):
+        expected += weight * mean * position.student_channels * area
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_the_paper_are_of_sums_whatever_the_reduction() -> None:
+    expected = ready(loss_weight="paper").eval()(images())[1]
+    assert torch.equal(ready(loss_weight="paper", loss_reduction="sum").eval()(images())[1], expected)
 
 
 def test_norm_of_the_user_s_own() -> None:

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from matchdistill.export import export
-from matchdistill.models import small_resnet
+from detectors import DETECTOR, FEW, as_found
+from matchdistill.data import DetectionData
+from matchdistill.export import export, export_detector
+from matchdistill.models import detector, small_resnet
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -175,3 +177,60 @@ def test_other_file_names(student, tmp_path, monkeypatch, name, kind, run):
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         np.testing.assert_allclose(run(Path(name), images), student(images), atol=1e-4)
+
+
+def decided(architecture):
+    """A detector that finds something, with scores that differ."""
+    torch.manual_seed(0)
+    options = {
+        **DETECTOR,
+        "architecture": architecture,
+        "pyramid_channels": 32,
+        "min_size": [160, 256],
+        "max_size": 384,
+    }
+    model = as_found(detector(3, **options, **(FEW if "rcnn" in architecture else {}))).eval()
+    head = model.roi_heads.box_predictor if "rcnn" in architecture else model.head.classification_head
+    for name, parameter in head.named_parameters():
+        if name.endswith("weight") and parameter.ndim > 1 and "bbox" not in name:
+            torch.nn.init.kaiming_normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet", "fcos", "faster_rcnn")), "mask_rcnn"],
+)
+def test_detectors_find_the_same_in_images_of_any_size(architecture, coco, tmp_path):
+    model = decided(architecture)
+    path = tmp_path / "s.onnx"
+    assert 0 <= export_detector(model, path, "onnx", model) < 1e-4
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    session = onnxruntime.InferenceSession(path)
+    names = ["boxes", "scores", "labels", *(["masks"] if architecture == "mask_rcnn" else [])]
+    assert [output.name for output in session.get_outputs()] == names
+    data = DetectionData(coco)
+    data.setup()
+    images = [image for batch, _ in data.val_dataloader() for image in batch]
+    assert len({image.shape for image in images}) == 3
+    for image in images:
+        with torch.no_grad():
+            (expected,) = model([image])
+        assert len(expected["scores"]) > 3
+        for name, values in zip(names, session.run(None, {"image": image.numpy()}), strict=True):
+            np.testing.assert_allclose(values, expected[name], atol=1e-3, err_msg=name)
+
+
+def test_a_detector_that_finds_something_else_once_exported(tmp_path, monkeypatch):
+    path = tmp_path / "s.onnx"
+    model = decided("retinanet")
+    original = model.postprocess_detections
+
+    def changed(*arguments):
+        found = original(*arguments)
+        return [{**own, "labels": own["labels"] + int(torch.onnx.is_in_onnx_export())} for own in found]
+
+    monkeypatch.setattr(model, "postprocess_detections", changed)
+    with pytest.raises(ValueError, match=r"the exported model's outputs differ by inf: .* was not written"):
+        export_detector(model, path, "onnx", model)
+    assert list(tmp_path.iterdir()) == []

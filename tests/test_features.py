@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill import MatchingDistiller, Tap
+from matchdistill.features import group_norm
 from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn
 from test_distiller import images, networks, ready
 
@@ -304,6 +305,18 @@ def test_bad_taps(taps: Any, message: str) -> None:
 def test_bad_weights(weight: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MatchingDistiller(*networks(), loss_weight=weight, example=images())
+
+
+def test_bad_reduction_of_the_loss() -> None:
+    with pytest.raises(ValueError, match="loss_reduction='total': expected 'mean' or 'sum'"):
+        MatchingDistiller(*networks(), loss_reduction="total", example=images())
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (32, 32), (48, 16), (24, 8), (7, 1), (1, 1), (8, 8)])
+def test_group_norm_has_the_most_groups_that_divide_32_and_the_channels(channels: int, groups: int) -> None:
+    assert max(n for n in range(1, 33) if 32 % n == channels % n == 0) == groups
+    values = images(2, channels=channels)
+    torch.testing.assert_close(group_norm(channels)(values), nn.functional.group_norm(values, groups))
 
 
 def test_taps_from_yaml_are_lists() -> None:

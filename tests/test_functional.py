@@ -67,6 +67,19 @@ def assert_close(actual: Tensor, expected: np.ndarray | float, rtol: float = 1e-
     assert_allclose(as_numpy(actual), expected, rtol=rtol, atol=atol)
 
 
+def masks(*shape: int, seed: int = 0) -> Tensor:
+    """About two thirds count; where there are several images, none of the last one's positions."""
+    mask = torch.rand(shape, generator=seeded(seed)) < 0.7
+    if shape[0] > 1:
+        mask[-1] = False
+    return mask
+
+
+def spoiled(features: Tensor, mask: Tensor, value: float = float("nan")) -> Tensor:
+    """The features (N, C, *) with something else where the mask (N, *) is False."""
+    return features.clone().masked_fill_(~mask[:, None], value)
+
+
 def random_index(student_channels: int, group_size: int, teacher_channels: int, seed: int = 0) -> Tensor:
     order = torch.randperm(teacher_channels, generator=seeded(seed))
     return order[: student_channels * group_size].reshape(student_channels, group_size)
@@ -298,6 +311,69 @@ def test_matching_cost_property_permuting_channels_permutes_the_matrix(seed):
     rows, columns = torch.randperm(4, generator=seeded(seed)), torch.randperm(6, generator=seeded(seed))
     expected = matching_cost(student, teacher)[rows][:, columns]
     assert_close(matching_cost(student[:, rows], teacher[:, columns]), as_numpy(expected))
+
+
+GARBAGE = (float("nan"), float("inf"), -1e30, 0.0)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("spatial", SPATIAL, ids=SHAPE_IDS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)]
+)
+def test_matching_cost_of_the_positions_that_count(spatial, dtype, tolerance, garbage):
+    student, teacher = randn(4, 3, *spatial, dtype=dtype), randn(4, 7, *spatial, seed=1, dtype=dtype)
+    mask = masks(4, *spatial)
+    expected = oracles.matching_cost(as_numpy(student), as_numpy(teacher), mask.numpy())
+    cost = matching_cost(spoiled(student, mask, garbage), spoiled(teacher, mask, garbage), mask)
+    assert_close(cost, expected, rtol=0, atol=tolerance)
+
+
+@properties
+@given(st.data())
+def test_matching_cost_property_masked_loops(data):
+    n, cs, ct, length = (data.draw(st.integers(1, 3)) for _ in range(4))
+    student = data.draw(arrays(np.float64, (n, cs, length), elements=coarse_values))
+    teacher = data.draw(arrays(np.float64, (n, ct, length), elements=coarse_values))
+    mask = data.draw(arrays(np.bool_, (n, length)))
+    given_mask = torch.from_numpy(mask)
+    features = (spoiled(torch.from_numpy(values), given_mask) for values in (student, teacher))
+    assert_close(matching_cost(*features, given_mask), oracles.matching_cost(student, teacher, mask))
+
+
+def test_matching_cost_with_a_mask_is_one_gemm_without_a_host_read():
+    student, teacher = randn(16, 32, 2, 2, dtype=torch.float32), randn(16, 64, 2, 2, seed=1, dtype=torch.float32)
+    mask = masks(16, 2, 2)
+    with OperatorLog() as log:
+        matching_cost(student, teacher, mask)
+    assert log.count(*GEMMS) == 1
+    assert log.count(*HOST_READS) == 0
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(torch.ones(2, 4, 5), id="float"),
+        pytest.param(torch.ones(2, 4, 5, dtype=torch.uint8), id="uint8"),
+        pytest.param(torch.ones(2, 3, 4, 5, dtype=torch.bool), id="with channels"),
+        pytest.param(torch.ones(2, 1, 4, 5, dtype=torch.bool), id="with a channel axis"),
+        pytest.param(torch.ones(1, 4, 5, dtype=torch.bool), id="batch that would broadcast"),
+        pytest.param(torch.ones(2, 1, 5, dtype=torch.bool), id="positions that would broadcast"),
+        pytest.param(torch.ones(4, 5, dtype=torch.bool), id="without a batch"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(mask):
+    student, teacher = randn(2, 3, 4, 5), randn(2, 3, 4, 5, seed=1)
+    message = re.escape(
+        f"mask of {mask.dtype} {tuple(mask.shape)} for features (2, 3, 4, 5): expected torch.bool (2, 4, 5)"
+    )
+    for call in (
+        lambda: matching_cost(student, teacher, mask),
+        lambda: empirical_margin(teacher, mask),
+        lambda: partial_loss(student, teacher, torch.zeros(3), "mean", mask),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 # CostAccumulator
@@ -844,6 +920,18 @@ def test_empirical_margin_equals_the_loops(spatial, dtype, tolerance):
     assert margin[1:3].tolist() == [0.0, 0.0]
 
 
+@properties
+@given(st.data())
+def test_empirical_margin_property_masked_loops(data):
+    n, c, length = (data.draw(st.integers(1, 3)) for _ in range(3))
+    features = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
+    mask = data.draw(arrays(np.bool_, (n, length)))
+    garbage = data.draw(st.sampled_from([*GARBAGE, float("-inf")]))
+    given_mask = torch.from_numpy(mask)
+    margin = empirical_margin(spoiled(torch.from_numpy(features), given_mask, garbage), given_mask)
+    assert_close(margin, oracles.empirical_margin(features, mask))
+
+
 def test_empirical_margin_of_half_precision_does_not_overflow():
     features = torch.full((4, 1, 32, 32), -1000.0, dtype=torch.float16)
     assert empirical_margin(features).tolist() == [-1000.0]
@@ -962,6 +1050,53 @@ def test_partial_loss_gradient_equals_finite_differences_of_the_loops(reduction)
     inputs = loss_arrays((student, target, margin))
     expected = oracles.partial_loss_gradient(*inputs, reduction, step=1e-5)
     assert_close(student.grad, expected, rtol=1e-7, atol=1e-8)
+
+
+@properties
+@given(st.data())
+def test_partial_loss_property_masked_loops(data):
+    n, c, length = (data.draw(st.integers(1, 3)) for _ in range(3))
+    student = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
+    target = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
+    margin = data.draw(arrays(np.float64, (c,), elements=coarse_values))
+    mask = data.draw(arrays(np.bool_, (n, length)))
+    given_mask = torch.from_numpy(mask)
+    inputs = [spoiled(torch.from_numpy(values), given_mask) for values in (student, target)]
+    for reduction in ("sum", "mean"):
+        loss = partial_loss(*inputs, torch.from_numpy(margin), reduction, given_mask)
+        assert_close(loss, oracles.partial_loss(student, target, margin, reduction, mask))
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_partial_loss_gradient_of_the_positions_that_count_alone(reduction, garbage):
+    student, target, margin = loss_inputs(2, 3, images=3)
+    student, mask = away_from_kinks(student, target, margin), masks(3, 2, 3, seed=4)
+    inputs = loss_arrays((student, target, margin))
+    expected = oracles.partial_loss_gradient(*inputs, reduction, step=1e-5, mask=mask.numpy())
+    values = spoiled(student, mask, garbage).requires_grad_()
+    partial_loss(values, spoiled(target, mask, garbage), margin, reduction, mask).backward()
+    assert_close(values.grad, expected, rtol=1e-7, atol=1e-8)
+    assert not values.grad.masked_select(~mask[:, None]).any()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_partial_loss_without_a_position_that_counts_is_a_zero_in_the_graph(reduction):
+    student = torch.full((2, 3, 4, 4), float("nan"), requires_grad=True)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    loss = partial_loss(student, torch.ones(2, 3, 4, 4), torch.zeros(3), reduction, mask)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_partial_loss_does_not_hide_what_is_not_finite_where_it_counts(reduction):
+    student, target, margin = loss_inputs(2, 3)
+    mask = masks(2, 2, 3)
+    place = tuple(mask.nonzero()[0].tolist())
+    student[place[0], 1, place[1], place[2]] = float("nan")
+    assert partial_loss(student, target, margin, reduction, mask).isnan()
 
 
 def test_partial_loss_gradient_reaches_the_student_only():

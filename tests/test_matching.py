@@ -40,6 +40,23 @@ def test_batches_add_up_to_the_cost_and_margin_of_all_images(split: tuple[int, .
     assert sums.compute().dtype == sums.margin().dtype == torch.float64
 
 
+@pytest.mark.parametrize("split", [(6,), (1, 2, 3)])
+def test_only_the_positions_that_count_are_summed(split: tuple[int, ...]) -> None:
+    """An image of which no position counts is one of the images, and resembles nothing."""
+    student, teacher = features(6, 3, 4, 5), features(6, 7, 4, 5, seed=1)
+    mask = features(6, 4, 5, seed=2) > 0
+    mask[4] = False
+    for values in (student, teacher):
+        values.masked_fill_(~mask[:, None], torch.nan)
+    sums = CostAccumulator()
+    for batch in zip(student.split(split), teacher.split(split), mask.split(split), strict=True):
+        sums.update(*batch)
+    assert sums.count == 6
+    own, others, counts = student.double().numpy(), teacher.double().numpy(), mask.numpy()
+    np.testing.assert_allclose(sums.compute().numpy(), oracles.matching_cost(own, others, counts), atol=1e-6)
+    np.testing.assert_allclose(sums.margin().numpy(), oracles.empirical_margin(others, counts), rtol=1e-6)
+
+
 def test_margins_are_of_all_values_not_of_batches() -> None:
     sums = CostAccumulator()
     for values in ([-1.0, 5.0, 5.0], [-4.0, -4.0, -4.0]):

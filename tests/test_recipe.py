@@ -11,13 +11,14 @@ from matchdistill.recipe import (
     read_recipe,
     recipe_parser,
     resolve_recipe,
+    task_of,
 )
 
 STUDENT = {"student": {"name": "timm:resnet18"}, "distillation": {"method": "none"}}
 
 
 def resolved(values, *arguments):
-    parser = recipe_parser()
+    parser = recipe_parser(task=task_of(values, arguments))
     return plain_config(resolve_recipe(values, parser, arguments))
 
 

@@ -217,6 +217,16 @@ def test_parts_of_larger_models_on_ranks(ranks: Any) -> None:
         assert_same(found["part"], refreshed(distiller(), plain_loader()))
 
 
+def test_padding_is_left_out_on_ranks_as_in_one_process(ranks: Any) -> None:
+    made, unmasked = distiller(), distiller()
+    expected = refreshed(made, plain_loader(), forward=distributed.padding(made))
+    other = refreshed(unmasked, plain_loader(), forward=lambda batch: distributed.padding(unmasked)(batch).int())
+    for found in ranks:
+        assert found["padded"]["run"] == [IMAGES // 2, IMAGES // 2]
+        assert_same(found["padded"], expected)
+    assert not any(torch.allclose(*pair) for pair in zip(expected["cost"], other["cost"], strict=True))
+
+
 @pytest.mark.parametrize("drawn", ["index", "margin"])
 def test_what_is_drawn_is_the_same_on_every_rank(ranks: Any, drawn: str) -> None:
     for first, second in zip(ranks[0]["random"][drawn], ranks[1]["random"][drawn], strict=True):

@@ -7,6 +7,7 @@ import functools
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -383,7 +384,11 @@ HAND_MADE: dict[str, tuple[Callable[[int], nn.Module], list[str]]] = {
             Basic(2 * width, 2 * width, 1),
             Basic(2 * width, 4 * width, 2),
         ),
-        outputs("1", "3", "4"),
+        [
+            "0.1:output + 1.second.1:output",
+            "2:output + 3.second.1:output",
+            "4.shortcut.1:output + 4.second.1:output",
+        ],
     ),
     "pre-activation": (
         lambda width: chain(
@@ -878,6 +883,47 @@ def test_unknown_module_suggests_near_names() -> None:
         resolve(model, "layer1.rleu")
     with pytest.raises(ValueError, match=r"no module 'xyz': expected one of layer1, layer1.relu, head"):
         resolve(model, "xyz")
+
+
+def test_sums_as_taps() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Basic(4, 4, 1))
+    trace = Trace(model, (SMALL,))
+    tap = Tap.parse("1.second + 1:input")
+    assert tap == Tap("1.second", plus=Tap("1", "input"))
+    assert Tap.parse(str(tap)) == tap
+    assert tap.within("body") == Tap("body.1.second", plus=Tap("body.1", "input"))
+    assert Tap("", "input").within("body") == Tap("body", "input")
+    operation = tapped_operation(trace, model, tap)
+    assert (operation.name, operation.channels) == ("add", 4)
+    assert margin_source(trace, operation) == "1.second.1"
+    assert tapped_operation(trace, model, replace(tap, channel_dim=-1)).channels_axis == 3
+    for wrong in ("1.first + 1:input", "1.second + 1.second", "1.second.0 + 1:input"):
+        with pytest.raises(ValueError, match=r"Sequential does not add the two values of tap .* \+ "):
+            tapped_operation(trace, model, Tap.parse(wrong))
+    with pytest.raises(ValueError, match="sum of more than two"):
+        Tap.parse("first + second + shortcut")
+
+
+def test_only_a_plain_sum_is_tapped_as_one() -> None:
+    networks = {
+        "output": lambda self, x: F.relu(torch.add(self.first(x), self.second(x), alpha=2)),
+        "output + second:output": lambda self, x: F.relu(torch.add(self.first(x), self.second(x))),
+    }
+    for end, function in networks.items():
+        model = Function(function, first=nn.Conv2d(3, 4, 1), second=nn.Conv2d(3, 4, 1))
+        assert chosen(Trace(model, (SMALL,))) == [f"first:{end}" if "+" in end else ":output"]
+
+
+def test_frozen_norms_whose_statistics_may_be_folded_give_no_margins() -> None:
+    """Their scale and shift are buffers, as Detectron2's are."""
+    model = nn.Sequential(*conv_bn(3, 4), nn.ReLU())
+    trace = Trace(model, (SMALL,))
+    assert margin_source(trace, trace.operations[1]) == "1"
+    for name in ("weight", "bias"):
+        value = getattr(model[1], name).detach()
+        delattr(model[1], name)
+        model[1].register_buffer(name, value)
+    assert margin_source(trace, trace.operations[1]) is None
 
 
 def test_values_that_cannot_be_tapped() -> None:

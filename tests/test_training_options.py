@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from matchdistill.building import build_module
-from matchdistill.data import images as data_images
-from matchdistill.tasks.classification import Classification, lr_factor
+from matchdistill.data import module as data_module
+from matchdistill.tasks.base import lr_factor
+from matchdistill.tasks.classification import Classification
 from matchdistill.training import check_compiler, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
@@ -44,7 +45,7 @@ def by_hand(recipe, monkeypatch, processes=1):
     loaders = []
     for rank in range(processes):
         with monkeypatch.context() as patch:
-            patch.setattr(data_images, "rank_and_world", lambda rank=rank: (rank, processes))
+            patch.setattr(data_module, "rank_and_world", lambda rank=rank: (rank, processes))
             recipe.data.setup()
             loaders.append(recipe.data.train_dataloader())
     module = build_module(recipe).train()

@@ -1,15 +1,18 @@
-"""Bringing two features of one position to the same layout and map size.
+"""Bringing two features of one position, and the mask of what counts in them, to the same layout and map size.
 
-Axes: N batch, C channels, T tokens, L length of a sequence, P positions, * position axes.
+Axes: N batch, C channels, H and W pixels, T tokens, L length of a sequence, P positions, * position axes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from matchdistill.functional import masked
 
 
 def channels_second(features: Tensor, channel_dim: int) -> Tensor:
@@ -51,6 +54,67 @@ def align_maps(student: Tensor, teacher: Tensor, sequences: bool = False) -> tup
         return student, pool(teacher, size)
     mode = "bilinear" if teacher.ndim == 4 else "trilinear"
     return student, F.interpolate(teacher, size, mode=mode, align_corners=False)
+
+
+def align_masked(
+    student: Tensor, teacher: Tensor, mask: Tensor, sequences: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `align_maps`, for images that fill only a part of the input, as those of a padded batch do.
+
+    Args:
+        student: (N, Cs, *).
+        teacher: (N, Ct, *).
+        mask: pixels of the input that belong to an image (N, H, W), bool, True.
+        sequences: as of `align_maps`.
+
+    Returns:
+        Student and teacher with the same position axes, and the positions that count (N, *). Where the teacher's map is
+        of another size, its values are made of positions that count alone.
+
+    Raises:
+        ValueError: as of `align_mask`, or another number of images.
+    """
+    if sequences or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher, align_mask(mask, student.shape[2:])
+    student, teacher = _grid(student, teacher), _grid(teacher, student)
+    inside = align_mask(mask, teacher.shape[2:])
+    share = align_maps(student, inside[:, None].to(teacher.dtype))[1]
+    teacher = align_maps(student, masked(teacher, inside))[1] / share.masked_fill(share == 0, 1)
+    return student, teacher, align_mask(mask, student.shape[2:]) & (share[:, 0] > 0)
+
+
+def align_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The positions of a map that count: those whose centre lies in an image.
+
+    Args:
+        mask: pixels of the input that belong to an image (N, H, W), bool, True.
+        size: the map's position axes.
+
+    Returns:
+        (N, *size), bool.
+
+    Raises:
+        ValueError: a mask that is not bool (N, H, W), or a map that has not two axes, as tokens that fill no grid.
+
+    Example:
+        >>> align_mask(torch.tensor([[[True, True, True, False]]]), (1, 2))
+        tensor([[[ True, False]]])
+    """
+    if mask.dtype != torch.bool or mask.ndim != 3:
+        raise ValueError(
+            f"mask of {mask.dtype} {tuple(mask.shape)}: expected torch.bool (N, H, W), True at the pixels of an image"
+        )
+    if len(size) != 2:
+        raise ValueError(
+            f"a mask of pixels says nothing of features with position axes {tuple(size)}: expected maps (N, C, H, W); "
+            "leave the mask out, or choose taps with maps"
+        )
+    # In integers, so that a centre on the edge falls the same way at every size.
+    rows, columns = (
+        (2 * torch.arange(cells, device=mask.device) + 1) * pixels // (2 * cells)
+        for cells, pixels in zip(size, mask.shape[1:], strict=True)
+    )
+    return mask[:, rows[:, None], columns]
 
 
 def _grid(maps: Tensor, others: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.base import Task
 
 TRAINED = "trained_student"  # in a checkpoint: the weights that the optimiser goes on with
 
@@ -41,7 +41,7 @@ class WeightAverage(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights as they are, or with the average of the run that goes on."""
-        assert isinstance(pl_module, Classification)
+        assert isinstance(pl_module, Task)
         self._student = pl_module.network()
         self._average = AveragedModel(self._student, multi_avg_fn=self._update, use_buffers=True)
         self._average.n_averaged.fill_(self._steps)

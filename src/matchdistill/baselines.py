@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchdistill.features import FeatureNorm, FeaturePosition
-from matchdistill.functional import partial_loss
+from matchdistill.functional import masked, partial_loss, squared
 
 
 class FitNetsPosition(FeaturePosition):
@@ -26,11 +26,16 @@ class FitNetsPosition(FeaturePosition):
         super().__init__(*of)
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels)
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
         """The squared distance, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
-        adapted = _pointwise(self.adapter, student.relu())
-        return F.mse_loss(_wide(adapted.relu()), _wide(teacher.relu()), reduction=reduction)
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+        adapted = _wide(_pointwise(self.adapter, masked(student, mask).relu()).relu())
+        goal = _wide(teacher.relu())
+        if mask is None:
+            return F.mse_loss(adapted, goal, reduction=reduction)
+        return squared(adapted - goal, reduction, mask)
 
 
 class AttentionPosition(FeaturePosition):
@@ -40,10 +45,13 @@ class AttentionPosition(FeaturePosition):
     value: "mean" is the mean over the images, so that it does not depend on resolution.
     """
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
         """The squared distance, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
-        total = F.mse_loss(attention(student), attention(teacher), reduction="sum")
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+        maps, goal = (attention(masked(features, mask)) for features in (student, teacher))
+        total = F.mse_loss(maps, goal, reduction="sum")
         return total / len(student) if reduction == "mean" else total
 
 
@@ -67,11 +75,14 @@ class OverhaulPosition(FeaturePosition):
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels, bias=False)
         self.norm = FeatureNorm(self.teacher_channels)
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
-        """The partial distance, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
+        """The partial distance, a scalar; the norm's statistics count what the mask leaves out as zeros."""
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
         margin = self.teacher_margin().to(student.device)
-        return partial_loss(self.norm(_pointwise(self.adapter, student)), teacher, margin, reduction)
+        adapted = self.norm(_pointwise(self.adapter, masked(student, mask)))
+        return partial_loss(adapted, teacher, margin, reduction, mask)
 
 
 def _wide(features: Tensor) -> Tensor:

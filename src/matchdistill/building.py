@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from matchdistill.baselines import BASELINES
-from matchdistill.data import ImageData
+from matchdistill.data import DetectionData, ImageData
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.features import FeatureDistiller
+from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
-from matchdistill.models import build_model, weights_file
+from matchdistill.models import build_detector, build_model, weights_file
+from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
 from matchdistill.recipe import Recipe
-from matchdistill.settings import parse_method
+from matchdistill.settings import Model, Teacher, parse_method
+from matchdistill.taps import Tap
+from matchdistill.tasks.base import Task
 from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.detection import Detection
+
+Taps = Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]]
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "classification": build_model,
+    "detection": build_detector,
+}  # of each task
 
 
-def build_module(recipe: Recipe) -> Classification:
+def build_module(recipe: Recipe) -> Task:
     """Student, teacher and distiller of a recipe, the teacher as it is before any training of it.
 
     Raises:
@@ -32,8 +43,8 @@ def build_module(recipe: Recipe) -> Classification:
     teacher = build_teacher(recipe, recipe.teacher.weights) if settings.needs_teacher else None
     pl.seed_everything(recipe.seed, verbose=False)
     named = recipe.student
-    student = build_model(named.name, data.num_classes, named.weights, named.fresh_head, **named.options)
-    check_classes(student, data, "student")
+    student = _build(recipe, named, data.num_classes, named.weights, named.fresh_head)
+    check_network(student, data, "student")
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
         student = _synchronised(student)
@@ -42,13 +53,23 @@ def build_module(recipe: Recipe) -> Classification:
         for position in distiller.positions:
             for name, part in position.named_children():
                 setattr(position, name, _synchronised(part))
-    module = Classification(student, data.num_classes, recipe.training, settings, teacher, distiller)
+    module = make_task(recipe, student, teacher, distiller)
     if recipe.trainer.channels_last:
         module.memory_format = torch.channels_last
         for network in (module, module.guide()):
             if network is not None:
                 network.to(memory_format=torch.channels_last)
     return module
+
+
+def make_task(
+    recipe: Recipe, student: nn.Module, teacher: nn.Module | None, distiller: FeatureDistiller | None = None
+) -> Task:
+    """The Lightning module of a recipe's task."""
+    settings = recipe.training, recipe.distillation
+    if isinstance(recipe.data, DetectionData):
+        return Detection(student, recipe.data.masks, *settings, teacher, distiller)
+    return Classification(student, recipe.data.num_classes, *settings, teacher, distiller)
 
 
 def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> FeatureDistiller | None:
@@ -61,8 +82,15 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
     method = parse_method(settings.method)
     if method.features is None:
         return None
-    taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
-    example = example_images(recipe.data)
+    taps: Taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
+    example = None
+    if isinstance(recipe.data, DetectionData):
+        check_same_input(teacher, student)
+        if settings.pyramid and taps == "auto":
+            taps = detector_taps(teacher, student)
+        teacher, student = (distilled_part(model, settings.pyramid) for model in (teacher, student))
+    else:
+        example = example_images(recipe.data)
     if method.features in BASELINES:
         weights = {"fitnets": settings.fitnets_weight, "at": settings.at_weight, "ofd": settings.ofd_weight}
         return FeatureDistiller(teacher, student, taps, BASELINES[method.features], weights[method.features], example)
@@ -73,6 +101,8 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
         taps,
         method.reduction,
         settings.loss_weight,
+        norm=group_norm if settings.norm == "group" else FeatureNorm,
+        loss_reduction=settings.loss_reduction,
         matcher=random_assignment if method.features == "random" else solve_assignment,
         hysteresis=settings.hysteresis,
         example=example,
@@ -91,9 +121,24 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
     needs_head = parse_method(recipe.distillation.method).kd and not recipe.teacher.training.epochs
     of_library = weights is not None and weights_file(str(weights)) is None
     num_classes = None if needs_head and of_library else recipe.data.num_classes
-    model = build_model(named.name, num_classes, weights, named.fresh_head and not needs_head, **named.options)
-    check_classes(model, recipe.data, "teacher")
+    model = _build(recipe, named, num_classes, weights, named.fresh_head and not needs_head)
+    check_network(model, recipe.data, "teacher")
     return model
+
+
+def _build(
+    recipe: Recipe, named: Model | Teacher, num_classes: int | None, weights: str | Path | None, fresh_head: bool
+) -> nn.Module:
+    own = {"class_names": recipe.data.class_names} if recipe.task == "detection" else {}
+    return BUILDERS[recipe.task](named.name, num_classes, weights, fresh_head, **own, **named.options)
+
+
+def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) -> None:
+    """Raise a ValueError unless the model takes the data's images and gives what its task needs."""
+    if isinstance(data, DetectionData):
+        check_detector(model, data.masks, role)
+    else:
+        check_classes(model, data, role)
 
 
 def check_classes(model: nn.Module, data: ImageData, role: str) -> None:

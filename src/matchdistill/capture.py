@@ -71,13 +71,18 @@ class Capture:
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap]) -> None:
         self.taps = list(taps)
+        # What is added to the value of a tap has a number after theirs: {its number: the tap's}.
+        added = [number for number, tap in enumerate(self.taps) if tap.plus is not None]
+        self._sums = dict(enumerate(added, len(self.taps)))
+        self._addends = {*self._sums, *self._sums.values()}
+        self._hooked = [*self.taps, *(tap.plus for tap in self.taps if tap.plus is not None)]
         # (number, training) -> whether every pass so far left the value unchanged: then it needs no copy.
         self._kept: dict[tuple[int, bool], bool] = {}
-        for path in ("", *(tap.module for tap in self.taps)):
+        for path in ("", *(tap.module for tap in self._hooked)):
             if isinstance(resolve(model, path), torch.jit.ScriptModule):
                 raise ValueError(f"module {path!r} is a scripted one, which takes no hooks: give it unscripted")
         self._handles = [model.register_forward_pre_hook(_ArgumentsHook(self), with_kwargs=True)]
-        for number, tap in enumerate(self.taps):
+        for number, tap in enumerate(self._hooked):
             module = resolve(model, tap.module)
             if tap.side == "input":
                 handle = module.register_forward_pre_hook(_InputHook(self, number), with_kwargs=True)
@@ -98,10 +103,12 @@ class Capture:
             yield captured
         finally:
             _active.stack.pop()
-        missing = [str(tap) for number, tap in enumerate(self.taps) if number not in captured.values]
+        missing = [str(tap) for number, tap in enumerate(self._hooked) if number not in captured.values]
         if missing:
             raise ValueError(f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block")
         self.check(captured)
+        for number, total in self._sums.items():
+            captured.values[total] = captured.values[total] + captured.values.pop(number)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -122,7 +129,10 @@ class Capture:
             return
         tensor = tensors_in(value)[0]
         keeps = self.keeps(number, module.training)
-        captured.values[number] = tensor if keeps else tensor.clone()
+        # An addend has other uses. As a view it is a node of the graph, as a copy is: gradients add up in the same order in
+        # the first pass, which copies, and in later ones, and a resumed run ends as the one that was not cut.
+        unchanged = tensor.view_as(tensor) if number in self._addends else tensor
+        captured.values[number] = unchanged if keeps else tensor.clone()
         _watch(captured, number, [tensor], module.training, not keeps)
 
     def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:
@@ -150,7 +160,7 @@ class Capture:
                 continue
             self._kept[number, training] = False
             if not copied:
-                place = "the input" if number == ARGUMENTS else f"the value at {self.taps[number]}"
+                place = "the input" if number == ARGUMENTS else f"the value at {self._hooked[number]}"
                 raise ValueError(
                     f"{place} was changed in place in this pass but not in the passes before: "
                     "a network whose in-place operations come and go cannot be tapped there, choose another module"

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -81,14 +81,14 @@ def compare(arguments: Sequence[str]) -> None:
 
 def fit(arguments: Sequence[str]) -> None:
     """Train a student as a recipe says, with values of your own over it (--training.lr 0.1)."""
-    from matchdistill.recipe import recipe_parser
 
-    parser = recipe_parser("matchdistill fit")
-    parser.add_argument(
-        "--out", type=Path, default=None, help="folder of the run; default: runs/ and the recipe's name"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    resolved, config, name = _resolved(parser, arguments)
+    def options(parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--out", type=Path, default=None, help="folder of the run; default: runs/ and the recipe's name"
+        )
+        parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+
+    resolved, config, name = _resolved("matchdistill fit", options, arguments)
     if config is None:
         return
     from matchdistill.recipe import Recipe
@@ -98,11 +98,11 @@ def fit(arguments: Sequence[str]) -> None:
     out = resolved.out or Path("runs") / name
     metrics = run(Recipe.of(config), out, resolved.resume)
     if is_first():
-        _print_errors(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
+        _print_metrics(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
 
 
 def validate(arguments: Sequence[str]) -> None:
-    """Measure the errors of a run's student, from its folder, checkpoint or exported file, and of its teacher."""
+    """Measure a run's student, from its folder, checkpoint or exported file, and its teacher."""
     from matchdistill.recipe import recipe_parser
 
     parser = recipe_parser("matchdistill validate")
@@ -112,7 +112,7 @@ def validate(arguments: Sequence[str]) -> None:
         parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
         raise ValueError(f"no run: name the folder of a run, or {inside}, first")
     from matchdistill.folder import CELLS, RECIPE
-    from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe
+    from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe, task_of
     from matchdistill.training import is_first
     from matchdistill.validation import validate as measure
 
@@ -124,14 +124,16 @@ def validate(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
     if (run / CELLS).is_dir():
         raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
-    config = plain_config(resolve_recipe(read_recipe(run / RECIPE), parser, arguments[1:]))
+    values = read_recipe(run / RECIPE)
+    parser = recipe_parser(parser.prog, task_of(values))
+    config = plain_config(resolve_recipe(values, parser, arguments[1:]))
     # Those that it started from need not be here any more.
     config["student"]["weights"] = None
     if config["teacher"]["training"]["epochs"]:
         config["teacher"]["weights"] = None
     measured = measure(Recipe.of(config), run, weights)
     if is_first():
-        _print_errors(measured, str(path))
+        _print_metrics(measured, str(path))
 
 
 def taps(arguments: Sequence[str]) -> None:
@@ -144,13 +146,17 @@ def taps(arguments: Sequence[str]) -> None:
     parser.add_argument("--image_size", type=int, default=None, help="pixels; default: what the models ask for")
     parser.add_argument("--channels", type=int, default=3, help="of the images")
     parser.add_argument("--reduction", type=str, default="amp", help="sm, rd, amp, max or mean")
+    parser.add_argument("--task", type=Literal["classification", "detection"], default="classification")
+    parser.add_argument("--teacher_options", type=dict[str, Any], default={}, help="of the function that builds it")
+    parser.add_argument("--student_options", type=dict[str, Any], default={}, help="likewise")
     options = parser.parse_args(list(arguments))
     import torch
     from rich.table import Table
 
     from matchdistill.distiller import MatchingDistiller
     from matchdistill.messages import console
-    from matchdistill.models import build_model
+    from matchdistill.models import build_detector, build_model
+    from matchdistill.models.detection import distilled_part
 
     example = None
     if options.image_size is not None:
@@ -159,8 +165,12 @@ def taps(arguments: Sequence[str]) -> None:
                 f"--image_size {options.image_size} --channels {options.channels}: expected at least 1 each"
             )
         example = torch.zeros(2, options.channels, options.image_size, options.image_size)
-    models = build_model(options.teacher), build_model(options.student)
-    distiller = MatchingDistiller(*models, reduction=options.reduction, example=example)
+    networks = (options.teacher, options.teacher_options), (options.student, options.student_options)
+    if options.task == "detection":
+        teacher, student = (distilled_part(build_detector(name, 80, **own), pyramid=False) for name, own in networks)
+    else:
+        teacher, student = (build_model(name, **own) for name, own in networks)
+    distiller = MatchingDistiller(teacher, student, reduction=options.reduction, example=example)
     table = Table(title=f"{options.teacher} -> {options.student}", show_lines=True)
     for heading in ("teacher tap", "student tap", "channels", "map", "G", "margins"):
         table.add_column(heading, overflow="fold")
@@ -212,7 +222,9 @@ def export(arguments: Sequence[str]) -> None:
 
     parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--format", type=str, default="safetensors", help="safetensors, onnx or pt2 (torch.export)")
+    parser.add_argument(
+        "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
+    )
     parser.add_argument(
         "--out", type=Path, default=None, help="the file; default: student.FORMAT in the folder of the run"
     )
@@ -220,46 +232,53 @@ def export(arguments: Sequence[str]) -> None:
     import torch
 
     from matchdistill.export import export as write
+    from matchdistill.export import export_detector
     from matchdistill.folder import load_student
 
     model, described = load_student(options.run)
     rebuilt, _ = load_student(options.run)
-    size = described["image_size"]
     path = options.out or options.run / f"student.{options.format}"
-    difference = write(model, torch.zeros(2, 3, size, size), path, options.format, rebuilt)
+    if described["task"] == "detection":
+        difference = export_detector(model, path, options.format, rebuilt)
+    else:
+        size = described["image_size"]
+        difference = write(model, torch.zeros(2, 3, size, size), path, options.format, rebuilt)
     print(f"{path}: {path.stat().st_size:,} bytes, outputs within {difference:.1g} of the model's")
 
 
-def _print_errors(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
-    """A table of teacher and student: the shares of images that they get wrong, as the paper gives them."""
+def _print_metrics(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
+    """A table of teacher and student, as the paper gives them: shares of images that they get wrong, or precisions."""
     from rich.table import Table
 
     from matchdistill.messages import console
+    from matchdistill.tasks.base import metric_label
+
+    def error(name: str) -> bool:
+        return name.startswith("top")
 
     table = Table("network", title=title)
-    headings = [f"{name.replace('top', 'top-')} error" for name in measured["student"]]
+    headings = [f"{metric_label(name)}{' error' if error(name) else ''}" for name in measured["student"]]
     for heading in [*headings, *(["parameters"] if parameters else [])]:
         table.add_column(heading, justify="right")
     for role in ("teacher", "student"):
         if measured[role]:
-            row = [f"{1 - value:.2%}" for value in measured[role].values()]
+            row = [f"{1 - value if error(name) else value:.2%}" for name, value in measured[role].items()]
             table.add_row(role, *row, *([f"{parameters[role]:,}"] if parameters else []))
     console().print(table)
 
 
 def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
-    from matchdistill.recipe import recipe_parser
+    def options(parser: ArgumentParser) -> None:
+        parser.add_argument("--out", type=Path, default=None, help="folder; default: runs/ and the recipe's name")
+        parser.add_argument(
+            "--methods", type=str, default=None, help="with commas: none,kd,mgd-amp+kd; default: the recipe's"
+        )
+        parser.add_argument("--seeds", type=int, default=None, help="runs per method; default: the recipe's")
+        parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+        if default is not None:
+            parser.set_defaults(jobs=max(1, min(8, os.cpu_count() or 1)))
 
-    parser = recipe_parser(prog)
-    parser.add_argument("--out", type=Path, default=None, help="folder; default: runs/ and the recipe's name")
-    parser.add_argument(
-        "--methods", type=str, default=None, help="with commas: none,kd,mgd-amp+kd; default: the recipe's"
-    )
-    parser.add_argument("--seeds", type=int, default=None, help="runs per method; default: the recipe's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
-    if default is not None:
-        parser.set_defaults(jobs=max(1, min(8, os.cpu_count() or 1)))
-    resolved, config, name = _resolved(parser, arguments, default, _grid)
+    resolved, config, name = _resolved(prog, options, arguments, default, _grid)
     if config is None:
         return
     from matchdistill.compare import compare as run
@@ -286,7 +305,8 @@ def _grid(resolved: Namespace, config: dict[str, Any]) -> None:
 
 
 def _resolved(
-    parser: ArgumentParser,
+    prog: str,
+    options: Callable[[ArgumentParser], None],
     arguments: Sequence[str],
     default: str | None = None,
     adjust: Callable[[Namespace, dict[str, Any]], None] | None = None,
@@ -294,16 +314,18 @@ def _resolved(
     """The options, the recipe's configuration (None if it was only to be printed) and the recipe's name.
 
     The recipe is the first argument, or that of --config; its values go below those of the command line.
-    """
-    from matchdistill.recipe import plain_config, read_recipe, resolve_recipe
 
-    parser.usage = (
-        f"{parser.prog} {'[RECIPE]' if default else 'RECIPE'} [options]   (RECIPE: a file or a packaged name)"
-    )
-    # Of our own, and taken out below: jsonargparse's own actions of these names would let the recipe win, or print it
-    # without the values that are given after it.
-    parser.add_argument("--config", type=str, default=None, help="the recipe, instead of naming it first")
-    parser.add_argument("--print_config", action="store_true", help="print the whole resolved recipe and stop")
+    Args:
+        prog: the command.
+        options: adds the options that it has beside those of a recipe.
+        arguments: of the command.
+        default: the recipe where none is named.
+        adjust: puts options into the configuration.
+    """
+    from matchdistill.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+
+    # --config and --print_config are taken out here: jsonargparse's own actions of these names would let the recipe win,
+    # or print it without the values that are given after it.
     rest = [part for argument in arguments for part in _split_config(argument)]
     only_print = "--print_config" in rest
     rest = [argument for argument in rest if argument != "--print_config"]
@@ -315,6 +337,11 @@ def _resolved(
     if name is None and not {"-h", "--help"} & set(rest):
         raise ValueError("no recipe: name a YAML file or a packaged recipe first (see matchdistill recipes list)")
     values = {} if name is None else read_recipe(name)
+    parser = recipe_parser(prog, task_of(values, rest))
+    parser.usage = f"{prog} {'[RECIPE]' if default else 'RECIPE'} [options]   (RECIPE: a file or a packaged name)"
+    options(parser)
+    parser.add_argument("--config", type=str, default=None, help="the recipe, instead of naming it first")
+    parser.add_argument("--print_config", action="store_true", help="print the whole resolved recipe and stop")
     resolved = resolve_recipe(values, parser, rest)
     config = plain_config(resolved)
     if adjust is not None:

@@ -24,6 +24,7 @@ from matchdistill.building import build_module
 from matchdistill.files import atomic_write, write_json
 from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim
 from matchdistill.recipe import Recipe
+from matchdistill.tasks.base import metric_label
 from matchdistill.training import fit
 
 TABLE = "metrics.csv"
@@ -82,7 +83,7 @@ def compare(
         terminal.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
         with _threads(jobs):
             result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
-        terminal.print(f"teacher: top-1 {result['student']['top1']:.2%}, {result['seconds']:.0f} s", highlight=False)
+        terminal.print(f"teacher: {_told(result)}", highlight=False)
     results: dict[Cell, dict[str, Any]] = {}
     failures: dict[str, list[str]] = {}  # what went wrong -> where
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -95,8 +96,7 @@ def compare(
                 terminal.print(f"{cell.method}, seed {cell.seed}: {outcome}", highlight=False, markup=False)
                 continue
             results[cell] = outcome
-            top1, seconds = outcome["student"]["top1"], outcome["seconds"]
-            terminal.print(f"{cell.method}, seed {cell.seed}: top-1 {top1:.2%}, {seconds:.0f} s", highlight=False)
+            terminal.print(f"{cell.method}, seed {cell.seed}: {_told(outcome)}", highlight=False)
     if failures:
         told = "; ".join(f"{outcome} ({', '.join(places)})" for outcome, places in failures.items())
         kept = f", the others are kept in {out}" if results else ""
@@ -109,6 +109,16 @@ def compare(
     atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
     terminal.print(summary_table(summary, runs))
     return report
+
+
+def metric_of(runs: Sequence[dict[str, Any]]) -> str:
+    """The metric that runs are compared by, which comes first in theirs."""
+    return str(next(iter(runs[0]["student"])))
+
+
+def _told(run: dict[str, Any]) -> str:
+    metric = metric_of([run])
+    return f"{metric_label(metric)} {run['student'][metric]:.2%}, {run['seconds']:.0f} s"
 
 
 def _run(
@@ -174,28 +184,33 @@ def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] |
         return f"{type(error).__name__}: {error}"
 
 
-def summarise(runs: Sequence[dict[str, Any]], methods: Sequence[str], base: str = "none") -> list[dict[str, Any]]:
+def summarise(
+    runs: Sequence[dict[str, Any]], methods: Sequence[str], base: str = "none", metric: str | None = None
+) -> list[dict[str, Any]]:
     """Mean and 95% interval by method, paired by seed with the runs of a method to compare with.
 
     Args:
-        runs: metrics of runs, each with "method", "seed", "student" and "teacher" accuracies.
+        runs: metrics of runs, each with "method", "seed", and those of "student" and "teacher" by name.
         methods: in the order of the result.
         base: the method to compare with.
+        metric: what to compare by; None: the one that comes first in the runs, "top1" or "ap".
 
     Returns:
-        For each method "top1" and "difference" as {"mean", "interval"} (half the width of Student's 95% interval, None
-        for a single seed), the difference in the same seeds to `base` (None without it), and "gap_recovered": which share
-        of the distance from `base` to the teacher the mean difference covers (None if it is not below).
+        For each method the metric, and "difference" as {"mean", "interval"}
+        (half the width of Student's 95% interval, None for a single seed), the difference in the same seeds to `base` (None
+        without it), and "gap_recovered": which share of the distance from `base` to the teacher the mean difference covers
+        (None if it is not below).
     """
-    accuracy = {(run["method"], run["seed"]): run["student"]["top1"] for run in runs}
-    teacher = next((run["teacher"]["top1"] for run in runs if run["teacher"]), None)
+    metric = metric or metric_of(runs)
+    accuracy = {(run["method"], run["seed"]): run["student"][metric] for run in runs}
+    teacher = next((run["teacher"][metric] for run in runs if run["teacher"]), None)
     summary = []
     for method in methods:
         seeds = sorted(seed for name, seed in accuracy if name == method)
         entry: dict[str, Any] = {
             "method": method,
             "seeds": seeds,
-            "top1": _interval([accuracy[method, s] for s in seeds]),
+            metric: _interval([accuracy[method, s] for s in seeds]),
         }
         entry |= {"difference": None, "gap_recovered": None}
         if method != base and all((base, seed) in accuracy for seed in seeds):
@@ -217,16 +232,18 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
 
 def summary_table(summary: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> Table:
     """The summary for the terminal."""
-    teacher = next((run["teacher"]["top1"] for run in runs if run["teacher"]), None)
-    title = "" if teacher is None else f"teacher: top-1 {teacher:.2%}"
+    metric = metric_of(runs)
+    label = metric_label(metric)
+    teacher = next((run["teacher"][metric] for run in runs if run["teacher"]), None)
+    title = "" if teacher is None else f"teacher: {label} {teacher:.2%}"
     table = Table("method", title=title, caption="± half of the 95% interval over seeds; differences paired by seed")
-    for heading in ("top-1", "to none", "gap recovered", "seconds per run"):
+    for heading in (label, "to none", "gap recovered", "seconds per run"):
         table.add_column(heading, justify="right")
     for entry in summary:
         gap = entry["gap_recovered"]
         table.add_row(
             entry["method"],
-            shown(entry["top1"]),
+            shown(entry[metric]),
             shown(entry["difference"], "+"),
             "" if gap is None else f"{gap:.0%}",
             f"{entry['seconds']:.0f}",
@@ -243,9 +260,10 @@ def shown(value: dict[str, float] | None, sign: str = "") -> str:
 
 
 def _write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    metric = metric_of(runs)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "seed", "top1", "teacher_top1", "seconds"])
+        writer.writerow(["method", "seed", metric, f"teacher_{metric}", "seconds"])
         for run in runs:
-            teacher = run["teacher"].get("top1", "")
-            writer.writerow([run["method"], run["seed"], run["student"]["top1"], teacher, run["seconds"]])
+            teacher = run["teacher"].get(metric, "")
+            writer.writerow([run["method"], run["seed"], run["student"][metric], teacher, run["seconds"]])

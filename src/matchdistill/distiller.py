@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from matchdistill.capture import Captured
 from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
-from matchdistill.functional import partial_loss, reduce_margin, solve_assignment
+from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn
 from matchdistill.reduction import Reduction, get_reduction
 from matchdistill.refresh import from_rank_0, images_of, is_sharded, rank_and_world
@@ -71,17 +71,19 @@ class Position(FeaturePosition):
         """The reduction; by name where it has one, as not every function can be pickled."""
         return get_reduction(self.reduction)
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
         """The partial loss of features as they were tapped, a scalar."""
-        student, teacher = self.maps(student, teacher.detach())
-        student, index, margin = self.norm(student), self.index, self.margin
+        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+        student, index, margin = self.norm(masked(student, mask)), self.index, self.margin
         if self.teacher_channels < self.student_channels:
             # Only the Ct student channels with a partner are guided; a stable sort finds them without asking the device.
             guided = (index[:, 0] < 0).to(torch.uint8).argsort(stable=True)[: self.teacher_channels]
             student, index, margin = student.index_select(1, guided), index[guided], margin[guided]
         with torch.no_grad():
             target = self.rule.channels(teacher, index, None)
-        return partial_loss(student, target, margin, reduction)
+        return partial_loss(student, target, margin, reduction, mask)
 
     def solve(self, sums: CostAccumulator) -> Matching:
         """Match by the summed costs and take the margins from the teacher as it is now.
@@ -131,11 +133,15 @@ class MatchingDistiller(FeatureDistiller):
             form: the sum over all elements, divided by ``B * 1e4 * 2 ** (n - 1 - i)`` for batch size B and position i of
             n; made for 224 px, where for MobileNet-V1 it equals 5 times the mean.
         norm: builds the normalisation that student features pass, from the number of channels; default: batch norm.
+            `features.group_norm` is for small batches. Statistics of a masked batch count the padding as zeros.
         matcher: solves the matching, (cost (Cs, Ct), G) -> index (Cs, G); `random_assignment` is the control that ignores
             the cost.
         hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh, so that only
             what pays changes; 0 is the paper's.
         example: an input to find taps and sizes with; None: images of the size that the networks ask for.
+        loss_reduction: "mean", or "sum": the weights are of each position's sum over the elements of an image, which the
+            batch's sum divided by B is the mean of. The paper's form for detectors, of four positions, is "sum" with
+            ``loss_weight=[2e-8, 2e-8, 2e-7, 2e-7]``.
 
     Attributes:
         student: the student, as it was given.
@@ -170,25 +176,27 @@ class MatchingDistiller(FeatureDistiller):
         matcher: Matcher = solve_assignment,
         hysteresis: float = 0.0,
         example: Tensor | tuple[Any, ...] | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         get_reduction(reduction)
         if not 0 <= hysteresis < math.inf:
             raise ValueError(f"hysteresis={hysteresis}: expected a finite number of at least 0")
 
         position = functools.partial(Position, reduction=reduction, norm=norm, matcher=matcher, hysteresis=hysteresis)
-        super().__init__(teacher, student, taps, position, loss_weight, example)
+        super().__init__(teacher, student, taps, position, loss_weight, example, loss_reduction)
         self.matched = False
         self.register_load_state_dict_post_hook(_look_for_matching)  # type: ignore[no-untyped-call]
 
-    def loss(self, captured: Captured) -> Tensor:
-        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar.
+    def loss(self, captured: Captured, mask: Tensor | None = None) -> Tensor:
+        """As of `FeatureDistiller`.
 
         Raises:
             RuntimeError: before the first `refresh`.
+            ValueError: as of `FeatureDistiller`.
         """
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
-        return super().loss(captured)
+        return super().loss(captured, mask)
 
     @torch.no_grad()
     def refresh(
@@ -207,13 +215,14 @@ class MatchingDistiller(FeatureDistiller):
                 (`DistributedSampler`) it is used whole, else each rank takes every world-th batch.
             max_images: the most images, over all ranks.
             forward: runs the student on a batch, for students that are parts of larger models, which then see whole
-                batches; None: ``student(images)``.
+                batches; None: ``student(images)``. A bool tensor that it returns is the batch's mask, as of `loss`: the
+                padding is left out of costs and margins. Whatever else it returns is ignored.
 
         Returns:
             The matching of every position.
 
         Raises:
-            ValueError: no images, or costs that are not finite.
+            ValueError: no images, costs that are not finite, or a mask that does not fit.
         """
         if max_images < 1:
             raise ValueError(f"max_images={max_images}: expected at least 1")
@@ -229,14 +238,16 @@ class MatchingDistiller(FeatureDistiller):
             for number, batch in enumerate(loader if left > 0 else ()):
                 count = min(left, len(images_of(batch))) if forward is None else 0
                 if sharded or number % world == rank:
+                    mask = None
                     with self.capture() as captured:
                         if forward is None:
                             self.student(images_of(batch)[:count].to(device))
                         else:
-                            forward(batch)
+                            returned = forward(batch)
+                            mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
                     teacher_values = self._teacher(captured)
                     for place, position in enumerate(self.positions):
-                        sums[place].update(*position.maps(captured.values[place], teacher_values[place]))
+                        sums[place].update(*position.masked_maps(captured.values[place], teacher_values[place], mask))
                     count = len(captured.values[0])
                 left -= count
                 if left <= 0:  # before another batch is loaded

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from matchdistill.alignment import align_maps, channels_second
+from matchdistill.alignment import align_maps, align_masked, channels_second
 from matchdistill.capture import Capture, Captured
 from matchdistill.functional import batchnorm_margin
 from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
@@ -38,6 +38,16 @@ class FeatureNorm(nn.modules.batchnorm._BatchNorm):
             assert self.running_mean is not None
             return nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias)
         return super().forward(input)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm of 32 groups, or of the most that divide both 32 and the channels: for batches of a few images.
+
+    Example:
+        >>> [group_norm(channels).num_groups for channels in (256, 24)]
+        [32, 8]
+    """
+    return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 class FeaturePosition(nn.Module):
@@ -77,16 +87,31 @@ class FeaturePosition(nn.Module):
 
     def maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both features with the channels in axis 1 and the student's map size."""
-        # Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence.
-        sequences = student.ndim == teacher.ndim == 3 and self.channel_dims == (1, 1)
-        student, teacher = (
-            channels_second(student, self.channel_dims[1]),
-            channels_second(teacher, self.channel_dims[0]),
-        )
-        return align_maps(student, teacher, sequences)
+        return align_maps(*self._channels_second(student, teacher), self._sequences(student, teacher))
 
-    def loss(self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
-        """The loss of features as they were tapped, a scalar: summed over the elements, or their mean."""
+    def masked_maps(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `maps`, and the positions that count (N, *), from the input's pixels (N, H, W) that do; None: all."""
+        if mask is None:
+            return *self.maps(student, teacher), None
+        both = self._channels_second(student, teacher)
+        return align_masked(*both, mask.to(student.device), self._sequences(student, teacher))
+
+    def _channels_second(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return channels_second(student, self.channel_dims[1]), channels_second(teacher, self.channel_dims[0])
+
+    def _sequences(self, student: Tensor, teacher: Tensor) -> bool:
+        """Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence."""
+        return student.ndim == teacher.ndim == 3 and self.channel_dims == (1, 1)
+
+    def loss(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss of features as they were tapped, a scalar: summed over the elements, or their mean.
+
+        A mask (N, H, W) of the input's pixels, bool, is True where they belong to an image; the other elements are left out.
+        """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -109,6 +134,7 @@ class FeatureDistiller(nn.Module):
         position: makes a position, given the arguments of `FeaturePosition`.
         loss_weight: as of `MatchingDistiller`.
         example: as of `MatchingDistiller`.
+        loss_reduction: as of `MatchingDistiller`.
 
     Attributes:
         student: the student, as it was given.
@@ -130,6 +156,7 @@ class FeatureDistiller(nn.Module):
         position: Callable[[Tap, Tap, tuple[Operation, Operation], tuple[str, nn.Module] | None], FeaturePosition],
         loss_weight: float | Sequence[float] | Literal["paper"],
         example: Tensor | tuple[Any, ...] | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
         if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
@@ -150,7 +177,10 @@ class FeatureDistiller(nn.Module):
         like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
         modules = nn.ModuleList(positions).to(like.device, torch.promote_types(like.dtype, torch.float32))
         self.positions = cast("Sequence[FeaturePosition]", modules)
-        self._weights, self._loss_reduction = _weights(loss_weight, len(positions))
+        self._weights = _weights(loss_weight, len(positions))
+        if loss_reduction not in ("mean", "sum"):
+            raise ValueError(f"loss_reduction={loss_reduction!r}: expected 'mean' or 'sum'")
+        self._loss_reduction: Literal["mean", "sum"] = "sum" if loss_weight == "paper" else loss_reduction
         self.student = student
         self._student_capture = Capture(student, [position.student for position in positions])
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
@@ -190,14 +220,24 @@ class FeatureDistiller(nn.Module):
         with self._student_capture() as captured:
             yield captured
 
-    def loss(self, captured: Captured) -> Tensor:
-        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar."""
+    def loss(self, captured: Captured, mask: Tensor | None = None) -> Tensor:
+        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar.
+
+        Args:
+            captured: what `capture` collected.
+            mask: pixels of the input that belong to an image (N, H, W), bool, True, where images are padded to a batch:
+                the padding is left out; None: there is none.
+
+        Raises:
+            ValueError: a mask that is not bool (N, H, W), or features that are no maps with a mask.
+        """
         self._student_capture.check(captured)
         teacher_values = self._teacher(captured)
-        # The paper's sums are per image of the batch; means are already.
+        # Sums are per image of the batch; means are already.
         share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
         losses = [
-            position.loss(captured.values[number], teacher_values[number], self._loss_reduction) * (weight * share)
+            position.loss(captured.values[number], teacher_values[number], self._loss_reduction, mask)
+            * (weight * share)
             for number, (position, weight) in enumerate(zip(self.positions, self._weights, strict=True))
         ]
         self.position_losses = torch.stack(losses).detach()
@@ -232,12 +272,10 @@ def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]
     return pairs
 
 
-def _weights(
-    loss_weight: float | Sequence[float] | Literal["paper"], positions: int
-) -> tuple[list[float], Literal["sum", "mean"]]:
-    """The weight of every position, and whether it is of the sum over a position's elements or of their mean."""
+def _weights(loss_weight: float | Sequence[float] | Literal["paper"], positions: int) -> list[float]:
+    """The weight of every position."""
     if loss_weight == "paper":
-        return [1 / (PAPER_FACTOR * 2 ** (positions - 1 - number)) for number in range(positions)], "sum"
+        return [1 / (PAPER_FACTOR * 2 ** (positions - 1 - number)) for number in range(positions)]
     if isinstance(loss_weight, str):
         raise ValueError(f"loss_weight={loss_weight!r}: expected a number, a number for each position, or 'paper'")
     weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
@@ -245,4 +283,4 @@ def _weights(
         raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
     if not all(isinstance(weight, numbers.Real) and 0 <= float(weight) < math.inf for weight in weights):
         raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
-    return [float(weight) for weight in weights], "mean"
+    return [float(weight) for weight in weights]

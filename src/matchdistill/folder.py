@@ -10,12 +10,14 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from matchdistill.data import ImageData
+from matchdistill.building import BUILDERS
+from matchdistill.data import DetectionData, ImageData
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.messages import cause
-from matchdistill.models import build_model, load_weights, save_weights
+from matchdistill.models import load_weights, save_weights
+from matchdistill.models.detection import weightless
 from matchdistill.models.weights import read_pickle
-from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe
+from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 
 CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "last.ckpt",
@@ -39,16 +41,20 @@ NEEDED = (
 CELLS = "cells"  # the runs of a comparison
 
 
-def save_student(student: nn.Module, recipe: Recipe, data: ImageData, out: Path) -> None:
+def save_student(student: nn.Module, recipe: Recipe, data: ImageData | DetectionData, out: Path) -> None:
     """Write the student's weights, and what is needed to build it again."""
     save_weights(student, out / WEIGHTS)
     described = {
+        "task": recipe.task,
         "name": recipe.student.name,
-        "options": recipe.student.options,
+        "options": weightless(recipe.student.options),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
-        "image_size": data.image_size,
     }
+    if isinstance(data, DetectionData):
+        described["category_ids"] = data.category_ids.tolist()
+    else:
+        described["image_size"] = data.image_size
     write_json(out / MODEL, described)
 
 
@@ -60,8 +66,9 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
-    described = read_json(run / MODEL, name=str, options=dict, num_classes=int, class_names=list, image_size=int)
-    model = build_model(described["name"], described["num_classes"], **described["options"])
+    described = read_json(run / MODEL, name=str, options=dict, num_classes=int, class_names=list)
+    task = str(described.setdefault("task", "classification"))
+    model = BUILDERS[task](described["name"], described["num_classes"], **described["options"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
 
@@ -110,7 +117,8 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
     if not resume:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
     # Resolved, as values that an older version did not know have their defaults.
-    there = _decisive(plain_config(resolve_recipe(read_recipe(path), recipe_parser())))
+    values = read_recipe(path)
+    there = _decisive(plain_config(resolve_recipe(values, recipe_parser(task=task_of(values)))))
     changed = [key for key, value in _decisive(recipe.config).items() if there.get(key) != value]
     if changed:
         raise ValueError(

@@ -4,6 +4,9 @@ Source: K. Yue, J. Deng, F. Zhou, "Matching Guided Distillation", ECCV 2020 (arX
 after B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
 
 Axes: N batch, Cs student channels, Ct teacher channels, C channels of either, G group, P positions (`*` flattened).
+
+A mask (N, *), bool, is True at the positions that count, as those of an image in a padded batch; whatever the others hold
+(NaN too) reaches neither a result nor a gradient.
 """
 
 from __future__ import annotations
@@ -19,16 +22,17 @@ from torch import Generator, Tensor
 from matchdistill.reduction import Reduction, get_reduction
 
 
-def similarity_sum(student: Tensor, teacher: Tensor) -> Tensor:
+def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Sum over samples of the cosine between every student and every teacher channel map, by one matrix product.
 
     Args:
         student: features (N, Cs, *).
         teacher: features (N, Ct, *), the same N and positions.
+        mask: positions that count (N, *), bool; None: all.
 
     Returns:
-        (Cs, Ct), float32 for half precision input, on the features' device, without a graph. A map of zeros has
-        cosine 0 with every map.
+        (Cs, Ct), float32 for half precision input, on the features' device, without a graph. A map of zeros, or without
+        a position that counts, has cosine 0 with every map.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -45,7 +49,24 @@ def similarity_sum(student: Tensor, teacher: Tensor) -> Tensor:
         )
     # Autocast would run the product in half precision, whose sums over N * P terms lose the small differences.
     with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
-        return _unit_maps(student) @ _unit_maps(teacher).T
+        return _unit_maps(masked(student, mask)) @ _unit_maps(masked(teacher, mask)).T
+
+
+def masked(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Features (N, C, *) with zeros at the positions that do not count; without a mask they themselves.
+
+    Raises:
+        ValueError: a mask that is not bool or not (N, *).
+    """
+    if mask is None:
+        return features
+    expected = (*features.shape[:1], *features.shape[2:])
+    if mask.dtype != torch.bool or mask.shape != expected:
+        raise ValueError(
+            f"mask of {mask.dtype} {tuple(mask.shape)} for features {tuple(features.shape)}: expected torch.bool "
+            f"{expected}, True at the positions that count"
+        )
+    return features.masked_fill(~mask[:, None], 0)
 
 
 def _unit_maps(features: Tensor) -> Tensor:
@@ -58,16 +79,17 @@ def _unit_maps(features: Tensor) -> Tensor:
     return F.normalize(maps, dim=2).transpose(0, 1).flatten(1)
 
 
-def matching_cost(student: Tensor, teacher: Tensor) -> Tensor:
+def matching_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over the batch of the squared distance between L2-normalised channel maps, ``2 - 2 cos`` (section 3.1).
 
     Args:
         student: features (N, Cs, *).
         teacher: features (N, Ct, *), the same N and positions.
+        mask: positions that count (N, *), bool; None: all.
 
     Returns:
         Cost (Cs, Ct) between 0 (same pattern) and 4 (opposite pattern), float32 or float64, on the features' device.
-        A map of zeros resembles nothing: its cost is 2.
+        A map of zeros, or without a position that counts, resembles nothing: its cost is 2.
 
     Raises:
         ValueError: an empty batch, or shapes that do not fit each other.
@@ -78,7 +100,7 @@ def matching_cost(student: Tensor, teacher: Tensor) -> Tensor:
         tensor([[0., 2.],
                 [2., 0.]])
     """
-    similarity = similarity_sum(student, teacher)
+    similarity = similarity_sum(student, teacher, mask)
     if len(student) == 0:
         raise ValueError("the batch is empty: a matching cost needs at least one image")
     return 2 - 2 * similarity / len(student)
@@ -241,10 +263,10 @@ def batchnorm_margin(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.where(negative_share > 1e-3, margin, -3 * scale).to(weight.dtype)
 
 
-def negative_sum(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and number of each channel's negative values, (N, C, *) -> two (C,)."""
+def negative_sum(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum and number of each channel's negative values at the positions that count, (N, C, *) -> two (C,)."""
     others = [axis for axis in range(features.ndim) if axis != 1]
-    negative, dtype = features.detach().clamp_max(0), wide(features.device)
+    negative, dtype = masked(features.detach().clamp_max(0), mask), wide(features.device)
     return negative.sum(others, dtype=dtype), (negative < 0).sum(others, dtype=dtype)
 
 
@@ -253,20 +275,27 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def empirical_margin(features: Tensor) -> Tensor:
+def empirical_margin(features: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of each channel's negative values: the margin of a channel without batch norm.
 
     Args:
         features: (N, C, *).
+        mask: positions that count (N, *), bool; None: all.
 
     Returns:
         (C,), float32 for half precision input; 0 for a channel that is never negative.
     """
-    total, count = negative_sum(features)
+    total, count = negative_sum(features, mask)
     return (total / count.clamp_min(1)).to(torch.promote_types(features.dtype, torch.float32))
 
 
-def partial_loss(student: Tensor, target: Tensor, margin: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
+def partial_loss(
+    student: Tensor,
+    target: Tensor,
+    margin: Tensor,
+    reduction: Literal["sum", "mean"] = "sum",
+    mask: Tensor | None = None,
+) -> Tensor:
     """Squared distance to ``t = max(target, margin)`` wherever ``student > t`` or ``t > 0`` (Heo et al. 2019).
 
     A student that is already below a negative target is left alone: both vanish behind the activation.
@@ -276,6 +305,7 @@ def partial_loss(student: Tensor, target: Tensor, margin: Tensor, reduction: Lit
         target: reduced teacher features (N, Cs, *).
         margin: reduced margins (Cs,).
         reduction: "sum" over all elements, or "mean": that sum over the number of all elements.
+        mask: positions that count (N, *), bool: "all elements" are theirs; None: all.
 
     Returns:
         A scalar, float32 for half precision input, that sends gradients to the student alone; where no element
@@ -301,8 +331,17 @@ def partial_loss(student: Tensor, target: Tensor, margin: Tensor, reduction: Lit
     values = student.to(dtype)
     # Asked the other way round, a NaN on either side is not taken for agreement but reaches the loss.
     left_alone = (values <= goal) & (goal <= 0)
-    total = torch.where(left_alone, 0, values - goal).square().sum()
-    return total / max(student.numel(), 1) if reduction == "mean" else total
+    return squared(torch.where(left_alone, 0, values - goal), reduction, mask)
+
+
+def squared(differences: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None) -> Tensor:
+    """Sum or mean of the squares of (N, C, *) at the positions that count; zero in the graph where there are none."""
+    total = masked(differences, mask).square().sum()
+    if reduction == "sum":
+        return total
+    if mask is None:
+        return total / max(differences.numel(), 1)
+    return total / (mask.sum() * differences.shape[1]).clamp_min(1)
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -> Tensor:

@@ -24,9 +24,12 @@ class CostAccumulator:
         self._sums: list[Tensor] = []
         self.count = 0
 
-    def update(self, student: Tensor, teacher: Tensor) -> None:
-        """Add a batch of student (N, Cs, *) and teacher (N, Ct, *) features of the same images and positions."""
-        batch = (similarity_sum(student, teacher), *negative_sum(teacher))
+    def update(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch of student (N, Cs, *) and teacher (N, Ct, *) features of the same images and positions.
+
+        A mask (N, *), bool, is True at the positions that count.
+        """
+        batch = (similarity_sum(student, teacher, mask), *negative_sum(teacher, mask))
         if not self._sums:
             self._start(student.shape[1], teacher.shape[1], student.device)
         if batch[0].shape != self._sums[0].shape:

@@ -13,11 +13,12 @@ from typing import Any, Literal, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from matchdistill.data import ImageData
+from matchdistill.data import DetectionData, ImageData
 from matchdistill.messages import did_you_mean
 from matchdistill.models import weights_file
 from matchdistill.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
 
+DATA = {"classification": ImageData, "detection": DetectionData}  # of each task
 SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
 
 
@@ -28,7 +29,7 @@ class Recipe:
     config: dict[str, Any]
     task: str
     seed: int
-    data: ImageData
+    data: ImageData | DetectionData
     teacher: Teacher
     student: Model
     training: Training
@@ -56,7 +57,7 @@ class Recipe:
             config,
             config["task"],
             config["seed"],
-            ImageData(**config["data"], seed=config["seed"]),
+            DATA[config["task"]](**config["data"], seed=config["seed"]),
             _teacher(config),
             Model(**config["student"]),
             Training(**config["training"]),
@@ -129,21 +130,37 @@ def load_recipe(name: str | Path, *arguments: str) -> Recipe:
     Raises:
         ValueError: there is none, or it does not fit; all that is wrong is listed.
     """
-    return Recipe.of(plain_config(resolve_recipe(read_recipe(name), recipe_parser(), arguments)))
+    values = read_recipe(name)
+    parser = recipe_parser(task=task_of(values, arguments))
+    return Recipe.of(plain_config(resolve_recipe(values, parser, arguments)))
 
 
-def recipe_parser(prog: str | None = None) -> ArgumentParser:
-    """The options of a recipe."""
+def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
+    """The task of a recipe's values with arguments of the command line over them; where it is none, the default's."""
+    task = values.get("task")
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--task="):
+            task = argument.partition("=")[2]
+        elif argument == "--task" and number + 1 < len(arguments):
+            task = arguments[number + 1]
+    return str(task) if task in DATA else "classification"
+
+
+def recipe_parser(prog: str | None = None, task: str = "classification") -> ArgumentParser:
+    """The options of a recipe for a task."""
     parser = ArgumentParser(prog=prog, exit_on_error=False)
-    parser.add_argument("--task", type=Literal["classification"], default="classification", help="what is learned")
+    tasks = Literal["classification", "detection"]
+    parser.add_argument("--task", type=tasks, default=task, help="what is learned, by which the options of data differ")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_class_arguments(ImageData, "data", skip={"seed"})
+    parser.add_class_arguments(DATA[task], "data", skip={"seed"})
     parser.add_class_arguments(Teacher, "teacher")
     parser.add_class_arguments(Model, "student")
     parser.add_class_arguments(Training, "training")
     parser.add_class_arguments(Distillation, "distillation")
     parser.add_class_arguments(Machine, "trainer")
     parser.add_class_arguments(Comparison, "compare")
+    if task == "detection":
+        parser.set_defaults({"compare.methods": ["none", "mgd-sm", "mgd-amp"]})
     return parser
 
 
@@ -220,23 +237,26 @@ def _plain(value: Any) -> Any:
 def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     """What a check of every value by itself cannot see."""
     student, teacher, guidance = Model(**config["student"]), _teacher(config), Distillation(**config["distillation"])
-    own_data = {"train_limit": teacher.train_limit, "train_part": teacher.train_part}
+    own_data = {"root": Path(), "train_limit": teacher.train_limit, "train_part": teacher.train_part}
     for section, arguments in (("data", config["data"]), ("teacher", own_data)):
         try:
-            ImageData(**arguments)
+            DATA[config["task"]](**arguments)
         except ValueError as error:
             yield str(error).replace("data.", f"{section}.")
     for method in dict.fromkeys([guidance.method, *config["compare"]["methods"]]):
         try:
-            parse_method(method)
+            kd = parse_method(method).kd
         except ValueError as error:
             yield str(error)
+        else:
+            if kd and config["task"] == "detection":
+                yield f"method {method!r} distils the output of classifiers: choose one without kd for detectors"
     if not student.name:
         yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
     if guidance.needs_teacher and teacher.name is None:
         yield f"method {guidance.method!r} needs a teacher: give teacher.name"
     for section, training in (("training", Training(**config["training"])), ("teacher.training", teacher.training)):
-        for name in ("epochs", "warmup_epochs", "weight_decay", "momentum"):
+        for name in ("epochs", "warmup_epochs", "warmup_steps", "weight_decay", "momentum"):
             if getattr(training, name) < 0:
                 yield f"{section}.{name} is {getattr(training, name)}: expected 0 or more"
         if training.validate_every < 1:
@@ -265,6 +285,18 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     epochs = guidance.refresh_every
     if min([epochs] if isinstance(epochs, int) else [0, *epochs]) < 0 or guidance.refresh_images < 1:
         yield "distillation.refresh_every must be 0 or more and distillation.refresh_images 1 or more"
+    if (phases := guidance.refresh_steps) is not None and not (
+        all(len(phase) == 2 and phase[1] >= 0 for phase in phases)
+        and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
+    ):
+        yield (
+            f"distillation.refresh_steps is {phases}: expected pairs [from step, every], ascending, the first from step 0, "
+            "for example [[0, 5000], [20000, 31000]]"
+        )
+    if config["task"] == "classification" and guidance.pyramid:
+        yield "distillation.pyramid is for detectors: give taps of your own instead"
+    if config["task"] == "detection" and config["trainer"]["compile"]:
+        yield "trainer.compile is for classifiers: the batches of a detector are of another size at every step"
     for name in ("hysteresis", "fitnets_weight", "at_weight", "ofd_weight"):
         if not 0 <= getattr(guidance, name) < math.inf:
             yield f"distillation.{name} is {getattr(guidance, name)}: expected a finite number of at least 0"

@@ -24,6 +24,22 @@ def due(epoch: int, every: int | Sequence[int]) -> bool:
     return epoch == 0 or epoch in every
 
 
+def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:
+    """Whether the matching is refreshed before this step (from 0).
+
+    Args:
+        step: of the optimiser.
+        phases: [from step, every], ascending: from that step on, at the steps that are multiples of `every`; at none
+            but step 0 where it is 0.
+
+    Example:
+        >>> [step for step in range(0, 70_000, 500) if due_at_step(step, [[0, 5000], [20_000, 31_000]])]
+        [0, 5000, 10000, 15000, 31000, 62000]
+    """
+    every = [every for first, every in phases if first <= step][-1]
+    return step == 0 or (every > 0 and step % every == 0)
+
+
 def images_of(batch: Any) -> Tensor:
     """The images of a batch: its first tensor.
 

@@ -24,6 +24,7 @@ class Training:
         milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
         gamma: the factor of "steps".
         warmup_epochs: epochs before the others in which the learning rate rises from a tenth.
+        warmup_steps: steps at the start of the epochs in which it rises from a thousandth of what it would be.
         validate_every: epochs between validations; the last epoch is always validated.
         accumulate: batches whose gradients make one step; at the end of an epoch those that are left do.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
@@ -38,6 +39,7 @@ class Training:
     milestones: list[int] = field(default_factory=lambda: [31, 61, 81])
     gamma: float = 0.1
     warmup_epochs: int = 0
+    warmup_steps: int = 0
     validate_every: int = 1
     accumulate: int = 1
     ema: float | None = None
@@ -98,8 +100,13 @@ class Distillation:
             "random-amp" (or -sm ...) with random groups instead of matched ones, never refreshed. But for "none" and "kd",
             each also with "+kd".
         taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
-        loss_weight: of each position's mean loss, one for all or one for each; "paper" is the paper's form.
+        pyramid: of a detector, the levels of the feature pyramid too, whose margins are measured.
+        loss_weight: of each position's loss, one for all or one for each; "paper" is the paper's form for classification.
+        loss_reduction: whether these weigh the mean over a position's elements or, per image, the sum.
+        norm: what the student's features pass before they are compared, batch norm or, for small batches, group norm.
         refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves.
+        refresh_steps: instead, pairs [from step, every], the first from step 0: from that step on the matching is refreshed
+            before the steps that are multiples of the second number; 0: before no later one; null: by epochs.
         refresh_images: the most training images of a refresh.
         hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh.
         fitnets_weight: of each position's mean squared distance, in "fitnets".
@@ -111,8 +118,12 @@ class Distillation:
 
     method: str = "mgd-amp"
     taps: Literal["auto"] | list[tuple[str, str]] = "auto"
+    pyramid: bool = False
     loss_weight: Literal["paper"] | float | list[float] = 5.0
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    norm: Literal["batch", "group"] = "batch"
     refresh_every: int | list[int] = 1
+    refresh_steps: list[list[int]] | None = None
     refresh_images: int = 20_000
     hysteresis: float = 0.0
     fitnets_weight: float = 30.0

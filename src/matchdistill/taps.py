@@ -23,8 +23,9 @@ Side = Literal["input", "output"]
 _ACTIVATIONS = frozenset(
     "relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu gelu silu mish hardswish softplus threshold tanh".split()
 )
+_ADDING = frozenset("add iadd radd".split())
 # What a value may pass on its way from a batch norm and still be that norm's output, or a sum with it.
-_KEEPING = frozenset("add iadd radd dropout dropout2d stochastic_depth clone contiguous to permute transpose".split())
+_KEEPING = _ADDING | frozenset("dropout dropout2d stochastic_depth clone contiguous to permute transpose".split())
 _REARRANGING = frozenset("view reshape transpose permute contiguous flatten channel_shuffle dropout".split())
 _COMPUTING = frozenset("conv1d conv2d conv3d linear batch_norm layer_norm group_norm".split())
 # Sizes this much apart count as one resolution: a valid convolution or a class token, not a stride.
@@ -35,7 +36,8 @@ _SAME_RESOLUTION = 1.5
 class Tap:
     """A place to take features: the input or the output of a module, at its last call in a forward pass.
 
-    "Before the activation" is the input of the activation module.
+    "Before the activation" is the input of the activation module. Where the activation is a function, ``F.relu(x + y)``, it
+    is the sum of two such places.
 
     Args:
         module: path as in ``named_modules()``, "layer1.2.relu"; "" is the model itself.
@@ -43,34 +45,46 @@ class Tap:
         channel_dim: axis of the channels; None: as seen in the forward pass, else the last of (N, T, C) tokens and the
             second of anything else.
         reason: why it was chosen.
+        plus: the place of what the network adds to the value; None: the value itself.
 
     Raises:
-        ValueError: an unknown side.
+        ValueError: an unknown side, or a sum of more than two.
 
     Example:
         >>> Tap.parse("layer1.2.relu:input")
         Tap(module='layer1.2.relu', side='input', channel_dim=None)
         >>> str(Tap("layer1"))
         'layer1:output'
+        >>> str(Tap.parse("res2.0.conv2 + res2.0:input"))
+        'res2.0.conv2:output + res2.0:input'
     """
 
     module: str
     side: Side = "output"
     channel_dim: int | None = None
     reason: str = field(default="given", compare=False, repr=False)
+    plus: Tap | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.side not in get_args(Side):
             raise ValueError(f"unknown side {self.side!r} of tap {self.module!r}: expected 'input' or 'output'")
+        if self.plus is not None and self.plus.plus is not None:
+            raise ValueError(f"tap {self} is a sum of more than two: expected the two that the network adds at once")
 
     def __str__(self) -> str:
-        return f"{self.module}:{self.side}"
+        return f"{self.module}:{self.side}" + (f" + {self.plus}" if self.plus else "")
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """A tap from "path", "path:input" or "path:output"."""
-        module, _, side = text.partition(":")
-        return cls(module, side or "output")  # type: ignore[arg-type]
+        """A tap from "path", "path:input" or "path:output", or the sum of two of them, "path + path:input"."""
+        first, _, second = text.partition(" + ")
+        module, _, side = first.partition(":")
+        return cls(module, side or "output", plus=Tap.parse(second) if second else None)  # type: ignore[arg-type]
+
+    def within(self, path: str) -> Tap:
+        """The same place in a larger model that has the model of this tap at a path."""
+        module = f"{path}.{self.module}" if self.module else path
+        return replace(self, module=module, plus=self.plus and self.plus.within(path))
 
 
 def resolve(model: nn.Module, path: str) -> nn.Module:
@@ -100,26 +114,41 @@ def tapped_operation(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
 
     Raises:
         ValueError: no such module, or the forward pass does not reach it, or its value is not a single tensor (N, C, *),
-            or has no such channel axis.
+            or has no such channel axis; or the forward pass does not add what a sum consists of.
     """
+    operation = _sum(trace, model, tap) if tap.plus is not None else _single(trace, model, tap)
+    if tap.channel_dim is None:
+        return operation
+    assert operation.shape is not None
+    axes = len(operation.shape)
+    if not -axes <= tap.channel_dim < axes or tap.channel_dim % axes == 0:
+        raise ValueError(
+            f"channel_dim={tap.channel_dim} of tap {tap} is no channel axis of its value {operation.shape}: "
+            f"expected 1 to {axes - 1}, axis 0 is the batch"
+        )
+    return replace(operation, channel_dim=tap.channel_dim % axes)
+
+
+def _single(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
     resolve(model, tap.module)
     for operation in reversed(trace.operations):
         if tap.module in (operation.inputs_of if tap.side == "input" else operation.outputs_of):
             if operation.shape is None or len(operation.shape) < 2:
                 break
-            if tap.channel_dim is None:
-                return operation
-            axes = len(operation.shape)
-            if not -axes <= tap.channel_dim < axes or tap.channel_dim % axes == 0:
-                raise ValueError(
-                    f"channel_dim={tap.channel_dim} of tap {tap} is no channel axis of its value {operation.shape}: "
-                    f"expected 1 to {axes - 1}, axis 0 is the batch"
-                )
-            return replace(operation, channel_dim=tap.channel_dim % axes)
+            return operation
     raise ValueError(
         f"the forward pass of {type(model).__name__} gives no single feature tensor (N, C, *) at the {tap.side} of "
         f"{tap.module!r}: choose a module that it calls with, or that returns, one"
     )
+
+
+def _sum(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
+    assert tap.plus is not None
+    addends = {_single(trace, model, tap).number, _single(trace, model, tap.plus).number}
+    for operation in trace.operations:
+        if operation.name in _ADDING and len(operation.inputs) == 2 and set(operation.inputs) == addends:
+            return operation
+    raise ValueError(f"the forward pass of {type(model).__name__} does not add the two values of tap {tap}")
 
 
 def margin_source(trace: Trace, operation: Operation) -> str | None:
@@ -145,9 +174,12 @@ def margin_source(trace: Trace, operation: Operation) -> str | None:
 
 
 def _has_scale(norm: nn.Module, channels: int) -> bool:
-    """Whether a module that runs a batch norm holds its scale and shift, under their usual names."""
+    """Whether a module that runs a batch norm holds its scale and shift, under their usual names.
+
+    Buffers are those of a frozen norm, into which its statistics may be folded: they say nothing of the value.
+    """
     held = [getattr(norm, name, None) for name in ("weight", "bias")]
-    return all(isinstance(values, Tensor) and values.shape == (channels,) for values in held)
+    return all(isinstance(values, nn.Parameter) and values.shape == (channels,) for values in held)
 
 
 @dataclass(frozen=True)
@@ -200,7 +232,7 @@ def _closes_block(trace: Trace, cut: Operation) -> bool:
 
 
 def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:
-    """The tap of an activation's input; of its output where no module is called with, or returns, its input."""
+    """The tap of an activation's input; of its output where no module is called with, or returns, its input or addends."""
     value = trace.made_by(activation.inputs[0])
     reason = "before the last activation at its resolution"
     if value is not None and value.shape is not None:
@@ -208,10 +240,25 @@ def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:
             return Candidate(Tap(activation.module, "input", value.channel_dim, reason), value)
         if value.outputs_of:
             return Candidate(Tap(value.outputs_of[0], "output", value.channel_dim, reason), value)
+        if (total := _sum_tap(trace, value, reason)) is not None:
+            return Candidate(total, value)
     if activation.outputs_of:
         reason = "after the last activation at its resolution: no module returns the value before it"
         return Candidate(Tap(activation.outputs_of[0], "output", activation.channel_dim, reason), activation)
     return None
+
+
+def _sum_tap(trace: Trace, value: Operation, reason: str) -> Tap | None:
+    """The tap of a sum of two values that modules are called with or return; None for anything else."""
+    makers = [trace.made_by(number) for number in value.inputs]
+    if value.name not in _ADDING or len(makers) != 2:
+        return None
+    taps = []
+    for maker in makers:
+        if maker is None or maker.shape != value.shape or not (maker.outputs_of or maker.inputs_of):
+            return None
+        taps.append(Tap(maker.outputs_of[0]) if maker.outputs_of else Tap(maker.inputs_of[0], "input"))
+    return replace(taps[0], channel_dim=value.channel_dim, reason=reason, plus=taps[1])
 
 
 def pair_candidates(

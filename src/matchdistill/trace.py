@@ -238,6 +238,8 @@ class _Recorder(TorchFunctionMode):
             changed = [value for value, version in before if _version(value) != version]
             made = [value for value in tensors_in(result) if id(value) not in given] + changed
         name = getattr(func, "overloadpacket", func).__name__.strip("_")
+        if kwargs.get("alpha", 1) != 1:
+            name += "_scaled"  # x + alpha * y is no sum of its inputs
         self._tell(Call(name, (args, kwargs), made, func))
         return result
 

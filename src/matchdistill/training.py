@@ -36,11 +36,12 @@ from matchdistill.folder import (
     read_metrics,
     save_student,
 )
+from matchdistill.matching import Matching
 from matchdistill.messages import cause, console
 from matchdistill.models import load_weights
 from matchdistill.recipe import Recipe
 from matchdistill.settings import Machine
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.base import Task, metric_label
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -191,7 +192,7 @@ class Compilation(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Only now are they on their device, the teacher as a copy."""
-        assert isinstance(pl_module, Classification)
+        assert isinstance(pl_module, Task)
         # What was compiled for other networks of the same classes would be taken for these, without their hooks.
         torch.compiler.reset()
         for network in (pl_module.network(), pl_module.guide()):
@@ -213,13 +214,14 @@ class Narration(Callback):
 
     def __init__(self, terminal: Console, epochs: bool) -> None:
         self.terminal, self.epochs = terminal, epochs
+        self._told: list[Matching] = []
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Say what the refresh before the epoch came to."""
-        if batch_idx == 0 and isinstance(pl_module, Classification) and pl_module.refreshed:
-            matchings = pl_module.refreshed
+        """Say what the refresh before the step came to."""
+        if isinstance(pl_module, Task) and pl_module.refreshed and pl_module.refreshed is not self._told:
+            matchings = self._told = pl_module.refreshed
             costs = " ".join(f"{matching.mean_cost:.2f}" for matching in matchings)
             churns = " ".join(f"{matching.churn:.0%}" for matching in matchings if matching.churn is not None)
             self._say(f"matching of {matchings[0].images} images", f"cost {costs}", f"churn {churns}" if churns else "")
@@ -229,8 +231,8 @@ class Narration(Callback):
         if self.epochs:
             values = trainer.callback_metrics
             shown = {"loss": "train/loss", "features": "train/features"}
-            if isinstance(pl_module, Classification) and pl_module.validates():
-                shown["top-1"] = "val/top1"
+            if isinstance(pl_module, Task) and pl_module.validates():
+                shown[metric_label(pl_module.metric)] = f"val/{pl_module.metric}"
             parts = [f"{label} {float(values[name]):.4g}" for label, name in shown.items() if name in values]
             self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts)
 

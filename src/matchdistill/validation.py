@@ -1,4 +1,4 @@
-"""The accuracy of a run's networks on the validation images."""
+"""How good a run's networks are on the validation images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from matchdistill.building import build_teacher, check_classes
-from matchdistill.export import load_exported
+from matchdistill.building import BUILDERS, build_teacher, check_network, make_task
+from matchdistill.export import load_detector, load_exported
 from matchdistill.folder import WEIGHTS
-from matchdistill.models import build_model, load_weights
+from matchdistill.models import load_weights
+from matchdistill.models.detection import weightless
 from matchdistill.recipe import Recipe
-from matchdistill.tasks.classification import Classification
 from matchdistill.training import machine_trainer, quieten
 
 
@@ -26,7 +26,8 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
             None: its final weights.
 
     Returns:
-        For "student" and "teacher" the shares of images right by name: "top1", and with more than 5 classes "top5".
+        For "student" and "teacher" the metrics by name: the shares of images right ("top1", and with more than 5 classes
+        "top5"), or of a detector its average precisions ("ap", "ap50", ..., "mask_ap", ...).
 
     Raises:
         ValueError: weights that are missing or do not fit, or a package that is missing for them.
@@ -36,13 +37,15 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
     data.setup()
     student: nn.Module
     if weights is not None and weights.suffix.lower() in (".onnx", ".pt2"):
-        student = Exported(weights)
+        student = ExportedDetector(weights) if recipe.task == "detection" else Exported(weights)
     else:
-        student = build_model(recipe.student.name, data.num_classes, **recipe.student.options)
+        options = weightless(recipe.student.options)
+        student = BUILDERS[recipe.task](recipe.student.name, data.num_classes, **options)
         load_weights(student, weights or run / WEIGHTS)
-    check_classes(student, data, "student")
+    if not isinstance(student, ExportedDetector):
+        check_network(student, data, "student")
     teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
-    module = Classification(student, data.num_classes, recipe.training, recipe.distillation, teacher)
+    module = make_task(recipe, student, teacher)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
     trainer.validate(module, data, verbose=False)
     return {"student": module.result, "teacher": module.teacher_result}
@@ -59,6 +62,21 @@ class Exported(nn.Module):
         """Images (N, 3, H, W) -> logits."""
         with torch.autocast("cpu", enabled=False):
             return self.run(images.float().cpu()).to(images.device)
+
+
+class ExportedDetector(nn.Module):
+    """An exported program (.onnx) as a student: on the CPU and in its own precision, whatever the trainer's."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        if path.suffix.lower() != ".onnx":
+            raise ValueError(f"{path}: detectors are measured from weights (.safetensors, .ckpt) or .onnx")
+        self.find = load_detector(path)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Images (3, H, W) -> detections."""
+        found = [(image.device, self.find(image.float().cpu())) for image in images]
+        return [{name: value.to(device) for name, value in own.items()} for device, own in found]
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:

@@ -1,6 +1,8 @@
 import gzip
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -54,3 +56,60 @@ def write_fashion():
         return folder
 
     return write
+
+
+CATEGORIES = [{"id": 90, "name": "bag"}, {"id": 3, "name": "shoe"}, {"id": 17, "name": "coat"}]  # labels 3, 1, 2
+
+
+def annotation(number, image, category, box, segmentation, **others):
+    left, top, width, height = box
+    area = round(width * height * 0.7, 2)
+    entries = {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": 0}
+    return {**entries, "segmentation": segmentation or [[left, top, left + width, top, left, top + height]], **others}
+
+
+@pytest.fixture
+def coco_root(tmp_path):
+    """A miniature in the layout of COCO 2017: 6 training and 4 validation images, 2 and 1 of them without objects.
+
+    Ids have gaps and no order, images different sizes; masks are polygons of one part and of two, and run lengths.
+    """
+    (tmp_path / "annotations").mkdir()
+    two_parts = [[2, 3, 9.5, 3, 9.5, 8.25], [12, 3, 16, 3.5, 16, 9, 12, 9]]
+    for split, ids in (("train2017", [581, 12, 77, 400, 5, 93]), ("val2017", [8, 1000000007, 21, 3])):
+        (tmp_path / split).mkdir()
+        images, sizes = [], {}
+        for place, number in enumerate(ids):
+            width, height = sizes[number] = 40 + 3 * place, 30 + place
+            name = f"{number:012}.png"
+            noise = np.random.default_rng(number).integers(256, size=(height, width, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / split / name)
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
+        width, height = sizes[ids[3]]
+        runs = {"size": [height, width], "counts": [100, 7, height - 7, 9, height * width - 109 - height]}
+        notes = [
+            annotation(31, ids[3], 90, [3, 2, 2, 8], runs),
+            annotation(7, ids[0], 3, [2, 3, 14, 6], two_parts),
+            annotation(1000, ids[2], 17, [0.5, 1.25, 20.5, 10], None),
+            annotation(8, ids[0], 17, [20, 10, 15.5, 12.25], None),
+            annotation(9, ids[3], 3, [4, 4, 10, 20], None),
+            annotation(55, ids[3], 17, [0, 0, width, height / 2], runs, iscrowd=1),
+        ]
+        if split == "train2017":
+            notes.append(annotation(2, ids[4], 90, [10, 20, 30, 14.4], None))  # leaves the image by 0.4 px
+        content = {"images": images, "annotations": notes, "categories": CATEGORIES}
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.fixture
+def edit_coco(coco_root):
+    """A function that changes the training annotations of `coco_root` by a function of the JSON."""
+    path = coco_root / "annotations" / "instances_train2017.json"
+
+    def edit(change):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit

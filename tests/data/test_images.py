@@ -15,7 +15,7 @@ def process(monkeypatch):
     """Pretend to be one of several processes."""
 
     def be(rank, world):
-        monkeypatch.setattr("matchdistill.data.images.rank_and_world", lambda: (rank, world))
+        monkeypatch.setattr("matchdistill.data.module.rank_and_world", lambda: (rank, world))
 
     return be
 

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from matchdistill.models import build_model, weights_file
-from matchdistill.models.build import _take_head
+from matchdistill.models.build import take_head
 
 
 def one_line(info):
@@ -138,7 +138,7 @@ def test_head_is_exchanged(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     model, fresh = (torchvision.models.get_model(name, num_classes=count, **options) for count in (11, 4))
     body = {key: value.clone() for key, value in model.state_dict().items()}
-    _take_head(model, fresh)
+    take_head(model, fresh)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, body[key])}
     assert changed
     assert all(key.startswith(("fc.", "classifier.1.")) for key in changed)

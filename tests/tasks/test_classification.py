@@ -14,7 +14,8 @@ from matchdistill.building import build_module
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import small_resnet
 from matchdistill.settings import Distillation, Machine, Training
-from matchdistill.tasks.classification import Classification, lr_factor
+from matchdistill.tasks.base import lr_factor
+from matchdistill.tasks.classification import Classification
 from matchdistill.training import machine_trainer
 
 STAGES = ("layer1", "layer2", "layer3")

@@ -1,6 +1,7 @@
-"""Images with labels for classification."""
+"""Images with labels for classification, images with boxes and masks for detection."""
 
+from matchdistill.data.detection import DetectionData
 from matchdistill.data.images import ImageData
 from matchdistill.data.loading import EpochSampler
 
-__all__ = ["EpochSampler", "ImageData"]
+__all__ = ["DetectionData", "EpochSampler", "ImageData"]

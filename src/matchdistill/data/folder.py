@@ -6,18 +6,16 @@ Axes: N images, H height, W width.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from matchdistill.data.loading import Batch
+from matchdistill.data.reading import FileDataset
 from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.messages import cause
 
@@ -121,66 +119,29 @@ def _image_paths(folder: Path) -> list[str]:
     return sorted(paths)
 
 
-class FolderDataset(Dataset[Any]):
-    """Images read from files when they are asked for.
+class FolderDataset(FileDataset):
+    """Images read from files when they are asked for, with their labels.
 
     Args:
         files: the images.
         transform: from a PIL image to a tensor (3, H, W).
-        skip_corrupt: leave images that cannot be read out of their batch, with a warning at the first meeting. If
-            too few are left (none; in training one, which batch norm cannot take), the images that follow in the
-            data set fill up: every process still makes the same number of steps.
-        fewest: how many images a batch needs.
+        skip_corrupt: as :class:`FileDataset` has it.
+        fewest: likewise.
     """
 
     def __init__(
         self, files: ImageFiles, transform: Callable[[Image.Image], Tensor], skip_corrupt: bool, fewest: int = 1
     ) -> None:
+        super().__init__(files.paths, skip_corrupt, fewest)
         self.files = files
         self.transform = transform
-        self.skip_corrupt = skip_corrupt
-        self.fewest = fewest
-        # In shared memory: worker processes find corrupt images, the main process counts them.
-        self.corrupt = torch.zeros(len(files.paths), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
-    def __len__(self) -> int:
-        return len(self.files.paths)
-
-    @property
-    def corrupt_paths(self) -> list[str]:
-        """The corrupt images found so far."""
-        return [self.files.paths[i] for i in self.corrupt.nonzero().flatten().tolist()]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
-        """One image (3, H, W) and its label, or None for a corrupt image that is to be skipped."""
-        if self.corrupt[index]:
-            return None
-        path = self.files.paths[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # Pillow's readers fail in every way on damaged files
-            message = f"image {path} cannot be read ({cause(error)})"
-            if not self.skip_corrupt:
-                raise ValueError(
-                    f"{message}: repair or remove it, or skip such images with --data.skip_corrupt=true"
-                ) from error
-            self.corrupt[index] = True
-            warnings.warn(f"{message} and is skipped", stacklevel=2)
-            return None
+    def _sample(self, index: int, image: Image.Image) -> tuple[Tensor, int]:
+        """One image (3, H, W) and its label."""
         return self.transform(image), int(self.files.labels[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Images (N, 3, H, W) and labels (N,) without the corrupt ones."""
-        samples = [sample for index in indices if (sample := self[index]) is not None]
-        fewest = min(self.fewest, len(indices))
-        for step in range(1, len(self) + 1):
-            if len(samples) >= fewest:
-                break
-            if (sample := self[(indices[-1] + step) % len(self)]) is not None:
-                samples.append(sample)
-        if not samples:
-            raise ValueError(f"none of the {len(self)} images beside {self.files.paths[0]} can be read")
+    def _batch(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """Images (N, 3, H, W) and labels (N,)."""
         images, labels = zip(*samples, strict=True)
         return torch.stack(images), torch.tensor(labels)
 

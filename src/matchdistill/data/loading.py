@@ -80,13 +80,13 @@ class ShareSampler(Sampler[int]):
         return len(self.indices)
 
 
-class BatchLoader(DataLoader[Batch]):
+class BatchLoader(DataLoader[Any]):
     """A loader of datasets whose ``__getitems__`` returns the batch ready-made."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that nothing happens before the first batch is asked for: a resumed Lightning run calls
         # iter() before it calls set_epoch(), and worker processes would start in the order of epoch 0.
-        batches = cast(Iterator[Batch], super().__iter__())
+        batches = cast(Iterator[Any], super().__iter__())
         try:
             yield from batches if self.num_workers else _drawn_apart(batches, self.generator)
         except ValueError as error:
@@ -100,7 +100,7 @@ class BatchLoader(DataLoader[Batch]):
             getattr(batches, "_shutdown_workers", lambda: None)()
 
 
-def _drawn_apart(batches: Iterator[Batch], generator: Generator) -> Iterator[Batch]:
+def _drawn_apart(batches: Iterator[Any], generator: Generator) -> Iterator[Any]:
     """Batches whose augmentation has random numbers of its own, as in worker processes.
 
     So the images do not depend on what else is drawn between them: dropout, random reductions, a refresh.

@@ -19,6 +19,7 @@ from matchdistill.models.weights import load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
+COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
 
 
 def build_model(
@@ -140,11 +141,11 @@ def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, An
     num_classes = options.pop("num_classes", None)
     model = build(weights=choice, **options)
     if num_classes not in (None, len(choice.meta["categories"])):
-        _take_head(model, build(num_classes=num_classes, **options))
+        take_head(model, build(num_classes=num_classes, **options))
     return model
 
 
-def _take_head(model: nn.Module, fresh: nn.Module) -> None:
+def take_head(model: nn.Module, fresh: nn.Module) -> None:
     """Replace the modules whose tensors have another shape in ``fresh``: the classifiers."""
     shapes = {key: value.shape for key, value in fresh.state_dict().items()}
     for key, value in model.state_dict().items():
@@ -152,6 +153,9 @@ def _take_head(model: nn.Module, fresh: nn.Module) -> None:
             path = key.rpartition(".")[0]
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, fresh.get_submodule(path))
+    for path, module in model.named_modules():
+        for count in COUNTS & vars(module).keys():
+            setattr(module, count, getattr(fresh.get_submodule(path), count))
 
 
 def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:

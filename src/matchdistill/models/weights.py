@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ NESTS = ("state_dict", "model_state_dict", "model", "student")
 LISTED = 8  # differences that an error names one by one
 
 
-def load_weights(module: nn.Module, path: str | Path, strict: bool = True, fresh_head: bool = False) -> list[str]:
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    strict: bool = True,
+    fresh_head: bool = False,
+    adapt: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> list[str]:
     """Load a state dict from a file into ``module``.
 
     ``.safetensors`` files and everything that ``torch.save`` wrote are read, the latter without executing what they
@@ -31,6 +37,7 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True, fresh
         path: the file.
         strict: whether everything must fit. If it does not, nothing is loaded.
         fresh_head: whether the file may be for another number of classes all the same; the module keeps its own head then.
+        adapt: what makes the state dict to load from the file's and the module's.
 
     Returns:
         What was not loaded, one line for each entry; empty if everything fits.
@@ -48,6 +55,8 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True, fresh
     path = Path(path).expanduser()
     own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     state = _unwrap(_read(path), own, path)
+    if adapt is not None:
+        state = adapt(state, own)
     # Files from before batch norm counted its batches lack the count; PyTorch itself accepts them.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -59,13 +68,17 @@ def load_weights(module: nn.Module, path: str | Path, strict: bool = True, fresh
     ]
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     shapes = [(state[key].shape, own[key].shape) for key in reshaped]
-    classes = None if missing or unexpected else _class_counts(shapes)
-    if strict and classes is not None and not fresh_head:
+    of_classes = not missing and not unexpected and _differ_by_classes(shapes)
+    if strict and differences and of_classes and not fresh_head:
+        counts = {(file[0], own[0]) for file, own in shapes}
+        single = len(counts) == 1 and all(len(own) <= 2 for _, own in shapes)  # no convolution, for each anchor
+        found, wanted = counts.pop()
         raise ValueError(
-            f"{path}: these weights are for {classes[0]} classes, the model has {classes[1]} ({differences[0]}): "
-            f"build the model with num_classes={classes[0]}, or keep its own, untrained head by fresh_head=True"
+            f"{path}: these weights are for {found if single else 'other'} classes, the model has "
+            f"{wanted if single else 'its own'} ({differences[0]}): build the model with "
+            f"{f'num_classes={found}' if single else 'their number'}, or keep its own, untrained head by fresh_head=True"
         )
-    if strict and differences and classes is None:
+    if strict and differences and not of_classes:
         listed = "; ".join(differences[:LISTED])
         more = f"; and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
         other = "; this looks like another architecture" if 2 * len(fitting) < len(own) else ""
@@ -97,12 +110,14 @@ def save_weights(module: nn.Module, path: Path) -> None:
     atomic_write(path, write)
 
 
-def _class_counts(shapes: list[tuple[Size, Size]]) -> tuple[int, int] | None:
-    """Class counts of file and model, if the shapes (file, model) differ by nothing else."""
+def _differ_by_classes(shapes: list[tuple[Size, Size]]) -> bool:
+    """Whether the shapes (file, model) differ by the number of classes alone.
+
+    A detector's heads have a row for each class, or several: one for each anchor, or for each side of a box.
+    """
     if any(len(file) == 0 or len(own) == 0 or file[1:] != own[1:] for file, own in shapes):
-        return None
-    counts = {(file[0], own[0]) for file, own in shapes}
-    return counts.pop() if len(counts) == 1 else None
+        return False
+    return all(file[0] * shapes[0][1][0] == own[0] * shapes[0][0][0] for file, own in shapes)
 
 
 def no_file(path: Path) -> str:

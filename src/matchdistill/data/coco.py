@@ -1,0 +1,302 @@
+"""Data sets with COCO annotations: all is read and checked at once, before anything trains on it.
+
+Axes: N images, A annotations, H height, W width. Boxes are (left, top, right, bottom) in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from matchdistill.data.masks import TOLERANCE, check_mask, draw_mask, is_numbers
+from matchdistill.data.reading import FileDataset
+from matchdistill.files import read_json
+from matchdistill.messages import cause
+
+Sample = tuple[Tensor, dict[str, Tensor]]  # image (3, H, W), target
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+T = TypeVar("T")
+
+# Pixels. Of less, the sides of a box can fall together when it is mirrored and resized in float32, which torchvision's
+# detectors refuse in the middle of a run.
+SMALLEST_SIDE = 0.01
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A annotations, those of an image one after another.
+
+    Attributes:
+        boxes: (A, 4) float32.
+        labels: (A,) int64, from 1 on.
+        areas: (A,) float32, of the objects where the file has them, else of the boxes.
+        crowds: (A,) int64, 1 for a region with many objects, else 0.
+        masks: the masks, pickled (as objects, each worker process would make its own copy); None if they were not read.
+        mask_ends: (A,) int64, where in ``masks`` each ends.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    areas: Tensor
+    crowds: Tensor
+    masks: bytes | None
+    mask_ends: Tensor
+
+    def mask(self, row: int, height: int, width: int) -> Tensor:
+        """The mask (H, W) uint8 of an annotation."""
+        assert self.masks is not None
+        start, end = (int(self.mask_ends[at]) if at >= 0 else 0 for at in (row - 1, row))
+        return torch.from_numpy(draw_mask(pickle.loads(self.masks[start:end]), height, width))
+
+
+@dataclass(frozen=True)
+class CocoImages:
+    """N images and their annotations.
+
+    Attributes:
+        paths: the files.
+        ids: (N,) int64.
+        sizes: (N, 2) int64, height and width.
+        rows: (N, 2) int64: an image's annotations are those from the first to before the second.
+        annotations: of these images, and of others.
+    """
+
+    paths: list[str]
+    ids: Tensor
+    sizes: Tensor
+    rows: Tensor
+    annotations: Annotations
+
+    def subset(self, index: Tensor) -> CocoImages:
+        """The images of ``index`` (M,)."""
+        paths = [self.paths[i] for i in index.tolist()]
+        return replace(self, paths=paths, ids=self.ids[index], sizes=self.sizes[index], rows=self.rows[index])
+
+
+class CocoDataset(FileDataset):
+    """Images with boxes, and masks if they were read, as torchvision's detectors take them.
+
+    Args:
+        images: the images.
+        flip: whether to mirror half of them at random.
+        skip_corrupt: as :class:`FileDataset` has it.
+    """
+
+    def __init__(self, images: CocoImages, flip: bool, skip_corrupt: bool) -> None:
+        super().__init__(images.paths, skip_corrupt)
+        self.images = images
+        self.flip = flip
+
+    def _decoded(self, index: int, file: Image.Image) -> Image.Image:
+        height, width = self.images.sizes[index].tolist()
+        if file.size != (width, height):
+            # Annotated as it is looked at: cameras store pictures lying on their side, and a note which way is up.
+            upright = ImageOps.exif_transpose(file)
+            if upright.size != (width, height):
+                raise ValueError(f"its size is {file.size}, in the annotations {(width, height)}")
+            file = upright
+        return super()._decoded(index, file)
+
+    def _sample(self, index: int, image: Image.Image) -> Sample:
+        """The image (3, H, W) float32 in 0..1 and its target, as :class:`DetectionData` describes it."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+        notes = self.images.annotations
+        first, last = self.images.rows[index].tolist()
+        # Copies: with a view, all annotations would travel from a worker process.
+        target = {
+            "boxes": notes.boxes[first:last].clone(),
+            "labels": notes.labels[first:last].clone(),
+            "area": notes.areas[first:last].clone(),
+            "iscrowd": notes.crowds[first:last].clone(),
+            "image_id": self.images.ids[index].clone(),
+        }
+        if notes.masks is not None:
+            masks = [notes.mask(row, image.height, image.width) for row in range(first, last)]
+            empty = torch.zeros(0, image.height, image.width, dtype=torch.uint8)
+            target["masks"] = torch.stack(masks) if masks else empty
+        if self.flip and torch.rand(()) < 0.5:
+            pixels = pixels.flip(-1)
+            left, top, right, bottom = target["boxes"].unbind(1)
+            target["boxes"] = torch.stack([image.width - right, top, image.width - left, bottom], 1)
+            if "masks" in target:
+                target["masks"] = target["masks"].flip(-1)
+        return pixels, target
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        images, targets = zip(*samples, strict=True)
+        return list(images), list(targets)
+
+
+def read_coco(
+    path: Path, folder: Path, training: bool, masks: bool, bad: Literal["refuse", "skip"]
+) -> tuple[CocoImages, dict[int, str]]:
+    """The images of an annotation file, and the names of the categories by id, in the order of the ids.
+
+    Args:
+        path: the file.
+        folder: where the images are.
+        training: leave out crowds, which have no box of their own, and cut boxes off at the edges of the image.
+            Otherwise both stay, as the metric counts them.
+        masks: read and check the masks too.
+        bad: what to do about images and annotations that cannot be used: "refuse" them all, or "skip" them with a
+            warning. Annotations of a skipped image are skipped with it.
+
+    Raises:
+        ValueError: in one line, why the file cannot be used, or the ids of what is bad in it and how.
+    """
+    try:
+        content = read_json(path, images=list, annotations=list, categories=list)
+    except OSError as error:
+        raise ValueError(f"annotations {path} cannot be read ({cause(error)})") from error
+    categories = _categories(path, content["categories"])
+    labels = {category_id: label for label, category_id in enumerate(categories, 1)}
+    problems: list[str] = []
+    files = _image_files(folder, _by_id("image", content["images"], problems), problems)
+    rows: list[tuple[float, ...]] = []
+    packed: list[bytes] = []
+    for annotation_id, entry in _by_id("annotation", content["annotations"], problems).items():
+        try:
+            file = _looked_up(files, entry, "image_id")
+            label = _looked_up(labels, entry, "category_id")
+            if file is None or (training and entry.get("iscrowd") == 1):
+                continue
+            box, area, crowd = _region(entry, file, training)
+            if masks:
+                check_mask(entry.get("segmentation"), file.height, file.width)
+                packed.append(pickle.dumps(entry["segmentation"]))
+            rows.append((file.number, *box, label, area, crowd))
+        except ValueError as error:
+            problems.append(f"annotation {annotation_id}: {error}")
+    _report(path, problems, bad)
+    used = {image_id: file for image_id, file in files.items() if file}
+    if not used:
+        raise ValueError(f"{path} has no images that can be used")
+    order = sorted(range(len(rows)), key=lambda row: rows[row][0])
+    table = torch.tensor([rows[row] for row in order], dtype=torch.float64).reshape(-1, 8)
+    ends = torch.bincount(table[:, 0].long(), minlength=len(used)).cumsum(0)
+    packed = [packed[row] for row in order] if masks else []
+    annotations = Annotations(
+        boxes=table[:, 1:5].float(),
+        labels=table[:, 5].long(),
+        areas=table[:, 6].float(),
+        crowds=table[:, 7].long(),
+        masks=b"".join(packed) if masks else None,
+        mask_ends=torch.tensor([*map(len, packed)], dtype=torch.int64).cumsum(0),
+    )
+    images = CocoImages(
+        paths=[file.path for file in used.values()],
+        ids=torch.tensor(list(used)),
+        sizes=torch.tensor([(file.height, file.width) for file in used.values()]),
+        rows=torch.stack([torch.cat([ends.new_zeros(1), ends[:-1]]), ends], 1),
+        annotations=annotations,
+    )
+    return images, categories
+
+
+class _ImageFile(NamedTuple):
+    number: int  # among the images that can be used
+    path: str
+    height: int
+    width: int
+
+
+def _by_id(kind: str, entries: list[Any], problems: list[str]) -> dict[int, dict[str, Any]]:
+    """Entries of a file by id, in its order; what has no id of its own is a problem."""
+    found: dict[int, dict[str, Any]] = {}
+    for place, entry in enumerate(entries, 1):
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if type(number) is not int or number.bit_length() > 63:
+            problems.append(f"the {kind} at place {place} has no whole number as id")
+        elif number in found:
+            problems.append(f"{kind} {number} is there twice")
+        else:
+            found[number] = entry
+    return found
+
+
+def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
+    """Names by id, in the order of the ids; nothing can be left out here, as all labels would change."""
+    problems: list[str] = []
+    names: dict[int, str] = {}
+    for number, entry in sorted(_by_id("category", entries, problems).items()):
+        names[number] = entry.get("name", "")
+        if not isinstance(names[number], str) or not names[number]:
+            problems.append(f"category {number} has no name")
+    if problems or not names:
+        raise ValueError(f"{path}: {problems[0] if problems else 'it has no categories'}")
+    return names
+
+
+def _image_files(folder: Path, entries: dict[int, dict[str, Any]], problems: list[str]) -> dict[int, _ImageFile | None]:
+    """Files by image id; None is one that cannot be used, which is a problem."""
+    files: dict[int, _ImageFile | None] = {}
+    listings: dict[str, set[str]] = {}  # a look into each folder is faster than one at each file
+    count = 0
+    for image_id, entry in entries.items():
+        files[image_id] = None
+        name, height, width = (entry.get(key) for key in ("file_name", "height", "width"))
+        if not isinstance(name, str):
+            problems.append(f"image {image_id} has no file_name")
+            continue
+        if not (type(height) is type(width) is int and min(height, width) > 0):
+            problems.append(f"image {image_id} has no height and width in whole pixels")
+            continue
+        path = os.path.join(folder, name)  # noqa: PTH118 - Path is slow for many files
+        parent, base = os.path.split(path)
+        if parent not in listings:
+            listings[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()  # noqa: PTH112, PTH208
+        if base not in listings[parent]:
+            problems.append(f"image {image_id}: {path} is missing")
+            continue
+        files[image_id] = _ImageFile(count, path, height, width)
+        count += 1
+    return files
+
+
+def _looked_up(known: dict[int, T], entry: dict[str, Any], key: str) -> T:
+    """What an annotation refers to."""
+    number = entry.get(key)
+    if type(number) is not int or number not in known:
+        raise ValueError(f"there is nothing with its {key} {number!r}")
+    return known[number]
+
+
+def _region(entry: dict[str, Any], file: _ImageFile, cut: bool) -> tuple[tuple[float, ...], float, int]:
+    """Box, area and whether it is a crowd, of an annotation."""
+    box, crowd = entry.get("bbox", []), entry.get("iscrowd", 0)
+    if not is_numbers(box) or len(box) != 4:
+        raise ValueError(f"its box {box!r} is not x, y, width, height")
+    left, top, width, height = box
+    right, bottom = left + width, top + height
+    if min(left, top) < -TOLERANCE or right > file.width + TOLERANCE or bottom > file.height + TOLERANCE:
+        raise ValueError(f"its box {box} leaves its image of {file.width} x {file.height} pixels")
+    inside = max(left, 0), max(top, 0), min(right, file.width), min(bottom, file.height)
+    if min(inside[2] - inside[0], inside[3] - inside[1]) < SMALLEST_SIDE:
+        raise ValueError(f"its box {box} is inverted or has no area")
+    area = entry.get("area")
+    if area is None:
+        area = width * height
+    if not is_numbers([area]) or area < 0:
+        raise ValueError(f"its area {area!r} is not a number from 0 on")
+    if crowd not in (0, 1):
+        raise ValueError(f"its iscrowd {crowd!r} is neither 0 nor 1")
+    return inside if cut else (left, top, right, bottom), area, int(crowd)
+
+
+def _report(path: Path, problems: list[str], bad: Literal["refuse", "skip"]) -> None:
+    if not problems:
+        return
+    more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+    listed = "; ".join(problems[:10]) + more
+    if bad == "refuse":
+        raise ValueError(f"{path}: {listed}: repair them, or leave them out with --data.bad_annotations=skip")
+    warnings.warn(f"{path}: {len(problems)} images or annotations are left out: {listed}", stacklevel=3)

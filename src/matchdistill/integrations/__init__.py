@@ -1,0 +1,1 @@
+"""Distillation within other frameworks' own trainers; each module needs its framework."""

@@ -1,0 +1,440 @@
+"""Detectors over a backbone with a feature pyramid, in torchvision's API: lists of images in, losses or detections out.
+
+Axes: N batch, H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection, list_models
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+
+from matchdistill.features import group_norm
+from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.build import build_model, take_head, weights_file
+from matchdistill.models.weights import load_weights
+from matchdistill.taps import Tap, find_taps
+from matchdistill.trace import evaluating
+
+ARCHITECTURES = {
+    "retinanet": detection.RetinaNet,
+    "fcos": detection.FCOS,
+    "faster_rcnn": detection.FasterRCNN,
+    "mask_rcnn": detection.MaskRCNN,
+}
+STRIDES = (4, 8, 16, 32)  # of C2 to C5
+LEVELS = 5  # of the pyramid that the heads see
+EXAMPLE_SIZE = 128  # pixels of the images that a backbone is tried on
+# What torchvision's detectors, trained on COCO, have learned, by label: the ids of COCO, which have gaps.
+COCO_LABELS: list[str] = detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+
+
+def detector(
+    num_classes: int,
+    architecture: str = "retinanet",
+    backbone: str = "torchvision:resnet50",
+    backbone_weights: str | None = None,
+    frozen_stages: int = 0,
+    trained_norms: Literal["all", "last", "none"] = "all",
+    pyramid_channels: int = 256,
+    pyramid_norm: Literal["none", "group"] = "none",
+    anchor_size: int = 32,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    **options: Any,
+) -> nn.Module:
+    """A detector of torchvision's over any backbone.
+
+    Args:
+        num_classes: number of classes, without the background.
+        architecture: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
+        backbone: a classifier by name as of `build_model`, that ends in maps of the strides 4, 8, 16 and 32.
+        backbone_weights: of the classifier, as of `build_model`; its head may be for any classes.
+        frozen_stages: how much of the backbone is not trained: 1 the stem, 2 also C2 (stride 4), ... 5 all of it. The
+            paper's students have 1.
+        trained_norms: which batch norms of the backbone are trained: "all"; "last", those of the last block at each
+            stride, the others keep their statistics, scales and shifts, as in the paper; or "none".
+        pyramid_channels: width of the feature pyramid, and of the heads on it; of FCOS a multiple of 32.
+        pyramid_norm: "group" puts group norms into the pyramid, and into RetinaNet's heads, which then learn faster and take
+            higher rates, above all over backbones without an activation at their maps' end; "none" is the papers'.
+        anchor_size: pixels of the smallest anchors, which double from level to level (FCOS has none).
+        min_size: pixels of an image's shorter side; of several one is drawn for every training image, the last one is used
+            elsewhere.
+        max_size: pixels that its longer side does not exceed.
+        options: further arguments of torchvision's class, for example `detections_per_img`.
+
+    Raises:
+        ValueError: an unknown architecture, a backbone without these strides, or other values that do not fit.
+
+    Example:
+        >>> model = detector(4, "retinanet", "torchvision:resnet18", pyramid_channels=32, min_size=64).eval()
+        >>> sorted(model([torch.zeros(3, 48, 64)])[0])
+        ['boxes', 'labels', 'scores']
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
+            f"{did_you_mean(architecture, ARCHITECTURES)}"
+        )
+    if not 0 <= frozen_stages <= 5:
+        raise ValueError(f"frozen_stages={frozen_stages}: expected 0 (none) to 5 (the whole backbone)")
+    if trained_norms not in ("all", "last", "none"):
+        raise ValueError(f"trained_norms={trained_norms!r}: expected 'all', 'last' or 'none'")
+    if pyramid_norm not in ("none", "group"):
+        raise ValueError(f"pyramid_norm={pyramid_norm!r}: expected 'none' or 'group'")
+    body, channels = _body(backbone, backbone_weights)
+    _freeze(body, frozen_stages, trained_norms)
+    one_stage = architecture in ("retinanet", "fcos")
+    extra = LastLevelP6P7(pyramid_channels, pyramid_channels) if one_stage else LastLevelMaxPool()
+    # The one-stage detectors look at C3 to C5: C2 would give them too many anchors.
+    norm = {"none": None, "group": group_norm}[pyramid_norm]
+    pyramid = Backbone(body, channels[1:] if one_stage else channels, pyramid_channels, extra, norm)
+    if architecture != "fcos":
+        sizes = [anchor_size * 2**level for level in range(LEVELS)]
+        steps = (0, 1 / 3, 2 / 3) if architecture == "retinanet" else (0,)
+        anchors = AnchorGenerator(
+            tuple(tuple(int(size * 2**step) for step in steps) for size in sizes), ((0.5, 1.0, 2.0),) * LEVELS
+        )
+        options["anchor_generator" if one_stage else "rpn_anchor_generator"] = anchors
+    if architecture == "retinanet" and norm is not None:
+        per_place = anchors.num_anchors_per_location()[0]
+        options["head"] = RetinaNetHead(pyramid_channels, per_place, num_classes + 1, norm_layer=norm)
+    heads = {} if one_stage else _roi_heads(pyramid_channels, num_classes + 1, architecture == "mask_rcnn")
+    model: nn.Module = ARCHITECTURES[architecture](
+        pyramid, None if heads else num_classes + 1, min_size=min_size, max_size=max_size, **{**heads, **options}
+    )
+    return model
+
+
+def _roi_heads(width: int, classes: int, masks: bool) -> dict[str, nn.Module]:
+    """Heads as wide as the pyramid, which those of the one-stage detectors are too; of 256 they are torchvision's own."""
+    heads: dict[str, nn.Module] = {
+        "box_head": TwoMLPHead(width * 7**2, 4 * width),
+        "box_predictor": FastRCNNPredictor(4 * width, classes),
+    }
+    if masks:
+        heads["mask_head"] = MaskRCNNHeads(width, (width,) * 4, 1)
+        heads["mask_predictor"] = MaskRCNNPredictor(width, width, classes)
+    return heads
+
+
+class Backbone(nn.Module):
+    """A body, and a feature pyramid over its last maps.
+
+    Args:
+        body: images (N, 3, H, W) -> maps (N, C, H, W), a list or dictionary from the finest to the coarsest.
+        channels: widths of the maps that the pyramid takes, the last ones.
+        out_channels: its own width.
+        extra: makes its further levels.
+        norm: of its convolutions, built from the number of channels.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        channels: Sequence[int],
+        out_channels: int,
+        extra: nn.Module,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, extra, norm)
+        self.levels, self.out_channels = len(channels), out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> levels (N, out_channels, H, W) by name, from the finest to the coarsest."""
+        levels: dict[str, Tensor] = self.fpn(
+            OrderedDict((str(number), level) for number, level in enumerate(_maps(self.body(images))[-self.levels :]))
+        )
+        return levels
+
+
+def _maps(output: Any) -> list[Tensor]:
+    return list(output.values() if isinstance(output, dict) else output)
+
+
+def _body(name: str, weights: str | None) -> tuple[nn.Module, list[int]]:
+    """What makes C2 to C5 of a classifier, and their widths."""
+    file = None if weights is None else weights_file(weights)
+    if name.startswith("timm:"):
+        options: dict[str, Any] = {"features_only": True}
+        if file is not None:
+            # timm loads what fits and says nothing of the rest, which this does.
+            build_model(name, None, file, fresh_head=True)
+            options["pretrained_cfg_overlay"] = {"file": str(file)}
+            weights = "pretrained"
+        with torch.device("meta"):  # only to look at
+            strides = build_model(name, features_only=True).feature_info.reduction()  # type: ignore[union-attr, operator]
+        _check_strides(name, strides)
+        body = build_model(name, None, weights, out_indices=[strides.index(stride) for stride in STRIDES], **options)
+    else:
+        model = build_model(name, None, weights, fresh_head=True)
+        whole = getattr(model, "features", model)
+        ends = {stride: path for path, stride in _children_strides(model, whole)}
+        _check_strides(name, ends)
+        body = IntermediateLayerGetter(whole, {ends[stride]: str(stride) for stride in STRIDES})
+    try:
+        with torch.no_grad(), evaluating(body):
+            shapes = [tuple(level.shape) for level in _maps(body(torch.zeros(1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE)))]
+    except Exception as error:  # some take one size only
+        raise ValueError(f"backbone {name!r} does not take images of {EXAMPLE_SIZE} px: {cause(error)}") from error
+    if [EXAMPLE_SIZE // shape[-1] for shape in shapes] != list(STRIDES):
+        found = ", ".join(map(str, shapes))
+        raise ValueError(f"backbone {name!r} gives {found} for an image of {EXAMPLE_SIZE} px: expected (N, C, H, W)")
+    return body, [shape[1] for shape in shapes]
+
+
+def _check_strides(name: str, strides: Any) -> None:
+    if not set(STRIDES) <= set(strides):
+        raise ValueError(
+            f"backbone {name!r} has maps of the strides {', '.join(map(str, strides))}: a pyramid needs 4, 8, 16 and 32"
+        )
+
+
+def _children_strides(model: nn.Module, whole: nn.Module) -> list[tuple[str, int]]:
+    """The children of a part of a model with the strides of their maps, in order."""
+    spans = _spans(model)
+    return [(name, spans[child][1]) for name, child in whole.named_children() if child in spans]
+
+
+def _spans(model: nn.Module) -> dict[nn.Module, tuple[int, int]]:
+    """Of every module the strides of the maps that it takes and gives, in the order in which they are done."""
+    spans: dict[nn.Module, tuple[int, int]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        ends = [value for value in (args[0] if args else None, output) if isinstance(value, Tensor) and value.ndim == 4]
+        if len(ends) == 2 and min(ends[0].shape[2], ends[1].shape[2]) > 1:
+            spans[module] = (EXAMPLE_SIZE // ends[0].shape[2], EXAMPLE_SIZE // ends[1].shape[2])
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return spans
+
+
+def _freeze(body: nn.Module, stages: int, trained_norms: str) -> None:
+    """Take the first stages of a body out of training, and the batch norms that are not to be trained."""
+    if not stages and trained_norms == "all":
+        return
+    spans = _spans(body)
+    done = list(spans)
+    parts = sorted(_parts(body, spans), key=lambda part: done.index(part[0]))
+    last_blocks = {stage: part for part, stage in parts}.values()
+    ends = {
+        list(part.children())[-1] if isinstance(part, nn.Sequential) and len(part) else part for part in last_blocks
+    }
+    for part, stage in parts:
+        if stage < stages:
+            part.requires_grad_(False)
+    frozen = {part for part, stage in parts if stage < stages}
+    _freeze_norms(body, frozen, ends if trained_norms == "last" else set(), trained_norms == "all")
+
+
+def _parts(module: nn.Module, spans: dict[nn.Module, tuple[int, int]]) -> Iterator[tuple[nn.Module, int]]:
+    """The modules that an image goes through in turn, each with its stage: 0 the stem, 1 stride 4, 2 stride 8, ..."""
+    for child in module.children():
+        if child not in spans:  # a container, or one that is not on the way
+            yield from _parts(child, spans)
+            continue
+        first, last = spans[child]
+        if last > 2 * first and not (first == 1 and last <= 4) and any(child.children()):
+            yield from _parts(child, spans)
+        else:
+            yield child, 0 if first == 1 else max(0, last.bit_length() - 2)
+
+
+def _freeze_norms(module: nn.Module, frozen: set[nn.Module], kept: set[nn.Module], trained: bool) -> None:
+    """Replace the batch norms in frozen modules, and elsewhere those outside of the kept ones."""
+    from timm.layers.norm_act import freeze_batch_norm_2d
+
+    for name, child in module.named_children():
+        trains = child not in frozen and (trained or child in kept)
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            if not trains:
+                setattr(module, name, freeze_batch_norm_2d(child))  # type: ignore[no-untyped-call]
+        else:
+            _freeze_norms(child, frozen, kept, trains)
+
+
+def build_detector(
+    name: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    fresh_head: bool = False,
+    class_names: Sequence[str] = (),
+    **options: Any,
+) -> nn.Module:
+    """Build a detector by name, as `build_model` does.
+
+    Args:
+        name: "matchdistill.models:detector", "torchvision:retinanet_resnet50_fpn" (its backbone has no pre-trained weights
+            unless `weights_backbone` says so), or "package.module:function" of your own.
+        num_classes: number of classes, without the background.
+        weights: as of `build_model`.
+        fresh_head: likewise.
+        class_names: of the classes, the one of label 1 first. If COCO has them all, weights for COCO's 91 labels, as
+            torchvision publishes them, are for these: the head keeps what it has learned of them.
+        options: further arguments of the function.
+
+    Raises:
+        ValueError: an unknown name, weights that do not fit or cannot be had.
+    """
+    library, _, entry = name.partition(":")
+    file = None if weights is None else weights_file(str(weights))
+    labels = [COCO_LABELS.index(each) for each in ("__background__", *class_names) if each in COCO_LABELS]
+    known = not fresh_head and len(labels) == num_classes + 1
+    if weights is not None:
+        options = weightless(options)
+    if library == "torchvision":
+        if entry not in list_models(detection):
+            hint = did_you_mean(entry, list_models(detection))
+            raise ValueError(f"model {name!r}: torchvision has no such detector{hint}")
+        options.setdefault("weights_backbone", None)
+        num_classes += 1
+        if known and weights is not None and file is None:
+            model = build_model(name, None, weights, **options)
+            own = build_model(name, num_classes, **options)
+            state = own.state_dict()
+            own.load_state_dict({**state, **of_labels(model.state_dict(), state, labels)}, strict=False)
+            take_head(model, own)
+            return model
+    model = build_model(name, num_classes, None if file else weights, **options)
+    if file is not None:
+        adapt = functools.partial(of_labels, labels=labels) if known else None
+        load_weights(model, file, fresh_head=fresh_head, adapt=adapt)
+    return model
+
+
+def of_labels(state: dict[str, Tensor], own: Mapping[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
+    """A state dict for COCO's labels as one for some of them.
+
+    Args:
+        state: of a detector of torchvision's; where its heads are for others it is returned as it is.
+        own: the state dict of the model that it is for.
+        labels: which label of COCO each of its labels is, the background included.
+    """
+    chosen = dict(state)
+    for name, rows in state.items():
+        fitting = name in own and rows.ndim and len(rows) * len(labels) == len(own[name]) * len(COCO_LABELS)
+        if fitting and rows.shape != own[name].shape and len(rows) % len(COCO_LABELS) == 0:
+            # Of two stages, a label has its 4 rows of boxes together; of one, an anchor has its rows of all labels.
+            by_label = "bbox_pred" in name
+            groups = (len(COCO_LABELS), -1) if by_label else (-1, len(COCO_LABELS))
+            grouped = rows.reshape(*groups, *rows.shape[1:])
+            chosen[name] = grouped.index_select(0 if by_label else 1, torch.tensor(labels)).flatten(0, 1)
+    return chosen
+
+
+def weightless(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a detector without the weights that its backbone starts from."""
+    return {name: value for name, value in options.items() if name not in ("backbone_weights", "weights_backbone")}
+
+
+def check_detector(model: nn.Module, masks: bool, role: str) -> None:
+    """Raise a ValueError unless a model has torchvision's API of detectors.
+
+    Args:
+        model: the model.
+        masks: whether its detections need masks.
+        role: "student" or "teacher".
+    """
+    for part in ("backbone", "transform"):
+        if not isinstance(getattr(model, part, None), nn.Module):
+            raise ValueError(
+                f"the {role} ({type(model).__name__}) has no {part}: expected a detector that is made as torchvision's are"
+            )
+    wanted = ["boxes", "scores", "labels", *(["masks"] if masks else [])]
+    try:
+        with torch.no_grad(), evaluating(model), padded_batches(model) as batches:
+            found = model([torch.zeros(3, 48, 64)])
+        missing = [name for name in wanted if name not in found[0]]
+        of_batch = [tuple(size) for size in batches[0].image_sizes]
+    except Exception as error:  # user code can fail in every way
+        raise ValueError(f"the {role} does not take a list of images (3, H, W): {cause(error)}") from error
+    if missing:
+        raise ValueError(f"the {role}'s detections have no {', '.join(missing)}: expected {', '.join(wanted)}")
+    assert len(of_batch) == 1
+
+
+def distilled_part(model: nn.Module, pyramid: bool) -> nn.Module:
+    """The part of a detector whose features are distilled: the body of its backbone, or all of that with the pyramid."""
+    backbone = model.get_submodule("backbone")
+    body = getattr(backbone, "body", None)
+    return body if isinstance(body, nn.Module) and not pyramid else backbone
+
+
+def detector_taps(teacher: nn.Module, student: nn.Module) -> list[tuple[Tap, Tap]]:
+    """The automatic taps of two bodies and the levels of their pyramids, as taps of the backbones.
+
+    Raises:
+        ValueError: they have no pyramids, or other levels; or as of `find_taps`.
+    """
+    levels = []
+    for model in (teacher, student):
+        blocks = getattr(getattr(model.backbone, "fpn", None), "layer_blocks", None)
+        if not isinstance(blocks, nn.ModuleList):
+            kind = type(model.backbone).__name__
+            raise ValueError(f"distillation.pyramid needs a backbone with a feature pyramid at 'fpn': {kind} has none")
+        levels.append([Tap(f"fpn.layer_blocks.{number}") for number in range(len(blocks))])
+    if len(levels[0]) != len(levels[1]):
+        raise ValueError(
+            f"the teacher's pyramid has {len(levels[0])} levels, the student's {len(levels[1])}: give distillation.taps"
+        )
+    bodies = [distilled_part(model, pyramid=False) for model in (teacher, student)]
+    found = find_taps(bodies[0], bodies[1])
+    inside = [[tap.within("body") for tap in pair] for pair in found]
+    return [(first, second) for first, second in [*inside, *zip(*levels, strict=True)]]
+
+
+def check_same_input(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise a ValueError unless two detectors normalise images alike: the teacher is run on the student's batches."""
+    for name in ("image_mean", "image_std"):
+        first, second = (list(getattr(model.transform, name)) for model in (teacher, student))
+        if first != second:
+            raise ValueError(
+                f"the teacher's {name} is {first}, the student's {second}: expected the same, as the teacher is run on the "
+                "images as the student has prepared them"
+            )
+
+
+@contextlib.contextmanager
+def padded_batches(model: nn.Module) -> Iterator[list[ImageList]]:
+    """The batches that a detector makes of lists of images in a block, resized and padded."""
+    seen: list[ImageList] = []
+    # Only here, as a hook that stays would be copied, and saved, with the model.
+    handle = model.get_submodule("transform").register_forward_hook(lambda _, args, output: seen.append(output[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def pixel_mask(batch: ImageList) -> Tensor | None:
+    """Which pixels of a padded batch belong to an image: bool (N, H, W); None where all of them do."""
+    height, width = batch.tensors.shape[-2:]
+    if all(tuple(size) == (height, width) for size in batch.image_sizes):
+        return None
+    device = batch.tensors.device
+    sizes = torch.tensor(batch.image_sizes, device=device)
+    rows = torch.arange(height, device=device) < sizes[:, :1]
+    columns = torch.arange(width, device=device) < sizes[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]

@@ -1,0 +1,254 @@
+"""What the tasks have in common: a student that is trained, guided, watched and measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from matchdistill.data.loading import BatchLoader
+from matchdistill.distiller import MatchingDistiller
+from matchdistill.features import FeatureDistiller
+from matchdistill.matching import Matching
+from matchdistill.refresh import due, due_at_step, from_rank_0
+from matchdistill.settings import Distillation, Training, parse_method
+
+
+class Task(pl.LightningModule):
+    """Trains a student on its task's losses, and on its teacher's features where there is a distiller.
+
+    Args:
+        student: the network to train.
+        training: optimiser and schedule.
+        distillation: how the teacher guides.
+        measures: the metrics of the student and of the teacher.
+        distiller: the distiller of the student, or of a part of it, for methods with features.
+
+    Attributes:
+        metric: name of the result that methods are compared by.
+        memory_format: of the networks' weights.
+        refreshed: the matchings of the last refresh in this epoch; empty where it kept the ones before.
+        result: the student's metrics by name when they were last measured.
+        teacher_result: the teacher's, once they were measured.
+    """
+
+    metric: ClassVar[str]
+    memory_format = torch.preserve_format
+
+    def __init__(
+        self,
+        student: nn.Module,
+        training: Training,
+        distillation: Distillation,
+        measures: tuple[Metric | MetricCollection, Metric | MetricCollection],
+        distiller: FeatureDistiller | None,
+    ) -> None:
+        super().__init__()
+        self.distiller = distiller
+        if distiller is None or distiller.student is not student:
+            self.student = student
+        self.training_recipe, self.distillation = training, distillation
+        self.method = parse_method(distillation.method)
+        self.measure, self.teacher_measure = measures
+        self.result: dict[str, float] = {}
+        self.teacher_result: dict[str, float] = {}
+        self.refreshed: list[Matching] = []
+        self._unchecked: list[tuple[int, list[str], Tensor]] = []
+
+    def network(self) -> nn.Module:
+        """The student, the network to deploy."""
+        if self.distiller is None or hasattr(self, "student"):
+            return self.student
+        return self.distiller.student
+
+    def guide(self) -> nn.Module | None:
+        """The teacher, if there is one."""
+        raise NotImplementedError
+
+    def batch_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
+        raise NotImplementedError
+
+    def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
+        """What the computed metrics are called in `result`."""
+        raise NotImplementedError
+
+    def refresh(self, loader: BatchLoader) -> list[Matching]:
+        """Solve the matching over a loader's images."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The total loss of a batch."""
+        losses = self.batch_losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        options: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch[0])}
+        if self.distiller is not None:
+            del logged["train/features"]
+            logged |= {f"train/features_{number}": loss for number, loss in enumerate(self.distiller.position_losses)}
+            self.log("train/features", losses["features"].detach(), on_step=False, prog_bar=True, **options)
+        self.log_dict(logged, on_step=True, **options)
+        self.log("train/loss", total.detach(), on_step=False, prog_bar=True, **options)
+        self.check_finite(logged)
+        return total * self._weight(batch_idx)
+
+    def _weight(self, batch_idx: int) -> float:
+        """Lightning divides by `accumulate`; this makes up for it in the last step of an epoch, which may have less left."""
+        every = self.training_recipe.accumulate
+        if every == 1:
+            return 1.0
+        left = self.trainer.num_training_batches - batch_idx // every * every
+        return every / min(every, left)
+
+    def check_finite(self, values: dict[str, Tensor]) -> None:
+        """Look at values of this step; on a GPU only now and then, as looking waits for it.
+
+        Args:
+            values: scalars by what they are: "train/" and the name of a loss, or any words.
+        """
+        self._unchecked.append((self.global_step, list(values), torch.stack(list(values.values()))))
+        if self.device.type == "cpu" or len(self._unchecked) >= 50:
+            self._stop_if_not_finite()
+
+    def _stop_if_not_finite(self) -> None:
+        for step, names, values in self._unchecked:
+            for name, value in zip(names, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"{self._described(name)} is {value} at step {step} (epoch {self.current_epoch}): training stops "
+                        "and the checkpoint of the last whole epoch is kept. Lower the learning rate or the loss weight"
+                    )
+        self._unchecked.clear()
+
+    def _described(self, name: str) -> str:
+        prefix, _, number = name.rpartition("_")
+        if prefix == "train/features" and self.distiller is not None:
+            return f"the distillation loss of position {number} ({self.distiller.positions[int(number)].name})"
+        return f"the loss {name.removeprefix('train/')!r}" if name.startswith("train/") else name
+
+    def on_train_epoch_start(self) -> None:
+        """Refresh the matching where it is due by epochs."""
+        # Lightning validates where this divides the number of the epoch, from 1.
+        self.trainer.check_val_every_n_epoch = 1 if self.validates() else self.current_epoch + 2
+        self.refreshed = []
+        every = 0 if self.method.features == "random" else self.distillation.refresh_every
+        if self.distillation.refresh_steps is None and due(self.current_epoch, every):
+            self._refresh(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Refresh the matching where it is due by steps of the optimiser."""
+        phases = self.distillation.refresh_steps
+        if phases is None or batch_idx % self.training_recipe.accumulate:
+            return
+        if due_at_step(self.global_step, [[0, 0]] if self.method.features == "random" else phases):
+            self._refresh(self.global_step)
+
+    def _refresh(self, number: int) -> None:
+        """Log the mean cost of the matched pairs, and the churn from the second refresh on."""
+        if not isinstance(self.distiller, MatchingDistiller):
+            return
+        self._take_buffers_of_rank_0()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        with self.trainer.precision_plugin.forward_context():
+            self.refreshed = self.refresh(data.refresh_dataloader(self.distillation.refresh_images, number))
+        for place, matching in enumerate(self.refreshed):
+            self.log(f"matching/cost_{place}", matching.mean_cost)
+            if matching.churn is not None:
+                self.log(f"matching/churn_{place}", matching.churn)
+
+    def _take_buffers_of_rank_0(self) -> None:
+        """Its running statistics, as at every step under DDP: since the last one each rank has had its own."""
+        if self.trainer.world_size > 1:
+            for buffer in self.network().buffers():
+                buffer.copy_(from_rank_0(buffer))
+
+    def validates(self) -> bool:
+        """Whether this epoch ends with a validation: the last one does in any case."""
+        epoch, recipe = self.current_epoch + 1, self.training_recipe
+        return epoch == recipe.all_epochs or epoch % recipe.validate_every == 0
+
+    def on_train_epoch_end(self) -> None:
+        """See that everything was finite before a checkpoint is written."""
+        self._stop_if_not_finite()
+
+    def unmeasured_guide(self) -> nn.Module | None:
+        """The teacher, as long as it has not been measured."""
+        return None if self.teacher_result else self.guide()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.result = self._computed(self.measure)
+        for name, value in self.result.items():
+            self.log(f"val/{name}", value, prog_bar=name == self.metric)
+        if self.unmeasured_guide() is not None:
+            self.teacher_result = self._computed(self.teacher_measure)
+
+    def _computed(self, measure: Metric | MetricCollection) -> dict[str, float]:
+        result = self.results(measure.compute())
+        measure.reset()
+        return result
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is not a weight."""
+        checkpoint["results"] = [self.result, self.teacher_result]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what is not a weight."""
+        self.result, self.teacher_result = checkpoint["results"]
+
+    def configure_optimizers(self) -> Any:
+        """SGD, its learning rate set at every step."""
+        recipe = self.training_recipe
+        optimizer = torch.optim.SGD(
+            self.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // recipe.all_epochs)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(recipe, step / steps) * warmup_factor(recipe, step)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def lr_factor(recipe: Training, epoch: float) -> float:
+    """The learning rate at a moment in epochs, warm-up by epochs included, relative to `recipe.lr`.
+
+    Example:
+        >>> [round(lr_factor(Training(warmup_epochs=10), epoch), 3) for epoch in (0, 5, 10, 40.9, 41, 91)]
+        [0.1, 0.55, 1.0, 1.0, 0.1, 0.001]
+    """
+    if epoch < recipe.warmup_epochs:
+        return 0.1 + 0.9 * epoch / recipe.warmup_epochs
+    epoch -= recipe.warmup_epochs
+    if recipe.schedule == "steps":
+        return recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
+    if recipe.schedule == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / recipe.epochs))
+    return 1.0
+
+
+def warmup_factor(recipe: Training, step: int) -> float:
+    """What the learning rate is multiplied by in the first steps.
+
+    Example:
+        >>> [warmup_factor(Training(warmup_steps=1000), step) for step in (0, 500, 1000, 9000)]
+        [0.001, 0.5005, 1.0, 1.0]
+    """
+    return 0.001 + 0.999 * step / recipe.warmup_steps if step < recipe.warmup_steps else 1.0
+
+
+def metric_label(name: str) -> str:
+    """A metric's name as it is shown.
+
+    Example:
+        >>> [metric_label(name) for name in ("top1", "ap50", "mask_ap_small")]
+        ['top-1', 'AP50', 'mask AP small']
+    """
+    return name.replace("top", "top-").replace("ap", "AP").replace("_", " ")

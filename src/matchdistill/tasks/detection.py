@@ -1,0 +1,190 @@
+"""Detection and instance segmentation: the student's own losses, and the guidance of a teacher's backbone.
+
+Axes: N batch, n boxes of an image, H height, W width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torchmetrics.detection import MeanAveragePrecision
+
+from matchdistill.data.loading import BatchLoader
+from matchdistill.distiller import MatchingDistiller
+from matchdistill.features import FeatureDistiller
+from matchdistill.matching import Matching
+from matchdistill.models.detection import padded_batches, pixel_mask
+from matchdistill.settings import Distillation, Training
+from matchdistill.tasks.base import Task
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images (3, H, W), targets: boxes (n, 4), labels (n,), ...
+
+METRICS = {
+    "ap": "map",
+    "ap50": "map_50",
+    "ap75": "map_75",
+    "ap_small": "map_small",
+    "ap_medium": "map_medium",
+    "ap_large": "map_large",
+}
+PART = "distiller.student."  # in a state dict: the part of the student that is there as "student." too
+
+
+class Detection(Task):
+    """Trains a detector on boxes (and masks), and on its teacher's backbone.
+
+    The teacher's part is run on exactly the resized and padded batch that the student's was; its heads are run only to
+    measure them. What was padded counts neither in the matching nor in the loss.
+
+    Args:
+        student: a detector in torchvision's API.
+        masks: whether masks are measured too.
+        training: optimiser and schedule.
+        distillation: how the teacher guides.
+        teacher: the whole teacher, to measure.
+        distiller: the distiller of corresponding parts of student and teacher, for methods with features.
+    """
+
+    metric = "ap"
+
+    def __init__(
+        self,
+        student: nn.Module,
+        masks: bool,
+        training: Training,
+        distillation: Distillation,
+        teacher: nn.Module | None = None,
+        distiller: FeatureDistiller | None = None,
+    ) -> None:
+        super().__init__(
+            student, training, distillation, (average_precision(masks), average_precision(masks)), distiller
+        )
+        # In a tuple: neither trained nor saved with the student.
+        self._teacher = (None if teacher is None else teacher.eval(),)
+
+    def guide(self) -> nn.Module | None:
+        """The whole teacher, if there is one."""
+        return self._teacher[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Detection:
+        if (teacher := self.guide()) is not None:
+            teacher._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's own losses, by torchvision's names, and that of the distiller."""
+        images, targets = batch
+        if self.distiller is None:
+            return self._own_losses(images, targets)
+        with padded_batches(self.student) as padded, self.distiller.capture() as captured:
+            losses = self._own_losses(images, targets)
+        return {**losses, "features": self.distiller.loss(captured, pixel_mask(padded[0]))}
+
+    def _own_losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return dict(self.student(images, targets))
+
+    def refresh(self, loader: BatchLoader) -> list[Matching]:
+        """Solve the matching over a loader's images, resized as in training."""
+        assert isinstance(self.distiller, MatchingDistiller)
+        # The sizes are drawn; those of the steps must not depend on how many images were.
+        with torch.random.fork_rng(devices=[]):
+            return self.distiller.refresh(loader, self.distillation.refresh_images, forward=self._run_part)
+
+    def _run_part(self, batch: Batch) -> Tensor | None:
+        """Run the distilled part alone; the pixels that count."""
+        assert self.distiller is not None
+        images, _ = self.transfer_batch_to_device(batch, self.device, 0)
+        padded, _ = self.student.get_submodule("transform")(images)
+        self.distiller.student(padded.tensors)
+        return pixel_mask(padded)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the student's detections, and the first time the teacher's."""
+        images, targets = batch
+        self.measure.update(detections(self.student(images)), targets)
+        if (teacher := self.unmeasured_guide()) is not None:
+            self.teacher_measure.update(detections(teacher(images)), targets)
+
+    def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
+        """Average precisions from 0 to 1 by name; those of sizes that no object has are left out.
+
+        Raises:
+            ValueError: there are no objects at all.
+        """
+        several = "segm_map" in computed
+        found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in METRICS.items()}
+        if several:
+            found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in METRICS.items()}
+        if found["ap"] < 0:
+            raise ValueError("the validation images have no objects, by which a detector could be measured")
+        return {name: value for name, value in found.items() if value >= 0}
+
+    def on_train_epoch_end(self) -> None:
+        """See that the weights are finite too: a detector drops what is not from its output."""
+        weights = [value for value in self.student.state_dict().values() if value.is_floating_point()]
+        largest = torch.stack([value.detach().abs().amax().float() for value in weights if value.numel()])
+        self.check_finite({"the largest of the student's weights": largest.amax()})
+        super().on_train_epoch_end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the distilled part once."""
+        super().on_save_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(PART)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the distilled part where it is looked for."""
+        super().on_load_checkpoint(checkpoint)
+        if self.distiller is not None:
+            part = self.distiller.student
+            path = next(
+                path
+                for path, module in self.named_modules(remove_duplicate=False)
+                if module is part and path != PART[:-1]
+            )
+            state = checkpoint["state_dict"]
+            state.update({f"{PART}{name}": state[f"{path}.{name}"] for name in part.state_dict()})
+
+
+class AveragePrecision(MeanAveragePrecision):
+    """Takes processes with different numbers of images: torchmetrics gathers theirs one by one, and waits for more."""
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        for name in self._defaults:
+            shares: list[Any] = [None] * dist.get_world_size(process_group)
+            dist.all_gather_object(shares, tree_map_only(Tensor, Tensor.cpu, getattr(self, name)), process_group)
+            setattr(self, name, [image for share in shares for image in share])
+
+
+def average_precision(masks: bool) -> AveragePrecision:
+    """COCO's average precision of boxes, and of masks, over the processes.
+
+    Raises:
+        ValueError: no package that computes it.
+    """
+    backends: tuple[Literal["faster_coco_eval"], Literal["pycocotools"]] = ("faster_coco_eval", "pycocotools")
+    backend = next((name for name in backends if importlib.util.find_spec(name)), None)
+    if backend is None:
+        raise ValueError(
+            "detectors are measured by faster-coco-eval or pycocotools: pip install 'matchdistill[detection]'"
+        )
+    metric = AveragePrecision(iou_type=("bbox", "segm") if masks else "bbox", backend=backend)
+    metric.warn_on_many_detections = False  # of more than 100 in an image the best 100 count, as COCO has it
+    return metric
+
+
+def detections(output: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """A detector's output as the metric takes it: in 32 bits, masks (n, H, W) of yes and no."""
+    found = []
+    for image in output:
+        own = {"boxes": image["boxes"].float(), "scores": image["scores"].float(), "labels": image["labels"]}
+        if "masks" in image:
+            own["masks"] = image["masks"][:, 0] > 0.5
+        found.append(own)
+    return found
