@@ -32,7 +32,7 @@ RECIPES = ("coco_retinanet_r50_r18_1x", "coco_maskrcnn_r50_r18_1x")
 TARGET = 1.05
 
 
-def batch_of(size: int, count: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def batch_of(size: int, count: int, classes: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Random images (3, H, W) of two widths and the same eight objects on each of them."""
     images = [torch.rand(3, size, size * (3 + number % 2) // 4) for number in range(count)]
     corners = torch.rand(8, 2) * size / 4
@@ -42,7 +42,7 @@ def batch_of(size: int, count: int) -> tuple[list[Tensor], list[dict[str, Tensor
         masks = torch.zeros(8, *image.shape[1:], dtype=torch.uint8)
         for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
             mask[top:bottom, left:right] = 1
-        targets.append({"boxes": boxes, "labels": torch.arange(1, 9), "masks": masks})
+        targets.append({"boxes": boxes, "labels": torch.arange(8) % classes + 1, "masks": masks})
     return images, targets
 
 
@@ -68,7 +68,7 @@ def measure(recipe: Recipe, size: int, count: int, rounds: int) -> dict[str, Any
     """Seconds of the three by round, and their ratio."""
     alone = build_module(Recipe.of(recipe.config, distillation__method="none")).train()
     distilled = build_module(recipe).train()
-    batch = batch_of(size, count)
+    batch = batch_of(size, count, recipe.data.num_classes)
     distilled.refresh([batch])  # type: ignore[arg-type]
     teacher = distilled.guide()
     assert teacher is not None
