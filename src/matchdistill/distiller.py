@@ -213,7 +213,7 @@ class MatchingDistiller(FeatureDistiller):
         Args:
             loader: batches; the first tensor of each holds the images. If its sampler deals the images out to the ranks
                 (`DistributedSampler`) it is used whole, else each rank takes every world-th batch.
-            max_images: the most images, over all ranks.
+            max_images: the most images, over all ranks; with `forward`, up to the end of a batch.
             forward: runs the student on a batch, for students that are parts of larger models, which then see whole
                 batches; None: ``student(images)``. A bool tensor that it returns is the batch's mask, as of `loss`: the
                 padding is left out of costs and margins. Whatever else it returns is ignored.

@@ -60,6 +60,16 @@ def test_attributes_and_batches(coco_root):
     assert crowds == [[0, 0], [], [0], [0, 0, 1]]
 
 
+def test_no_objects_to_measure_by(coco_root):
+    path = coco_root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    crowds = [note for note in content["annotations"] if note.get("iscrowd")]
+    assert crowds
+    path.write_text(json.dumps({**content, "annotations": crowds}))
+    with pytest.raises(ValueError, match=r"the 4 validation images of .* have no objects"):
+        ready(coco_root)
+
+
 def test_flips_in_training_alone(coco_root):
     data = ready(coco_root, masks=True)
     assert (data.train_set.flip, data.val_set.flip) == (True, False)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -88,8 +90,9 @@ def test_norms_of_the_pyramid(architecture):
         (5, {"conv1", "layer1", "layer2", "layer3", "layer4"}),
     ],
 )
-def test_frozen_stages_keep_weights_and_statistics(frozen, names):
-    model = small(frozen_stages=frozen)
+@pytest.mark.parametrize("norms", ["all", "last"])
+def test_frozen_stages_keep_weights_and_statistics(frozen, names, norms):
+    model = small(frozen_stages=frozen, trained_norms=norms)
     body = model.backbone.body
     before = {name: value.clone() for name, value in body.state_dict().items()}
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
@@ -99,7 +102,9 @@ def test_frozen_stages_keep_weights_and_statistics(frozen, names):
         name.partition(".")[0] for name, value in body.state_dict().items() if not torch.equal(value, before[name])
     }
     # The norm beside conv1 belongs to the stem.
-    assert changed == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"} - names - ({"bn1"} if frozen else set())
+    assert changed == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"} - names - (
+        {"bn1"} if frozen or norms == "last" else set()
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,17 @@ def test_norms_that_are_trained(backbone, last):
     trained = {name for name, module in body.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert {name.rpartition(".")[0].removesuffix(".shortcut").removesuffix(".downsample") for name in trained} == last
     assert not [m for m in small(trained_norms="none").backbone.body.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_norms_that_are_trained_of_a_stage_that_ends_in_one_block():
+    body = small(backbone="torchvision:mobilenet_v2", trained_norms="last", frozen_stages=1).backbone.body
+    trained = {name.partition(".")[0] for name, module in body.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert trained == {
+        "3",
+        "6",
+        "13",
+        "18",
+    }  # the last is no block of several convolutions, but a convolution and its norm
 
 
 def test_frozen_norms_compute_what_they_did(tmp_path):
@@ -299,15 +315,30 @@ def test_weights_for_cocos_labels(name, of_library, quick, tmp_path, monkeypatch
 )
 def test_weights_of_torchvision_fit_the_teachers_of_the_recipes(architecture, name, tmp_path):
     whole = build_detector(f"torchvision:{name}", 90)
-    # Published with frozen norms, which count nothing.
-    state = {key: value for key, value in whole.state_dict().items() if "num_batches" not in key}
+    # Published with frozen norms, which count nothing, and under the names of that time.
+    state = {name_of_2021(key): value for key, value in whole.state_dict().items() if "num_batches" not in key}
+    assert len(set(state) - set(whole.state_dict())) == {"retinanet": 28, "mask_rcnn": 26}[architecture]
     torch.save(state, tmp_path / "coco.pth")
     options = load_recipe(f"coco_{architecture.replace('_', '')}_r50_r18_1x").teacher.options
     model = build_detector(
         "matchdistill.models:detector", 2, tmp_path / "coco.pth", class_names=["cat", "person"], **options
     )
     assert torch.equal(model.backbone.body.layer4[2].conv3.weight, whole.backbone.body.layer4[2].conv3.weight)
+    assert torch.equal(model.backbone.fpn.inner_blocks[1][0].weight, whole.backbone.fpn.inner_blocks[1][0].weight)
+    if architecture == "retinanet":
+        convs = [network.head.regression_head.conv[3][0].weight for network in (model, whole)]
+    else:
+        convs = [network.roi_heads.mask_head[2][0].weight for network in (model, whole)]
+    assert torch.equal(*convs)
     assert len(heads(model, whole)) == {"retinanet": 2, "mask_rcnn": 6}[architecture]
+
+
+def name_of_2021(name):
+    """Of an entry in the state dicts of torchvision's detectors before their convolutions got activations of their own."""
+    name = re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", name)
+    name = re.sub(r"(_head\.conv\.)(\d)\.0\.", lambda found: f"{found[1]}{2 * int(found[2])}.", name)
+    name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    return re.sub(r"(mask_head\.)(\d)\.0\.", lambda found: f"{found[1]}mask_fcn{int(found[2]) + 1}.", name)
 
 
 def sizes(model):

@@ -278,14 +278,6 @@ def test_processes_with_different_numbers_of_images_measure_as_one(tmp_path):
         assert len(gathered) > 10
 
 
-def test_no_objects_to_measure_by():
-    module = Detection(nn.Identity(), False, Training(), Distillation("none"))
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    module.measure.update([{**empty, "scores": torch.zeros(0)}], [empty])
-    with pytest.raises(ValueError, match="the validation images have no objects"):
-        module.results(module.measure.compute())
-
-
 class Remembering(nn.Module):
     """Returns what it is told of images by their brightness, and counts how often it is asked."""
 

@@ -121,6 +121,21 @@ class DetectionData(DataModule):
         self.category_ids = torch.tensor(list(categories))
         return train, val, list(categories.values())
 
+    def setup(self, stage: str | None = None) -> None:
+        """As of `DataModule`.
+
+        Raises:
+            ValueError: what cannot be read, or no object in the validation images.
+        """
+        super().setup(stage)
+        images = self.val_set.images
+        found = any((images.annotations.crowds[first:last] == 0).any() for first, last in images.rows.tolist())
+        if not found:
+            raise ValueError(
+                f"the {len(images.paths)} validation images of {self.root} have no objects, by which a detector could be "
+                "measured: give others, or more of them"
+            )
+
     def _images(self, annotations: str, folder: str, training: bool) -> tuple[CocoImages, dict[int, str]]:
         return read_coco(self.root / annotations, self.root / folder, training, self.masks, self.bad_annotations)
 

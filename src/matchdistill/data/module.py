@@ -128,7 +128,7 @@ class DataModule(pl.LightningDataModule, ABC):
         sampler = EpochSampler(self.train_set, self.seed, generator, rank, world)
         if len(sampler) < self.fewest:
             raise ValueError(
-                f"{len(self.train_set)} training images for {world} processes: each needs two at least for batch norm"
+                f"{len(self.train_set)} training images for {world} processes: each needs {self.fewest} at least"
             )
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.

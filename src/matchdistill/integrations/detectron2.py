@@ -80,6 +80,15 @@ class DistilledModel(nn.Module):
         self.register_load_state_dict_pre_hook(_from_students_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_report_students_names)  # type: ignore[no-untyped-call]
 
+    def __getattr__(self, name: str) -> Any:
+        """What it does not have is the student's: Detectron2's checkpointer looks there for what does not fit."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "student":  # not there yet
+                raise
+            return getattr(self.student, name)
+
     def forward(self, batched_inputs: Batch) -> Any:
         """In training the student's losses and "loss_features", else the student's detections.
 

@@ -6,7 +6,8 @@ Axes: N batch, H height, W width.
 from __future__ import annotations
 
 import contextlib
-import functools
+import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -238,15 +239,18 @@ def _freeze(body: nn.Module, stages: int, trained_norms: str) -> None:
     spans = _spans(body)
     done = list(spans)
     parts = sorted(_parts(body, spans), key=lambda part: done.index(part[0]))
-    last_blocks = {stage: part for part, stage in parts}.values()
-    ends = {
-        list(part.children())[-1] if isinstance(part, nn.Sequential) and len(part) else part for part in last_blocks
-    }
+    ends = {_last_block(part) for part in {stage: part for part, stage in parts if stage >= stages}.values()}
     for part, stage in parts:
         if stage < stages:
             part.requires_grad_(False)
     frozen = {part for part, stage in parts if stage < stages}
     _freeze_norms(body, frozen, ends if trained_norms == "last" else set(), trained_norms == "all")
+
+
+def _last_block(part: nn.Module) -> nn.Module:
+    """The last of a stage's blocks; a block by itself, which may be a sequence too, ends in no module with a batch norm."""
+    last = list(part.children())[-1] if isinstance(part, nn.Sequential) and len(part) else part
+    return last if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in last.modules()) else part
 
 
 def _parts(module: nn.Module, spans: dict[nn.Module, tuple[int, int]]) -> Iterator[tuple[nn.Module, int]]:
@@ -319,9 +323,25 @@ def build_detector(
             return model
     model = build_model(name, num_classes, None if file else weights, **options)
     if file is not None:
-        adapt = functools.partial(of_labels, labels=labels) if known else None
+
+        def adapt(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+            state = of_today(state, model)
+            return of_labels(state, own, labels) if known else state
+
         load_weights(model, file, fresh_head=fresh_head, adapt=adapt)
     return model
+
+
+def of_today(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict under the names that torchvision's detectors have now: the files that it publishes are older."""
+    renamed = dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is loaded into a copy without memory
+        for path, part in model.named_modules():
+            if type(part)._load_from_state_dict.__module__.startswith("torchvision."):
+                copied = copy.deepcopy(part).to("meta")
+                copied._load_from_state_dict(renamed, f"{path}." if path else "", {}, False, [], [], [])
+    return renamed
 
 
 def of_labels(state: dict[str, Tensor], own: Mapping[str, Tensor], labels: Sequence[int]) -> dict[str, Tensor]:
@@ -408,8 +428,8 @@ def detector_taps(teacher: nn.Module, student: nn.Module) -> list[tuple[Tap, Tap
 def check_same_input(teacher: nn.Module, student: nn.Module) -> None:
     """Raise a ValueError unless two detectors normalise images alike: the teacher is run on the student's batches."""
     for name in ("image_mean", "image_std"):
-        first, second = (list(getattr(model.transform, name)) for model in (teacher, student))
-        if first != second:
+        first, second = (getattr(model.transform, name, None) for model in (teacher, student))
+        if first is not None and second is not None and list(first) != list(second):
             raise ValueError(
                 f"the teacher's {name} is {first}, the student's {second}: expected the same, as the teacher is run on the "
                 "images as the student has prepared them"

@@ -112,17 +112,11 @@ class Detection(Task):
             self.teacher_measure.update(detections(teacher(images)), targets)
 
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
-        """Average precisions from 0 to 1 by name; those of sizes that no object has are left out.
-
-        Raises:
-            ValueError: there are no objects at all.
-        """
+        """Average precisions from 0 to 1 by name; those of sizes that no object has are left out."""
         several = "segm_map" in computed
         found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in METRICS.items()}
         if several:
             found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in METRICS.items()}
-        if found["ap"] < 0:
-            raise ValueError("the validation images have no objects, by which a detector could be measured")
         return {name: value for name, value in found.items() if value >= 0}
 
     def on_train_epoch_end(self) -> None:
