@@ -293,6 +293,23 @@ def test_weights_of_a_backbone_by_the_zoos_heuristics(tmp_path: Path) -> None:
         assert model.distiller.student.state_dict()[name].equal(value), name
 
 
+def test_a_checkpoint_for_other_classes_leaves_the_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = network("retinanet", 18, 5).state_dict()
+    name = "head.cls_score.weight"
+    state[name] = torch.cat([state[name]] * 2)
+    torch.save({"model": state}, tmp_path / "zoo.pth")
+    model = distilled("retinanet")
+    before = model.student.state_dict()[name].clone()
+    with caplog.at_level(logging.WARNING, "fvcore"):
+        DetectionCheckpointer(model).load(str(tmp_path / "zoo.pth"))
+    assert name in caplog.text
+    assert model.student.state_dict()[name].equal(before)
+    body = "backbone.bottom_up.res2.0.conv1.weight"
+    assert model.state_dict()[body].equal(state[body])
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        model.nothing_of_the_kind  # noqa: B018
+
+
 def test_versions_of_modules_are_saved_under_the_students_names() -> None:
     model = distilled("retinanet")
     state, own = model.state_dict(), model.student.state_dict()
