@@ -1,6 +1,6 @@
 """Small networks that several test modules share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,3 +57,18 @@ def as_if_trained(network: nn.Module) -> nn.Module:
                     values.normal_()
                 module.running_var.uniform_(0.5, 2)
     return network
+
+
+def losses_of_garbage(
+    position: nn.Module, own: Tensor, others: Tensor, mask: Tensor
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Masked losses of a position, and their gradients for the student's features and for its parameters.
+
+    Between one and the next, only what student and teacher hold beside the mask differs.
+    """
+    for garbage in (0.0, torch.nan, torch.inf, -1e9):
+        position.zero_grad()
+        student, teacher = (value.masked_fill(~mask[:, None], garbage) for value in (own, others))
+        loss = position.loss(student.requires_grad_(), teacher, "mean", mask)
+        loss.backward()
+        yield loss.detach(), [student.grad, *(parameter.grad for parameter in position.parameters())]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import oracles
 from matchdistill.baselines import BASELINES, attention
 from matchdistill.features import FeatureDistiller
-from networks import PLAIN_TAPS, Plain, as_if_trained
+from networks import PLAIN_TAPS, Plain, as_if_trained, losses_of_garbage
 from test_distiller import PATCH_TAPS, assert_padding_is_left_out, padded, patches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,14 +135,9 @@ def test_nothing_beside_the_images_reaches_a_masked_loss(name):
     mask = torch.zeros(4, 8, 8, dtype=torch.bool)
     mask[0], mask[1, :5, :6], mask[2, :1, :1] = True, True, True  # and none of the last
     found = []
-    for garbage in (0.0, torch.nan, torch.inf, -1e9):
-        position.zero_grad()
-        values = [value.masked_fill(~mask[:, None], garbage) for value in (own, others)]
-        student = values[0].requires_grad_()
-        loss = position.loss(student, values[1], "mean", mask)
-        loss.backward()
-        assert not student.grad.masked_select(~mask[:, None]).any()
-        found.append([loss.detach(), student.grad, *(parameter.grad for parameter in position.parameters())])
+    for loss, gradients in losses_of_garbage(position, own, others, mask):
+        assert not gradients[0].masked_select(~mask[:, None]).any()
+        found.append([loss, *gradients])
     assert all(value.isfinite().all() for value in found[0])
     assert found[0][0] > 0
     for other in found[1:]:

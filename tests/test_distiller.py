@@ -22,7 +22,7 @@ import oracles
 from matchdistill import MatchingDistiller, Reduction, Tap
 from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import batchnorm_margin, matching_cost, partial_loss, reduce_channels, solve_assignment
-from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn
+from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn, losses_of_garbage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -501,15 +501,10 @@ def test_nothing_beside_the_images_reaches_a_masked_loss(norm: Callable[[int], n
     normalised = ((own - mean) / (variance + 1e-5).sqrt()).numpy()
     expected = oracles.partial_loss(normalised, target, position.margin.double().numpy(), "mean", mask.numpy())
     gradients = []
-    for garbage in (0.0, torch.nan, torch.inf, -1e9):
-        position.zero_grad()
-        values = [value.masked_fill(~mask[:, None], garbage) for value in (own, others)]
-        student = values[0].requires_grad_()
-        loss = position.loss(student, values[1], "mean", mask)
-        loss.backward()
+    for loss, found in losses_of_garbage(position, own, others, mask):
         assert loss.item() == pytest.approx(expected, rel=1e-6)
-        assert not student.grad.masked_select(~mask[:, None]).any()
-        gradients.append([student.grad, *(parameter.grad for parameter in position.parameters())])
+        assert not found[0].masked_select(~mask[:, None]).any()
+        gradients.append(found)
     assert all(value.isfinite().all() for value in position.state_dict().values())
     assert gradients[0][0].any()
     for other in gradients[1:]:

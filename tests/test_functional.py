@@ -335,7 +335,7 @@ def test_matching_cost_property_masked_loops(data):
     n, cs, ct, length = (data.draw(st.integers(1, 3)) for _ in range(4))
     student = data.draw(arrays(np.float64, (n, cs, length), elements=coarse_values))
     teacher = data.draw(arrays(np.float64, (n, ct, length), elements=coarse_values))
-    mask = data.draw(arrays(np.bool_, (n, length)))
+    mask = data.draw(arrays(np.bool_, (len(student), student.shape[2])))
     given_mask = torch.from_numpy(mask)
     features = (spoiled(torch.from_numpy(values), given_mask) for values in (student, teacher))
     assert_close(matching_cost(*features, given_mask), oracles.matching_cost(student, teacher, mask))
@@ -1016,13 +1016,19 @@ def test_partial_loss_of_large_half_precision_values_does_not_overflow():
     assert loss.item() == 2 * 64 * 250000.0
 
 
-@properties
-@given(st.data())
-def test_partial_loss_property_loops_with_ties_and_zeros(data):
+def drawn_loss_inputs(data):
+    """Student and target (N, C, L) and margin (C,), with ties and zeros."""
     n, c, length = (data.draw(st.integers(1, 3)) for _ in range(3))
     student = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
     target = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
     margin = data.draw(arrays(np.float64, (c,), elements=coarse_values))
+    return student, target, margin
+
+
+@properties
+@given(st.data())
+def test_partial_loss_property_loops_with_ties_and_zeros(data):
+    student, target, margin = drawn_loss_inputs(data)
     for reduction in ("sum", "mean"):
         loss = partial_loss(*(torch.from_numpy(x) for x in (student, target, margin)), reduction)
         assert_close(loss, oracles.partial_loss(student, target, margin, reduction))
@@ -1055,11 +1061,8 @@ def test_partial_loss_gradient_equals_finite_differences_of_the_loops(reduction)
 @properties
 @given(st.data())
 def test_partial_loss_property_masked_loops(data):
-    n, c, length = (data.draw(st.integers(1, 3)) for _ in range(3))
-    student = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
-    target = data.draw(arrays(np.float64, (n, c, length), elements=coarse_values))
-    margin = data.draw(arrays(np.float64, (c,), elements=coarse_values))
-    mask = data.draw(arrays(np.bool_, (n, length)))
+    student, target, margin = drawn_loss_inputs(data)
+    mask = data.draw(arrays(np.bool_, (len(student), student.shape[2])))
     given_mask = torch.from_numpy(mask)
     inputs = [spoiled(torch.from_numpy(values), given_mask) for values in (student, target)]
     for reduction in ("sum", "mean"):

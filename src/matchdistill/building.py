@@ -85,7 +85,8 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
     taps: Taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
     example = None
     if isinstance(recipe.data, DetectionData):
-        check_same_input(teacher, student)
+        seen = [model.get_submodule("transform") for model in (teacher, student)]
+        check_same_input(seen[0], seen[1], ("image_mean", "image_std"))
         if settings.pyramid and taps == "auto":
             taps = detector_taps(teacher, student)
         teacher, student = (distilled_part(model, settings.pyramid) for model in (teacher, student))

@@ -1,10 +1,7 @@
 """The detection benchmark's networks, recipes, tables and costs."""
 
-import importlib.util
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -13,17 +10,7 @@ from safetensors.torch import load_file
 
 from matchdistill.models import weights_file
 from matchdistill.recipe import load_recipe
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
+from scripts import script
 
 detection, step = script("detection"), script("detection_step")
 
@@ -40,8 +27,8 @@ def test_weights_under_timms_names_are_the_same_network(tmp_path):
 
 
 def test_the_committed_table_is_of_the_committed_results():
-    results = json.loads((FOLDER / "results" / "detection.json").read_text())
-    assert detection.markdown(results) == (FOLDER / "results" / "detection.md").read_text()
+    results = json.loads((detection.RESULTS / "detection.json").read_text())
+    assert detection.markdown(results) == (detection.RESULTS / "detection.md").read_text()
     for name, found in results["detectors"].items():
         options = found["recipe"]["student"]["options"]
         assert options["architecture"] == {"RetinaNet": "retinanet", "Mask R-CNN": "mask_rcnn"}[name]

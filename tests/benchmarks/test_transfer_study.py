@@ -1,8 +1,6 @@
 """The patches of the study change what they say and nothing else, and its table compares equal seeds."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ from matchdistill.functional import empirical_margin, matching_cost, reduce_marg
 from matchdistill.recipe import Recipe, load_recipe
 from matchdistill.tasks.classification import Classification
 from networks import PLAIN_TAPS, Plain, as_if_trained
+from scripts import script
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "transfer_study.py"
-SPEC = importlib.util.spec_from_file_location("transfer_study", PATH)
-study = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(study)
+study = script("transfer_study")
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

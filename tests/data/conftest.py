@@ -9,6 +9,16 @@ from PIL import Image
 
 
 @pytest.fixture
+def process(monkeypatch):
+    """Pretend to be one of several processes."""
+
+    def be(rank, world):
+        monkeypatch.setattr("matchdistill.data.module.rank_and_world", lambda: (rank, world))
+
+    return be
+
+
+@pytest.fixture
 def image_root(tmp_path):
     """An image folder with every kind of thing in it: 2 classes, 6 images each to train, 3 to validate."""
     suffixes = ["jpg", "PNG", "webp", "bmp", "jpeg", "png"]

@@ -15,16 +15,6 @@ def ready(root, **options):
     return data
 
 
-@pytest.fixture
-def process(monkeypatch):
-    """Pretend to be one of several processes."""
-
-    def be(rank, world):
-        monkeypatch.setattr("matchdistill.data.module.rank_and_world", lambda: (rank, world))
-
-    return be
-
-
 def ids(loader):
     """Of the images, in order."""
     return [int(target["image_id"]) for _, targets in loader for target in targets]

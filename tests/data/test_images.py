@@ -10,16 +10,6 @@ def ready(**options):
     return data
 
 
-@pytest.fixture
-def process(monkeypatch):
-    """Pretend to be one of several processes."""
-
-    def be(rank, world):
-        monkeypatch.setattr("matchdistill.data.module.rank_and_world", lambda: (rank, world))
-
-    return be
-
-
 def content(loader, epoch=None):
     """Batches as comparable values; in the process itself, augmentation starts from the global generator."""
     torch.manual_seed(0)

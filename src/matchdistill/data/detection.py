@@ -121,21 +121,6 @@ class DetectionData(DataModule):
         self.category_ids = torch.tensor(list(categories))
         return train, val, list(categories.values())
 
-    def setup(self, stage: str | None = None) -> None:
-        """As of `DataModule`.
-
-        Raises:
-            ValueError: what cannot be read, or no object in the validation images.
-        """
-        super().setup(stage)
-        images = self.val_set.images
-        found = any((images.annotations.crowds[first:last] == 0).any() for first, last in images.rows.tolist())
-        if not found:
-            raise ValueError(
-                f"the {len(images.paths)} validation images of {self.root} have no objects, by which a detector could be "
-                "measured: give others, or more of them"
-            )
-
     def _images(self, annotations: str, folder: str, training: bool) -> tuple[CocoImages, dict[int, str]]:
         return read_coco(self.root / annotations, self.root / folder, training, self.masks, self.bad_annotations)
 
@@ -149,4 +134,10 @@ class DetectionData(DataModule):
         return torch.zeros(len(images.paths), dtype=torch.int64)  # all alike: an image may have objects of any class
 
     def _dataset(self, images: CocoImages, training: bool) -> CocoDataset:
+        objects = (images.annotations.crowds[first:last] == 0 for first, last in images.rows.tolist())
+        if not training and not any(found.any() for found in objects):
+            raise ValueError(
+                f"the {len(images.paths)} validation images of {self.root} have no objects, by which a detector could be "
+                "measured: give others, or more of them"
+            )
         return CocoDataset(images, training and self.flip, self.skip_corrupt)

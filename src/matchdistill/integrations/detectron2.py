@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.matching import Matching
-from matchdistill.models.detection import pixel_mask
+from matchdistill.models.detection import check_same_input, pixel_mask
 from matchdistill.refresh import due_at_step, rank_and_world
 from matchdistill.taps import unwrapped
 
@@ -67,13 +67,7 @@ class DistilledModel(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, **options: Any) -> None:
         super().__init__()
-        for name in ("pixel_mean", "pixel_std", "input_format"):
-            first, second = (_plain(getattr(model, name, None)) for model in (teacher, student))
-            if None not in (first, second) and first != second:
-                raise ValueError(
-                    f"the teacher's {name} is {first}, the student's {second}: expected the same, as the teacher is run on "
-                    "the images as the student has prepared them"
-                )
+        check_same_input(teacher, student, ("pixel_mean", "pixel_std", "input_format"))
         self.student = student
         self.distiller = MatchingDistiller(_body(teacher), _body(student), **options)
         self.register_state_dict_post_hook(_to_students_names)  # type: ignore[no-untyped-call]
@@ -205,10 +199,6 @@ class _Dealt:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._batches)
-
-
-def _plain(value: Any) -> Any:
-    return value.flatten().tolist() if isinstance(value, Tensor) else value
 
 
 def _body(model: nn.Module) -> nn.Module:

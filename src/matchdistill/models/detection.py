@@ -425,15 +425,27 @@ def detector_taps(teacher: nn.Module, student: nn.Module) -> list[tuple[Tap, Tap
     return [(first, second) for first, second in [*inside, *zip(*levels, strict=True)]]
 
 
-def check_same_input(teacher: nn.Module, student: nn.Module) -> None:
-    """Raise a ValueError unless two detectors normalise images alike: the teacher is run on the student's batches."""
-    for name in ("image_mean", "image_std"):
-        first, second = (getattr(model.transform, name, None) for model in (teacher, student))
-        if first is not None and second is not None and list(first) != list(second):
+def check_same_input(teacher: nn.Module, student: nn.Module, names: Sequence[str]) -> None:
+    """Raise a ValueError unless two networks prepare images alike: the teacher is run on the student's batches.
+
+    Args:
+        teacher: what prepares its images.
+        student: likewise.
+        names: attributes that say how; what one of them has not is not compared.
+    """
+    for name in names:
+        first, second = (_plain(getattr(each, name, None)) for each in (teacher, student))
+        if None not in (first, second) and first != second:
             raise ValueError(
                 f"the teacher's {name} is {first}, the student's {second}: expected the same, as the teacher is run on the "
                 "images as the student has prepared them"
             )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.flatten().tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 @contextlib.contextmanager
