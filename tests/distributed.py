@@ -15,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from matchdistill import MatchingDistiller
+from matchdistill import distiller as distiller_module
 from matchdistill.functional import random_assignment
 from networks import Plain, as_if_trained
 
 IMAGES = 24
 BATCH = 4
+TOLERANCES = (0.0, 0.02, 10.0)
 
 
 def run(worker: Callable[[int], Any], folder: Path, world: int = 2) -> list[Any]:
@@ -97,7 +99,30 @@ def all_at_once(rank: int) -> dict[str, Any]:
     found["random"] = refreshed(drawing(rank), plain_loader())
     found["again"] = refreshed(made, plain_loader())
     found["step"] = step(rank)
+    found |= adaptive()
+    found["online"] = online(rank)
     return found
+
+
+def adaptive() -> dict[str, Any]:
+    """Refreshes that may stop early, with checks at 8 and 16 images; a rank can be without images at a check."""
+    distiller_module.FIRST_CHECK = 8
+    found = {}
+    for tolerance in TOLERANCES:
+        found[f"tolerance {tolerance}"] = refreshed(distiller(), plain_loader(), tolerance=tolerance)
+        found[f"sharded, tolerance {tolerance}"] = refreshed(distiller(), sharded_loader(), tolerance=tolerance)
+    found["short, with a tolerance"] = refreshed(distiller(), plain_loader(3 * BATCH), tolerance=0.0)
+    return found
+
+
+def online(rank: int) -> dict[str, Any]:
+    """The matching by three training steps of this rank, and none but the first and third are added up."""
+    made = distiller(online=2)
+    made.refresh(plain_loader())
+    for step in range(3):
+        made.train()(images()[BATCH * (2 * step + rank) :][:BATCH])
+    found = made.refresh()
+    return {"cost": [matching.cost for matching in found], "total": [matching.images for matching in found]}
 
 
 def padding(made: MatchingDistiller) -> Callable[[list[Tensor]], Tensor]:

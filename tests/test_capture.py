@@ -14,10 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from matchdistill import Tap
-from matchdistill.capture import Capture
+from matchdistill.capture import Capture, without_captures
 from networks import PLAIN_TAPS, Plain, conv_bn
 
 TAPS = [Tap.parse(student) for _, student in PLAIN_TAPS]
@@ -228,6 +229,70 @@ def test_last_call_of_a_module_counts() -> None:
     assert torch.equal(captured.values[0], images().relu() - 1)
 
 
+class Repeated(nn.Module):
+    """One in-place activation, as many times as it is told; it notes the memory of what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.calls = nn.ReLU(inplace=True), 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.calls):
+            x = self.relu(x - 0.5)
+        return x
+
+
+def copies_in(capture: Capture, network: nn.Module) -> int:
+    """How many copies a pass makes; the value is as it should be."""
+    with CopiesCounted() as counted, capture() as captured:
+        network(images())
+    expected = images()
+    for _ in range(network.calls):
+        value = expected - 0.5
+        expected = value.relu()
+    assert torch.equal(captured.values[0], value)
+    return counted.copies
+
+
+class CopiesCounted(TorchDispatchMode):
+    copies = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.copies += function is torch.ops.aten.clone.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_the_last_call_is_copied_once_their_number_is_known() -> None:
+    network = Repeated().eval()
+    capture = Capture(network, [Tap("relu", "input")])
+    assert copies_in(capture, network) == 4  # the input too
+    assert [copies_in(capture, network) for _ in range(3)] == [1, 1, 1]
+
+
+def test_every_call_is_copied_where_their_number_varies_or_may() -> None:
+    network = Repeated().eval()
+    capture = Capture(network, [Tap("relu", "input")])
+    copies_in(capture, network)
+    for network.calls in (5, 2, 4):
+        assert copies_in(capture, network) == (3 if network.calls == 5 else network.calls)
+    network = Repeated().train()
+    capture = Capture(network, [Tap("relu", "input")])
+    copies_in(capture, network)
+    for network.calls in (3, 2, 4):
+        assert copies_in(capture, network) == network.calls
+
+
+def test_fewer_calls_than_in_all_passes_before_are_an_error_once() -> None:
+    network = Repeated().eval()
+    capture = Capture(network, [Tap("relu", "input")])
+    for _ in range(2):
+        copies_in(capture, network)
+    network.calls = 2
+    with pytest.raises(ValueError, match="calls or in-place operations come and go"):
+        copies_in(capture, network)
+    copies_in(capture, network)
+
+
 def test_first_tensor_of_nested_values_counts() -> None:
     class Nested(nn.Module):
         def forward(self, batch: Any, extra: Any = None) -> Any:
@@ -258,6 +323,22 @@ def test_idle_outside_of_the_block_and_after_removal() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     with pytest.raises(ValueError, match="did not reach relu0:input, relu1:input, relu2:input"), capture():
         network(images())
+
+
+def test_a_copy_without_captures() -> None:
+    network, calls = plain(), []
+    network.relu1.register_forward_pre_hook(lambda module, args: calls.append(1))
+    capture = Capture(network, TAPS)
+    copied = without_captures(network)
+    hooks = [
+        hook for module in copied.modules() for hook in (module._forward_hooks | module._forward_pre_hooks).values()
+    ]
+    assert len(hooks) == 1
+    assert torch.equal(copied(images()), network(images()))
+    assert calls == [1, 1]
+    with capture() as captured:
+        network(images())
+    assert len(captured.values) == 3
 
 
 def test_hooks_of_the_user_stay() -> None:

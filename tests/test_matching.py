@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from matchdistill.functional import solve_assignment
-from matchdistill.matching import CostAccumulator, Matching, churn
+from matchdistill.functional import matching_cost, solve_assignment
+from matchdistill.matching import CostAccumulator, Matching, churn, objective, regret
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +55,56 @@ def test_only_the_positions_that_count_are_summed(split: tuple[int, ...]) -> Non
     own, others, counts = student.double().numpy(), teacher.double().numpy(), mask.numpy()
     np.testing.assert_allclose(sums.compute().numpy(), oracles.matching_cost(own, others, counts), atol=1e-6)
     np.testing.assert_allclose(sums.margin().numpy(), oracles.empirical_margin(others, counts), rtol=1e-6)
+
+
+def test_sums_add_up() -> None:
+    student, teacher = features(6, 3, 4), features(6, 7, 4, seed=1)
+    whole, parts = CostAccumulator(), [CostAccumulator() for _ in range(3)]
+    whole.update(student, teacher)
+    for part, own, others in zip(parts[:2], student.split(4), teacher.split(4), strict=True):
+        part.update(own, others)
+    both = parts[0] + parts[1]
+    assert (both + parts[2]).count == (parts[2] + both).count == both.count == 6
+    for total in (both, both + parts[2], parts[2] + both):
+        torch.testing.assert_close(total.compute(), whole.compute())
+        torch.testing.assert_close(total.margin(), whole.margin())
+    assert [part.count for part in parts] == [4, 2, 0]
+    torch.testing.assert_close(parts[0].compute(), matching_cost(student[:4], teacher[:4]).double())
+
+
+def test_margins_are_measured_where_they_are_asked_for() -> None:
+    sums = CostAccumulator(margins=False)
+    sums.update(features(2, 3, 4), features(2, 5, 4))
+    assert (sums + sums).compute().shape == (3, 5)
+    with pytest.raises(AssertionError):
+        sums.margin()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_regret_is_what_the_halves_matchings_cost_on_each_other_beyond_the_best(
+    seed: int, width: int, group: int
+) -> None:
+    costs = [features(width, width * group, seed=seed + half).abs() + 0.1 for half in (0, 1)]
+    indices = [oracles.balanced_assignment(cost.double().numpy(), group) for cost in costs]
+    own, other = (
+        sum(oracles.assignment_cost(cost.double().numpy(), index) for cost, index in zip(costs, order, strict=True))
+        for order in (indices, indices[::-1])
+    )
+    found = regret(costs, lambda cost: solve_assignment(cost, group))
+    assert found >= 0
+    assert found == pytest.approx((other - own) / own, rel=1e-4, abs=1e-6)
+
+
+def test_regret_where_a_half_costs_nothing() -> None:
+    costs = [torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])]
+    assert regret(costs, lambda cost: solve_assignment(cost, 1)) == math.inf
+    assert regret(costs[:1] * 2, lambda cost: solve_assignment(cost, 1)) == 0
+
+
+def test_the_objective_is_of_the_pairs() -> None:
+    cost = torch.tensor([[1.0, 9, 9], [9, 9, 9], [9, 9, 2]])
+    assert objective(cost, torch.tensor([[0], [-1], [2]])) == 1.5
 
 
 def test_margins_are_of_all_values_not_of_batches() -> None:

@@ -3,18 +3,22 @@
 Axes: N images.
 """
 
+import copy
 import gc
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 import distributed
+import oracles
 from distributed import BATCH, IMAGES, distiller, images, plain_loader, refreshed
 from matchdistill import MatchingDistiller
+from matchdistill.functional import solve_assignment
 from matchdistill.refresh import due, images_of, is_sharded, rank_and_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,6 +137,130 @@ def test_memory_is_flat_over_many_batches() -> None:
     assert len(set(alive[2:])) == 1
 
 
+def maps(network: nn.Module, x: Tensor) -> list[np.ndarray]:
+    """What is before each activation of a plain network, without hooks."""
+    found = []
+    with torch.no_grad():
+        for stage in range(3):
+            x = network.get_submodule(f"bn{stage}")(network.get_submodule(f"conv{stage}")(x))
+            found.append(x.numpy().copy())
+            x = x.relu()
+    return found
+
+
+TURNED = images().roll(8, 0)  # of which halves of the first 8 agree less than those of the first 16
+
+
+def images_by_hand(tolerance: float, first: int) -> int:
+    """After how many images halves of the batches agree, by slow loops."""
+    made = distiller().eval()
+    student, teacher = (maps(network, TURNED) for network in (made.student, made.teacher))
+    half_of = np.arange(IMAGES) // BATCH % 2
+    for count in range(BATCH, IMAGES, BATCH):
+        if count not in (first, 2 * first, 4 * first):
+            continue
+        regrets = []
+        for own, others in zip(student, teacher, strict=True):
+            seen = [(half_of == half) & (np.arange(IMAGES) < count) for half in (0, 1)]
+            costs = [oracles.matching_cost(own[half], others[half]) for half in seen]
+            indices = [oracles.balanced_assignment(cost, 2) for cost in costs]
+            least = sum(oracles.assignment_cost(*pair) for pair in zip(costs, indices, strict=True))
+            swapped = sum(oracles.assignment_cost(*pair) for pair in zip(costs, indices[::-1], strict=True))
+            regrets.append((swapped - least) / least)
+        if max(regrets) <= tolerance:
+            return count
+    return IMAGES
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.03, 0.1, 10.0])
+def test_a_refresh_stops_where_two_halves_of_the_images_agree(tolerance: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr("matchdistill.distiller.FIRST_CHECK", 8)
+    count = images_by_hand(tolerance, 8)
+    found = refreshed(distiller(), TURNED.split(BATCH), tolerance=tolerance)
+    assert found["total"] == [count] * 3
+    assert_same(found, refreshed(distiller(), [TURNED[:count]]))
+
+
+def test_tolerances_of_the_test_above_differ_in_what_they_take() -> None:
+    taken = [images_by_hand(tolerance, 8) for tolerance in (0.0, 0.01, 0.03, 0.1, 10.0)]
+    assert taken == [IMAGES, IMAGES, 16, 8, 8]
+
+
+def test_a_batch_that_passes_several_checks_is_looked_at_once(monkeypatch: Any) -> None:
+    monkeypatch.setattr("matchdistill.distiller.FIRST_CHECK", 2)
+    solved = []
+
+    def matcher(cost: Tensor, group: int) -> Tensor:
+        solved.append(1)
+        return solve_assignment(cost, group)
+
+    found = refreshed(distiller(matcher=matcher), images().split(8), tolerance=0.0)
+    assert found["total"] == [IMAGES] * 3
+    assert len(solved) == 3 + 2  # the first position alone is tried at 16 images; 8 are one half
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan")])
+def test_tolerance_out_of_range(tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"tolerance=.*: expected a share of the objective"):
+        distiller().refresh(plain_loader(), tolerance=tolerance)
+
+
+def test_a_refresh_from_the_steps_themselves() -> None:
+    """Costs of the features that the student had in training, of every second step, since the last refresh."""
+    made = distiller(online=2).train()
+    made.refresh(plain_loader())
+    for first in (0, BATCH):  # the second time, what was added up before is gone
+        batches = images()[first:].split(BATCH)[:5]
+        own, others = [], []
+        for number, batch in enumerate(batches):
+            before = copy.deepcopy(made.student)
+            made(batch)
+            if number % 2 == 0:
+                own.append(maps(before, batch))
+                others.append(maps(made.teacher, batch))
+        for position, matching in enumerate(made.refresh()):
+            student, teacher = (np.concatenate([found[position] for found in values]) for values in (own, others))
+            cost = oracles.matching_cost(student, teacher)
+            torch.testing.assert_close(matching.cost, torch.from_numpy(cost), rtol=1e-6, atol=1e-6)
+            assert matching.images == 3 * BATCH
+            assert matching.churn is not None
+            index = torch.from_numpy(oracles.balanced_assignment(matching.cost.numpy(), 2))
+            assert torch.equal(made.positions[position].index, index)
+
+
+def test_steps_that_are_not_of_training_are_not_added_up() -> None:
+    made = distiller(online=1)
+    made.refresh(plain_loader())
+    made.eval()(images())
+    with pytest.raises(ValueError, match="no image was seen"):
+        made.refresh()
+    made.train()(images())
+    made.forget()
+    with pytest.raises(ValueError, match="no image was seen"):
+        made.refresh()
+    made(images()[:5])
+    assert made.refresh()[0].images == 5
+    made = distiller()
+    made.refresh(plain_loader())
+    made.train()(images())
+    with pytest.raises(ValueError, match="no image was seen"):
+        made.refresh()
+
+
+def test_adding_up_leaves_the_loss_as_it_is() -> None:
+    losses = []
+    for online in (0, 1):
+        made = distiller(online=online)
+        made.refresh(plain_loader())
+        losses.append(made.train()(images())[1])
+    assert torch.equal(*losses)
+
+
+def test_steps_between_out_of_range() -> None:
+    with pytest.raises(ValueError, match="online=-1: expected a number of steps, or 0"):
+        distiller(online=-1)
+
+
 def test_modules_keep_their_modes_and_statistics() -> None:
     made = distiller()
     made.train()
@@ -233,6 +361,38 @@ def test_what_is_drawn_is_the_same_on_every_rank(ranks: Any, drawn: str) -> None
         assert torch.equal(first, second)
     alone = [refreshed(distributed.drawing(seed), plain_loader())[drawn] for seed in range(2)]
     assert not all(torch.equal(*pair) for pair in zip(*alone, strict=True))
+
+
+@pytest.mark.parametrize("tolerance", distributed.TOLERANCES)
+def test_ranks_stop_where_one_process_does(ranks: Any, tolerance: float, monkeypatch: Any) -> None:
+    """Each rank's batches take turns, so that halves differ, but with the images of both agreed at the same moment."""
+    for kind in ("", "sharded, "):
+        found = [rank[f"{kind}tolerance {tolerance}"] for rank in ranks]
+        assert found[0]["total"] == found[1]["total"]
+        assert all(torch.equal(*pair) for pair in zip(found[0]["index"], found[1]["index"], strict=True))
+        count = found[0]["total"][0]
+        assert count in {0.0: [IMAGES], 0.02: [16, IMAGES], 10.0: [16]}[tolerance]
+        run = images()[:count] if not kind else torch.cat([images()[0::2][: count // 2], images()[1::2][: count // 2]])
+        assert_same(found[0], refreshed(distiller(), [run]))
+
+
+def test_ranks_with_other_numbers_of_images_stop_together(ranks: Any) -> None:
+    assert [found["short, with a tolerance"]["run"][0] for found in ranks] == [2 * BATCH, BATCH]
+    for found in ranks:
+        assert_same(found["short, with a tolerance"], refreshed(distiller(), plain_loader(3 * BATCH)))
+
+
+def test_ranks_add_up_their_steps(ranks: Any) -> None:
+    made = distiller(online=1)
+    made.refresh(plain_loader())
+    for number in (0, 1, 4, 5):  # batches of the first and of the third step
+        made.train()(images()[BATCH * number :][:BATCH])
+    for found, expected in zip(
+        zip(*(rank["online"]["cost"] for rank in ranks), strict=True), made.refresh(), strict=True
+    ):
+        assert torch.equal(*found)
+        torch.testing.assert_close(found[0], expected.cost)
+    assert all(rank["online"]["total"] == [4 * BATCH] * 3 for rank in ranks)
 
 
 def test_a_step_with_two_processes(ranks: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -18,12 +19,14 @@ from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
 from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
+from matchdistill.prepare import foldable, prepared
 from matchdistill.recipe import Recipe
 from matchdistill.settings import Model, Teacher, parse_method
 from matchdistill.taps import Tap
 from matchdistill.tasks.base import Task
 from matchdistill.tasks.classification import Classification
 from matchdistill.tasks.detection import Detection
+from matchdistill.trace import Trace
 
 Taps = Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]]
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -69,7 +72,10 @@ def make_task(
     settings = recipe.training, recipe.distillation
     if isinstance(recipe.data, DetectionData):
         return Detection(student, recipe.data.masks, *settings, teacher, distiller)
-    return Classification(student, recipe.data.num_classes, *settings, teacher, distiller)
+    prepare = None
+    if recipe.trainer.prepare_teacher and teacher is not None and distiller is None:
+        prepare = functools.partial(prepared, folds=foldable(Trace(teacher, (example_images(recipe.data),))))
+    return Classification(student, recipe.data.num_classes, *settings, teacher, distiller, prepare)
 
 
 def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> FeatureDistiller | None:
@@ -82,6 +88,7 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
     method = parse_method(settings.method)
     if method.features is None:
         return None
+    prepare = prepared if recipe.trainer.prepare_teacher else None
     taps: Taps = settings.taps if settings.taps == "auto" else [(first, second) for first, second in settings.taps]
     example = None
     if isinstance(recipe.data, DetectionData):
@@ -94,7 +101,9 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
         example = example_images(recipe.data)
     if method.features in BASELINES:
         weights = {"fitnets": settings.fitnets_weight, "at": settings.at_weight, "ofd": settings.ofd_weight}
-        return FeatureDistiller(teacher, student, taps, BASELINES[method.features], weights[method.features], example)
+        return FeatureDistiller(
+            teacher, student, taps, BASELINES[method.features], weights[method.features], example, prepare=prepare
+        )
     assert method.reduction is not None
     return MatchingDistiller(
         teacher,
@@ -107,6 +116,8 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
         matcher=random_assignment if method.features == "random" else solve_assignment,
         hysteresis=settings.hysteresis,
         example=example,
+        prepare=prepare,
+        online=settings.refresh_online,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Captured:
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     teacher_output: Any = None
     watched: dict[int, _Watched] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
 
 
 class _Active(threading.local):
@@ -78,6 +80,9 @@ class Capture:
         self._hooked = [*self.taps, *(tap.plus for tap in self.taps if tap.plus is not None)]
         # (number, training) -> whether every pass so far left the value unchanged: then it needs no copy.
         self._kept: dict[tuple[int, bool], bool] = {}
+        # number -> calls of its module in a pass in evaluation mode, 0 if their number varies: the earlier of them need no
+        # copy. In training mode modules may be left out at random.
+        self._calls: dict[int, int] = {}
         for path in ("", *(tap.module for tap in self._hooked)):
             if isinstance(resolve(model, path), torch.jit.ScriptModule):
                 raise ValueError(f"module {path!r} is a scripted one, which takes no hooks: give it unscripted")
@@ -128,7 +133,9 @@ class Capture:
         if captured is None:
             return
         tensor = tensors_in(value)[0]
-        keeps = self.keeps(number, module.training)
+        captured.calls[number] = calls = captured.calls.get(number, 0) + 1
+        is_last = module.training or calls >= self._calls.get(number, 0)
+        keeps = self.keeps(number, module.training) or not is_last
         # An addend has other uses. As a view it is a node of the graph, as a copy is: gradients add up in the same order in
         # the first pass, which copies, and in later ones, and a resumed run ends as the one that was not cut.
         unchanged = tensor.view_as(tensor) if number in self._addends else tensor
@@ -155,6 +162,9 @@ class Capture:
             ValueError: one was changed, and no copy was made since this is the first time.
         """
         for number, (tensors, versions, training, copied) in captured.watched.items():
+            if not training and number != ARGUMENTS:
+                calls = captured.calls[number]
+                self._calls[number] = calls if self._calls.get(number, calls) == calls else 0
             if [tensor._version for tensor in tensors] == versions:
                 self._kept.setdefault((number, training), True)
                 continue
@@ -163,7 +173,7 @@ class Capture:
                 place = "the input" if number == ARGUMENTS else f"the value at {self._hooked[number]}"
                 raise ValueError(
                     f"{place} was changed in place in this pass but not in the passes before: "
-                    "a network whose in-place operations come and go cannot be tapped there, choose another module"
+                    "a network whose calls or in-place operations come and go cannot be tapped there, choose another module"
                 )
 
 
@@ -193,6 +203,20 @@ class _ArgumentsHook(_Hook):
 def _watch(captured: Captured, number: int, tensors: list[Tensor], training: bool, copied: bool) -> None:
     if not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in tensors):
         captured.watched[number] = _Watched(tensors, [tensor._version for tensor in tensors], training, copied)
+
+
+def without_captures(model: nn.Module) -> nn.Module:
+    """A copy of a model without the hooks of captures."""
+    copied = copy.deepcopy(model)
+    hooks = [
+        hook
+        for module in copied.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    for hook in hooks:
+        if isinstance(hook, _Hook):
+            hook.capture.remove()
+    return copied
 
 
 def copy_of(arguments: Any) -> Any:

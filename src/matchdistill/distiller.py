@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from matchdistill.capture import Captured
 from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
 from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
-from matchdistill.matching import CostAccumulator, Matching, churn
+from matchdistill.matching import CostAccumulator, Matching, churn, regret
+from matchdistill.prepare import Preparation
 from matchdistill.reduction import Reduction, get_reduction
-from matchdistill.refresh import from_rank_0, images_of, is_sharded, rank_and_world
+from matchdistill.refresh import doublings, from_rank_0, images_of, is_sharded, rank_and_world
 from matchdistill.taps import Tap
 from matchdistill.trace import Operation, evaluating
 
 Matcher = Callable[[Tensor, int], Tensor]
+
+FIRST_CHECK = 256  # images, of a refresh with a tolerance
 
 
 class Position(FeaturePosition):
@@ -65,6 +68,7 @@ class Position(FeaturePosition):
         self.register_load_state_dict_pre_hook(_check_signature)  # type: ignore[no-untyped-call]
         self.norm = norm(self.student_channels)
         self.matching: Matching | None = None
+        self.seen: CostAccumulator | None = None  # while a step's own features are added up
 
     @property
     def rule(self) -> Reduction:
@@ -76,6 +80,8 @@ class Position(FeaturePosition):
     ) -> Tensor:
         """The partial loss of features as they were tapped, a scalar."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+        if self.seen is not None:
+            self.seen.update(student, teacher, mask)
         student, index, margin = self.norm(masked(student, mask)), self.index, self.margin
         if self.teacher_channels < self.student_channels:
             # Only the Ct student channels with a partner are guided; a stable sort finds them without asking the device.
@@ -85,6 +91,27 @@ class Position(FeaturePosition):
             target = self.rule.channels(teacher, index, None)
         return partial_loss(student, target, margin, reduction, mask)
 
+    def accumulator(self) -> CostAccumulator:
+        """What adds up costs, and margins where they are measured, for `solve`."""
+        return CostAccumulator(margins=self.margin_norm is None)
+
+    def over_ranks(self, sums: CostAccumulator) -> CostAccumulator:
+        """The sums over the images of all ranks."""
+        if rank_and_world()[1] == 1:
+            return sums
+        return sums.over_ranks(self.student_channels, self.teacher_channels, self.index.device)
+
+    def matched(self, cost: Tensor) -> Tensor:
+        """The matching (Cs, G) of a cost (Cs, Ct).
+
+        Raises:
+            ValueError: a cost that is not finite; the position is named.
+        """
+        try:
+            return self.matcher(self._sticky(cost), self.index.shape[1]).to(self.index.device)
+        except ValueError as error:
+            raise ValueError(f"position {self.name}: {error}") from error
+
     def solve(self, sums: CostAccumulator) -> Matching:
         """Match by the summed costs and take the margins from the teacher as it is now.
 
@@ -92,11 +119,7 @@ class Position(FeaturePosition):
             ValueError: a cost that is not finite; the position is named.
         """
         cost = sums.compute()
-        try:
-            index = self.matcher(self._sticky(cost), self.index.shape[1]).to(self.index.device)
-        except ValueError as error:
-            raise ValueError(f"position {self.name}: {error}") from error
-        index = from_rank_0(index)  # random choices, as of "rd"'s margins too, must not differ
+        index = from_rank_0(self.matched(cost))  # random choices, as of "rd"'s margins too, must not differ
         changed = churn(self.index, index, self.teacher_channels) if (self.index >= 0).any() else None
         margin = sums.margin() if self.margin_norm is None else self.teacher_margin()
         self.index.copy_(index)
@@ -142,6 +165,11 @@ class MatchingDistiller(FeatureDistiller):
         loss_reduction: "mean", or "sum": the weights are of each position's sum over the elements of an image, which the
             batch's sum divided by B is the mean of. The paper's form for detectors, of four positions, is "sum" with
             ``loss_weight=[2e-8, 2e-8, 2e-7, 2e-7]``.
+        prepare: makes the copy of the teacher that runs faster than it and is run in its place, given the copy and what can
+            be folded in it: `prepare.prepared`, for other types and compilation in a `functools.partial`; None: the
+            teacher itself runs. Weights loaded into the teacher later take effect.
+        online: steps in training mode between those whose own features are added up for a `refresh` without images of its
+            own; 0: none are.
 
     Attributes:
         student: the student, as it was given.
@@ -177,14 +205,20 @@ class MatchingDistiller(FeatureDistiller):
         hysteresis: float = 0.0,
         example: Tensor | tuple[Any, ...] | None = None,
         loss_reduction: Literal["mean", "sum"] = "mean",
+        prepare: Preparation | None = None,
+        online: int = 0,
     ) -> None:
         get_reduction(reduction)
+        if online < 0:
+            raise ValueError(f"online={online}: expected a number of steps, or 0")
         if not 0 <= hysteresis < math.inf:
             raise ValueError(f"hysteresis={hysteresis}: expected a finite number of at least 0")
 
         position = functools.partial(Position, reduction=reduction, norm=norm, matcher=matcher, hysteresis=hysteresis)
-        super().__init__(teacher, student, taps, position, loss_weight, example, loss_reduction)
+        super().__init__(teacher, student, taps, position, loss_weight, example, loss_reduction, prepare)
         self.matched = False
+        self._online = online
+        self.forget()
         self.register_load_state_dict_post_hook(_look_for_matching)  # type: ignore[no-untyped-call]
 
     def loss(self, captured: Captured, mask: Tensor | None = None) -> Tensor:
@@ -196,14 +230,30 @@ class MatchingDistiller(FeatureDistiller):
         """
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
-        return super().loss(captured, mask)
+        if not self._online or not self.training:
+            return super().loss(captured, mask)
+        if self._steps % self._online == 0:
+            for position, total in zip(self.positions, self._seen, strict=True):
+                position.seen = total
+        self._steps += 1
+        try:
+            return super().loss(captured, mask)
+        finally:
+            for position in self.positions:
+                position.seen = None
+
+    def forget(self) -> None:
+        """Begin anew with the features that training steps add up for a refresh without images of its own."""
+        self._steps = 0
+        self._seen = [position.accumulator() for position in self.positions]
 
     @torch.no_grad()
     def refresh(
         self,
-        loader: Iterable[Any],
+        loader: Iterable[Any] | None = None,
         max_images: int = 20_000,
         forward: Callable[[Any], Any] | None = None,
+        tolerance: float | None = None,
     ) -> list[Matching]:
         """Solve the matching anew, and take the margins, over images of the training set (sections 3.1 and 3.2).
 
@@ -212,50 +262,95 @@ class MatchingDistiller(FeatureDistiller):
 
         Args:
             loader: batches; the first tensor of each holds the images. If its sampler deals the images out to the ranks
-                (`DistributedSampler`) it is used whole, else each rank takes every world-th batch.
+                (`DistributedSampler`) it is used whole, else each rank takes every world-th batch. None: no image is run,
+                the costs are those of the training steps since the last refresh (or `forget`), for distillers made with
+                `online`.
             max_images: the most images, over all ranks; with `forward`, up to the end of a batch.
             forward: runs the student on a batch, for students that are parts of larger models, which then see whole
                 batches; None: ``student(images)``. A bool tensor that it returns is the batch's mask, as of `loss`: the
                 padding is left out of costs and margins. Whatever else it returns is ignored.
+            tolerance: stop as soon as more images would lower the objective, the mean cost of the matched pairs, by no more
+                than this share of it, 0.001 say. At 256 images and each doubling, the matching of either half of the
+                batches so far is tried on the other (see `matching.regret`). None: take `max_images`.
 
         Returns:
-            The matching of every position.
+            The matching of every position; its `images` says how many it took.
 
         Raises:
             ValueError: no images, costs that are not finite, or a mask that does not fit.
         """
+        if loader is None:
+            matchings = self._solve([self._seen])
+            self.forget()
+            return matchings
         if max_images < 1:
             raise ValueError(f"max_images={max_images}: expected at least 1")
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"tolerance={tolerance}: expected a share of the objective, 0 or more, or None")
         rank, world = rank_and_world()
-        device = self.positions[0].index.device
-        sums = [CostAccumulator() for _ in self.positions]
+        halves = [[position.accumulator() for position in self.positions] for _ in range(1 if tolerance is None else 2)]
+        checks = [] if tolerance is None else doublings(FIRST_CHECK, max_images)
         self._teacher.copies.clear()  # weights may have been loaded into it since
         sharded = world == 1 or is_sharded(loader)
         # Images left to this rank; to all of them where the other ranks' batches can be counted as they pass by.
         own = sharded or forward is not None
         left = len(range(rank, max_images, world)) if own else max_images
+        seen = batches = 0  # of all ranks, about; of this one
+        settled = False
         with evaluating(self.student):
             for number, batch in enumerate(loader if left > 0 else ()):
                 count = min(left, len(images_of(batch))) if forward is None else 0
                 if sharded or number % world == rank:
-                    mask = None
-                    with self.capture() as captured:
-                        if forward is None:
-                            self.student(images_of(batch)[:count].to(device))
-                        else:
-                            returned = forward(batch)
-                            mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
-                    teacher_values = self._teacher(captured)
-                    for place, position in enumerate(self.positions):
-                        sums[place].update(*position.masked_maps(captured.values[place], teacher_values[place], mask))
-                    count = len(captured.values[0])
+                    count = self._add_up(batch, count, forward, halves[batches % len(halves)])
+                    batches += 1
                 left -= count
+                seen += count * (world if own else 1)
                 if left <= 0:  # before another batch is loaded
                     break
-        if world > 1:
-            for total, position in zip(sums, self.positions, strict=True):
-                total.all_reduce(position.student_channels, position.teacher_channels, device)
-        matchings = [position.solve(total) for total, position in zip(sums, self.positions, strict=True)]
+                while checks and seen >= checks[0] and not settled:
+                    settled = self._settled(halves, checks, tolerance)
+                if settled:
+                    break
+        while checks and world > 1 and not settled:  # the other ranks may have more images
+            settled = self._settled(halves, checks, tolerance)
+        return self._solve(halves)
+
+    def _add_up(
+        self, batch: Any, count: int, forward: Callable[[Any], Any] | None, sums: Sequence[CostAccumulator]
+    ) -> int:
+        """Run both networks on the first images of a batch, all of it with `forward`, and return their number."""
+        mask = None
+        with self.capture() as captured:
+            if forward is None:
+                device = self.positions[0].index.device
+                self.student(images_of(batch)[:count].to(device, non_blocking=True))
+            else:
+                returned = forward(batch)
+                mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
+        teacher_values = self._teacher(captured)
+        for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
+            total.update(*position.masked_maps(captured.values[place], teacher_values[place], mask))
+        return len(captured.values[0])
+
+    def _settled(self, halves: Sequence[Sequence[CostAccumulator]], checks: list[int], tolerance: float | None) -> bool:
+        """Whether the images so far are enough, at the first of the checks, which every rank has come to."""
+        assert tolerance is not None
+        del checks[0]
+        for place, position in enumerate(self.positions):
+            sums = [position.over_ranks(half[place]) for half in halves]
+            counts = [total.count for total in sums]
+            if not all(counts) or (checks and sum(counts) >= checks[0]):  # which is next to be looked at
+                return False
+            found = regret([total.compute() for total in sums], position.matched)
+            if from_rank_0(torch.tensor(found, device=position.index.device)) > tolerance:
+                return False
+        return True
+
+    def _solve(self, parts: Sequence[Sequence[CostAccumulator]]) -> list[Matching]:
+        """The matchings by the sums over all parts of the images and over all ranks."""
+        totals = [sum(rest, first) for first, *rest in zip(*parts, strict=True)]
+        pairs = zip(self.positions, totals, strict=True)
+        matchings = [position.solve(position.over_ranks(total)) for position, total in pairs]
         self.matched = True
         return matchings
 

@@ -6,6 +6,7 @@ Axes: N batch, Cs student channels, Ct teacher channels, * position axes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from matchdistill.alignment import align_maps, align_masked, channels_second
 from matchdistill.capture import Capture, Captured
 from matchdistill.functional import batchnorm_margin
+from matchdistill.prepare import Preparation, foldable
 from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
 from matchdistill.teacher import FrozenTeacher
 from matchdistill.trace import Operation
@@ -135,6 +137,7 @@ class FeatureDistiller(nn.Module):
         loss_weight: as of `MatchingDistiller`.
         example: as of `MatchingDistiller`.
         loss_reduction: as of `MatchingDistiller`.
+        prepare: as of `MatchingDistiller`.
 
     Attributes:
         student: the student, as it was given.
@@ -157,6 +160,7 @@ class FeatureDistiller(nn.Module):
         loss_weight: float | Sequence[float] | Literal["paper"],
         example: Tensor | tuple[Any, ...] | None = None,
         loss_reduction: Literal["mean", "sum"] = "mean",
+        prepare: Preparation | None = None,
     ) -> None:
         super().__init__()
         if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
@@ -184,7 +188,10 @@ class FeatureDistiller(nn.Module):
         self.student = student
         self._student_capture = Capture(student, [position.student for position in positions])
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
-        self._teacher = FrozenTeacher(teacher, [position.teacher for position in positions])
+        teacher_taps = [position.teacher for position in positions]
+        if prepare is not None:
+            prepare = functools.partial(prepare, folds=foldable(traces[0], teacher_taps))
+        self._teacher = FrozenTeacher(teacher, teacher_taps, prepare)
         self.position_losses = torch.zeros(len(positions))
 
     @property
@@ -193,8 +200,7 @@ class FeatureDistiller(nn.Module):
         return self._teacher.model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureDistiller:
-        self._teacher.model._apply(fn)  # type: ignore[no-untyped-call]
-        self._teacher.copies.clear()
+        self._teacher.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

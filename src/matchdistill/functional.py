@@ -12,12 +12,13 @@ A mask (N, *), bool, is True at the positions that count, as those of an image i
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
+from torch.autograd.function import once_differentiable
 
 from matchdistill.reduction import Reduction, get_reduction
 
@@ -58,25 +59,28 @@ def masked(features: Tensor, mask: Tensor | None) -> Tensor:
     Raises:
         ValueError: a mask that is not bool or not (N, *).
     """
-    if mask is None:
-        return features
+    return features if mask is None else features.masked_fill(_left_out(features, mask), 0)
+
+
+def _left_out(features: Tensor, mask: Tensor) -> Tensor:
+    """True at the positions (N, 1, *) that do not count."""
     expected = (*features.shape[:1], *features.shape[2:])
     if mask.dtype != torch.bool or mask.shape != expected:
         raise ValueError(
             f"mask of {mask.dtype} {tuple(mask.shape)} for features {tuple(features.shape)}: expected torch.bool "
             f"{expected}, True at the positions that count"
         )
-    return features.masked_fill(~mask[:, None], 0)
+    return ~mask[:, None]
 
 
 def _unit_maps(features: Tensor) -> Tensor:
     """(N, C, *) -> (C, N * P), every map of P values of length 1."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    maps = features.detach().to(dtype).flatten(2) if features.ndim > 2 else features.detach().to(dtype)[:, :, None]
-    # Scaled by its largest value first, the length of a tiny map does not vanish; a map of zeros stays one.
-    largest = maps.abs().amax(2, keepdim=True)
-    maps = maps / largest.masked_fill(largest == 0, 1)
-    return F.normalize(maps, dim=2).transpose(0, 1).flatten(1)
+    maps = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    maps = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)
+    # Scaled by its largest value first, the length of a tiny map does not vanish, and a map of zeros stays one.
+    largest = torch.linalg.vector_norm(maps, math.inf, 2, keepdim=True)
+    scaled = torch.div(maps, largest.masked_fill(largest == 0, 1), out=maps.new_empty(maps.shape))
+    return scaled.div_(torch.linalg.vector_norm(scaled, dim=2, keepdim=True).clamp_min(1)).flatten(1)
 
 
 def matching_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -328,20 +332,47 @@ def partial_loss(
     dtype = torch.promote_types(student.dtype, torch.float32)
     floor = margin.detach().to(dtype).reshape(-1, *[1] * (student.ndim - 2))
     goal = torch.maximum(target.detach().to(dtype), floor)
-    values = student.to(dtype)
-    # Asked the other way round, a NaN on either side is not taken for agreement but reaches the loss.
-    left_alone = (values <= goal) & (goal <= 0)
-    return squared(torch.where(left_alone, 0, values - goal), reduction, mask)
+    total, _ = _PartialSquares.apply(student.to(dtype), goal, mask)
+    return _averaged(total, student, reduction, mask)
+
+
+class _PartialSquares(torch.autograd.Function):
+    """Sum of the squares of partial differences; of all that it computes it keeps the differences alone."""
+
+    @staticmethod
+    def forward(student: Tensor, goal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        differences = student - goal
+        # Asked the other way round, a NaN on either side is not taken for agreement but reaches the loss.
+        left_alone = (differences <= 0) & (goal <= 0)
+        if mask is not None:
+            left_alone |= _left_out(student, mask)
+        differences.masked_fill_(left_alone, 0)
+        return differences.square().sum(), differences
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (differences,) = ctx.saved_tensors
+        return differences * (2 * gradient), None, None
 
 
 def squared(differences: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None) -> Tensor:
     """Sum or mean of the squares of (N, C, *) at the positions that count; zero in the graph where there are none."""
-    total = masked(differences, mask).square().sum()
+    return _averaged(masked(differences, mask).square().sum(), differences, reduction, mask)
+
+
+def _averaged(total: Tensor, of: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None) -> Tensor:
+    """A sum over values (N, C, *) at the positions that count, or the mean."""
     if reduction == "sum":
         return total
     if mask is None:
-        return total / max(differences.numel(), 1)
-    return total / (mask.sum() * differences.shape[1]).clamp_min(1)
+        return total / max(of.numel(), 1)
+    return total / (mask.sum() * of.shape[1]).clamp_min(1)
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -> Tensor:

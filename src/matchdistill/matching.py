@@ -5,6 +5,8 @@ Axes: N batch, Cs student channels, Ct teacher channels, G group.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +20,13 @@ class CostAccumulator:
     """Matching cost and empirical margins over many batches, and over all ranks, in memory that does not grow.
 
     Everything is summed in float64 on the features' device, without waiting for it.
+
+    Args:
+        margins: whether the margins are measured too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, margins: bool = True) -> None:
+        self._margins = margins
         self._sums: list[Tensor] = []
         self.count = 0
 
@@ -29,7 +35,9 @@ class CostAccumulator:
 
         A mask (N, *), bool, is True at the positions that count.
         """
-        batch = (similarity_sum(student, teacher, mask), *negative_sum(teacher, mask))
+        batch = [similarity_sum(student, teacher, mask)]
+        if self._margins:
+            batch += negative_sum(teacher, mask)
         if not self._sums:
             self._start(student.shape[1], teacher.shape[1], student.device)
         if batch[0].shape != self._sums[0].shape:
@@ -41,17 +49,29 @@ class CostAccumulator:
             total += part
         self.count += len(student)
 
-    def all_reduce(self, students: int, teachers: int, device: torch.device) -> None:
-        """Add up the sums of all ranks, which every rank holds afterwards; a rank may have seen no image."""
+    def over_ranks(self, students: int, teachers: int, device: torch.device) -> CostAccumulator:
+        """The sums over the images of all ranks, on every rank; a rank may have seen none."""
         if not self._sums:
             self._start(students, teachers, device)
+        reduced = self + CostAccumulator()
         count = torch.tensor(self.count, device=device)
-        for total in (*self._sums, count):
+        for total in (*reduced._sums, count):
             dist.all_reduce(total)
-        self.count = int(count)
+        reduced.count = int(count)
+        return reduced
+
+    def __add__(self, other: CostAccumulator) -> CostAccumulator:
+        """The sums over the images of both, which stay as they are."""
+        both = CostAccumulator(self._margins)
+        parts = [sums for sums in (self._sums, other._sums) if sums]
+        both._sums = [sum(totals[1:], totals[0].clone()) for totals in zip(*parts, strict=True)]
+        both.count = self.count + other.count
+        return both
 
     def _start(self, students: int, teachers: int, device: torch.device) -> None:
-        shapes = ((students, teachers), (teachers,), (teachers,))
+        shapes: list[tuple[int, ...]] = [(students, teachers)]
+        if self._margins:
+            shapes += [(teachers,), (teachers,)]
         self._sums = [torch.zeros(shape, dtype=wide(device), device=device) for shape in shapes]
 
     def compute(self) -> Tensor:
@@ -70,6 +90,7 @@ class CostAccumulator:
             ValueError: no image was seen.
         """
         self._check_seen()
+        assert self._margins
         _, total, count = self._sums
         return total / count.clamp_min(1)
 
@@ -110,8 +131,7 @@ class Matching:
     @property
     def mean_cost(self) -> float:
         """Mean cost of the matched pairs: what the assignment minimises."""
-        guided = self.index[:, 0] >= 0
-        return self.cost[guided].gather(1, self.index[guided]).mean().item()
+        return objective(self.cost, self.index)
 
     def __str__(self) -> str:
         students, teachers = self.cost.shape
@@ -122,6 +142,40 @@ class Matching:
             f"{self.name}: {teachers} -> {students} channels, groups of {self.group_size}, {self.images} images, "
             f"mean cost {self.mean_cost:.3f}, cosine {lowest:.2f} / {middle:.2f} / {highest:.2f} (min / median / max){churn}"
         )
+
+
+def objective(cost: Tensor, index: Tensor) -> float:
+    """Mean cost (Cs, Ct) of the pairs of a matching (Cs, G)."""
+    guided = index[:, 0] >= 0
+    return cost[guided].gather(1, index[guided]).mean().item()
+
+
+def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float:
+    """How much a matching loses by having seen only half of the images, as a share of the objective.
+
+    Each half's matching is tried on the other half, whose own is the best there: what lies between them, averaged. Over
+    draws of the images that is no less than what either half's matching lacks to the best one for all images there
+    are, since no matching is cheaper on a half than the half's own; the matching of both halves together lacks less still.
+
+    Args:
+        halves: the costs (Cs, Ct) of two sets of images.
+        solve: finds the matching (Cs, G) of a cost.
+
+    Example:
+        >>> from matchdistill.functional import solve_assignment
+        >>> regret([torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])], lambda cost: solve_assignment(cost, 1))
+        1.0
+        >>> regret([torch.tensor([[1.0, 2.0]]), torch.tensor([[1.1, 1.9]])], lambda cost: solve_assignment(cost, 1))
+        0.0
+    """
+    indices = [solve(cost) for cost in halves]
+    own, swapped = (
+        sum(objective(cost, index) for cost, index in zip(halves, order, strict=True))
+        for order in (indices, indices[::-1])
+    )
+    if swapped <= own:
+        return 0.0
+    return (swapped - own) / own if own > 0 else math.inf
 
 
 def churn(before: Tensor, after: Tensor, teacher_channels: int) -> float:

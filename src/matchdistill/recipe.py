@@ -285,6 +285,12 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     epochs = guidance.refresh_every
     if min([epochs] if isinstance(epochs, int) else [0, *epochs]) < 0 or guidance.refresh_images < 1:
         yield "distillation.refresh_every must be 0 or more and distillation.refresh_images 1 or more"
+    if guidance.refresh_tolerance is not None and not guidance.refresh_tolerance >= 0:
+        yield f"distillation.refresh_tolerance is {guidance.refresh_tolerance}: expected a share, for example 0.001, or null"
+    if guidance.refresh_online < 0:
+        yield f"distillation.refresh_online is {guidance.refresh_online}: expected a number of steps, or 0"
+    if guidance.refresh_online and guidance.refresh_steps is not None:
+        yield "distillation.refresh_online is of whole epochs: refresh by distillation.refresh_every, not refresh_steps"
     if (phases := guidance.refresh_steps) is not None and not (
         all(len(phase) == 2 and phase[1] >= 0 for phase in phases)
         and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})

@@ -40,6 +40,16 @@ def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:
     return step == 0 or (every > 0 and step % every == 0)
 
 
+def doublings(first: int, below: int) -> list[int]:
+    """`first` and its doubles below a number.
+
+    Example:
+        >>> doublings(256, 2000)
+        [256, 512, 1024]
+    """
+    return [] if first >= below else [first, *doublings(2 * first, below)]
+
+
 def images_of(batch: Any) -> Tensor:
     """The images of a batch: its first tensor.
 

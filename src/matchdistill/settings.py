@@ -108,6 +108,10 @@ class Distillation:
         refresh_steps: instead, pairs [from step, every], the first from step 0: from that step on the matching is refreshed
             before the steps that are multiples of the second number; 0: before no later one; null: by epochs.
         refresh_images: the most training images of a refresh.
+        refresh_tolerance: stop a refresh as soon as more images would lower the mean cost of the matched pairs by no more
+            than this share of it, for example 0.001; null: take them all.
+        refresh_online: after the first refresh take, instead of images of their own, the features of every so many-th step
+            of the epoch before; 0: do not.
         hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh.
         fitnets_weight: of each position's mean squared distance, in "fitnets".
         at_weight: of each position's squared distance of an image, in "at".
@@ -125,6 +129,8 @@ class Distillation:
     refresh_every: int | list[int] = 1
     refresh_steps: list[list[int]] | None = None
     refresh_images: int = 20_000
+    refresh_tolerance: float | None = None
+    refresh_online: int = 0
     hysteresis: float = 0.0
     fitnets_weight: float = 30.0
     at_weight: float = 10.0
@@ -151,6 +157,8 @@ class Machine:
         sync_batchnorm: batch norm over the images of all processes (GPUs only).
         channels_last: networks and images with the channels innermost in memory, which is often faster.
         compile: torch.compile for student and teacher, which needs a C++ compiler.
+        prepare_teacher: run a copy of the teacher that is faster, with batch norms folded into convolutions: its values are
+            the same within rounding.
         deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.
         log_every: steps between entries in the logs.
     """
@@ -163,6 +171,7 @@ class Machine:
     sync_batchnorm: bool = False
     channels_last: bool = False
     compile: bool = False
+    prepare_teacher: bool = False
     deterministic: bool = False
     log_every: int = 20
 

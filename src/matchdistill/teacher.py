@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from matchdistill.capture import ARGUMENTS, Capture, Captured, copy_of
+from matchdistill.capture import ARGUMENTS, Capture, Captured, copy_of, without_captures
 from matchdistill.taps import Tap
 from matchdistill.trace import tensors_in
 
@@ -21,14 +21,21 @@ class FrozenTeacher:
     Args:
         model: the teacher, put into evaluation mode.
         taps: where to take its features; none for its output alone.
+        prepare: makes a copy of it run faster, which runs in its place; None: it runs itself.
 
     Raises:
         ValueError: a tap on a module that the teacher does not have.
     """
 
-    def __init__(self, model: nn.Module, taps: Sequence[Tap] = ()) -> None:
-        self.model, self.capture = model.eval(), Capture(model, taps)
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap] = (),
+        prepare: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> None:
+        self.model, self.capture, self.prepare = model.eval(), Capture(model, taps), prepare
         self.copies: dict[torch.device, FrozenTeacher] = {}
+        self._copied: list[tuple[Tensor, int]] = []  # what the copies were made of, with its versions
 
     def __call__(self, captured: Captured) -> dict[int, Tensor]:
         """Run on the arguments that the student was called with and return the tapped values, by number of the tap.
@@ -46,11 +53,27 @@ class FrozenTeacher:
             captured.teacher_output = teacher.model(*args, **kwargs)
         return own.values
 
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Change every parameter and buffer, as `nn.Module._apply` does for modules that hold modules."""
+        self.model._apply(fn)  # type: ignore[no-untyped-call]
+        self.copies.clear()
+
     def on(self, device: torch.device) -> FrozenTeacher:
-        """The teacher on a device: itself, or a copy of it."""
+        """The teacher on a device: itself, or a copy of it, which follows weights that are loaded into the teacher."""
         weight = next(self.model.parameters(), None)
-        if weight is None or weight.device == device:
+        if weight is None or (weight.device == device and self.prepare is None):
             return self
+        compiling = torch.compiler.is_compiling()
+        if not compiling and any(value._version != version for value, version in self._copied):
+            self.copies.clear()
+        if not self.copies:
+            values = itertools.chain(self.model.parameters(), self.model.buffers())
+            self._copied = [(value, value._version) for value in values if not value.is_inference()]
         if device not in self.copies:
-            self.copies[device] = FrozenTeacher(copy.deepcopy(self.model).to(device), self.capture.taps)
+            model = without_captures(self.model).to(device)
+            if self.prepare is not None:
+                model = self.prepare(model.eval())
+            if self.model._compiled_call_impl is not None:  # which copies do not have
+                model.compile()
+            self.copies[device] = FrozenTeacher(model, self.capture.taps)
         return self.copies[device]

@@ -31,7 +31,8 @@ class Task(pl.LightningModule):
     Attributes:
         metric: name of the result that methods are compared by.
         memory_format: of the networks' weights.
-        refreshed: the matchings of the last refresh in this epoch; empty where it kept the ones before.
+        refreshed: the matchings of the last refresh in this epoch, or at the end of the one before; empty where it kept the
+            ones before.
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
     """
@@ -134,10 +135,21 @@ class Task(pl.LightningModule):
         """Refresh the matching where it is due by epochs."""
         # Lightning validates where this divides the number of the epoch, from 1.
         self.trainer.check_val_every_n_epoch = 1 if self.validates() else self.current_epoch + 2
+        if self._online() and self.current_epoch:
+            assert isinstance(self.distiller, MatchingDistiller)
+            self.distiller.forget()  # so that a resumed run adds up the same steps
+            return
         self.refreshed = []
-        every = 0 if self.method.features == "random" else self.distillation.refresh_every
-        if self.distillation.refresh_steps is None and due(self.current_epoch, every):
+        if self._due(self.current_epoch):
             self._refresh(self.current_epoch)
+
+    def _due(self, epoch: int) -> bool:
+        every = 0 if self.method.features == "random" else self.distillation.refresh_every
+        return self.distillation.refresh_steps is None and due(epoch, every)
+
+    def _online(self) -> bool:
+        """Whether the steps of an epoch give the matching of the next one."""
+        return self.distillation.refresh_online > 0 and isinstance(self.distiller, MatchingDistiller)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Refresh the matching where it is due by steps of the optimiser."""
@@ -155,6 +167,9 @@ class Task(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         with self.trainer.precision_plugin.forward_context():
             self.refreshed = self.refresh(data.refresh_dataloader(self.distillation.refresh_images, number))
+        self._log_matchings()
+
+    def _log_matchings(self) -> None:
         for place, matching in enumerate(self.refreshed):
             self.log(f"matching/cost_{place}", matching.mean_cost)
             if matching.churn is not None:
@@ -172,8 +187,14 @@ class Task(pl.LightningModule):
         return epoch == recipe.all_epochs or epoch % recipe.validate_every == 0
 
     def on_train_epoch_end(self) -> None:
-        """See that everything was finite before a checkpoint is written."""
+        """See that everything was finite, and match by the epoch's steps if so set, before a checkpoint is written."""
         self._stop_if_not_finite()
+        if self._online():
+            assert isinstance(self.distiller, MatchingDistiller)
+            following = self.current_epoch + 1
+            matched = following < self.training_recipe.all_epochs and self._due(following)
+            self.refreshed = self.distiller.refresh() if matched else []
+            self._log_matchings()
 
     def unmeasured_guide(self) -> nn.Module | None:
         """The teacher, as long as it has not been measured."""

@@ -5,6 +5,7 @@ Axes: N batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Classification(Task):
         distillation: how the teacher guides.
         teacher: the teacher of "kd" without features; with a distiller, its own is used.
         distiller: the distiller of the student, for methods with features.
+        prepare: as of `FrozenTeacher`, for "kd" without features.
     """
 
     metric = "top1"
@@ -47,17 +49,24 @@ class Classification(Task):
         distillation: Distillation,
         teacher: nn.Module | None = None,
         distiller: FeatureDistiller | None = None,
+        prepare: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         measures = _accuracy(num_classes), _accuracy(num_classes)
         super().__init__(student, training, distillation, measures, distiller)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
-        self._teacher = FrozenTeacher(teacher) if teacher is not None else None
+        self._teacher = FrozenTeacher(teacher, prepare=prepare) if teacher is not None else None
 
     def guide(self) -> nn.Module | None:
         """The teacher, if there is one."""
         if self.distiller is not None:
             return self.distiller.teacher
-        return self._teacher.on(self.device).model if self._teacher is not None else None
+        return self._teacher.model if self._teacher is not None else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classification:
+        if self._teacher is not None:
+            self._teacher.apply(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def losses(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits (N, classes), and the distillation losses by name, weighted."""
@@ -87,7 +96,8 @@ class Classification(Task):
     def refresh(self, loader: BatchLoader) -> list[Matching]:
         """Solve the matching over a loader's images."""
         assert isinstance(self.distiller, MatchingDistiller)
-        return self.distiller.refresh(loader, self.distillation.refresh_images)
+        settings = self.distillation
+        return self.distiller.refresh(loader, settings.refresh_images, tolerance=settings.refresh_tolerance)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """The images in the networks' memory format."""

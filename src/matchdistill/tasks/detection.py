@@ -92,9 +92,12 @@ class Detection(Task):
     def refresh(self, loader: BatchLoader) -> list[Matching]:
         """Solve the matching over a loader's images, resized as in training."""
         assert isinstance(self.distiller, MatchingDistiller)
+        settings = self.distillation
         # The sizes are drawn; those of the steps must not depend on how many images were.
         with torch.random.fork_rng(devices=[]):
-            return self.distiller.refresh(loader, self.distillation.refresh_images, forward=self._run_part)
+            return self.distiller.refresh(
+                loader, settings.refresh_images, forward=self._run_part, tolerance=settings.refresh_tolerance
+            )
 
     def _run_part(self, batch: Batch) -> Tensor | None:
         """Run the distilled part alone; the pixels that count."""
