@@ -108,6 +108,15 @@ def test_mistakes_on_the_command_line():
             {"distillation": {"method": "none", "hysteresis": -0.1}},
             "distillation.hysteresis is -0.1: expected a finite",
         ),
+        (
+            {"distillation": {"method": "none", "refresh_tolerance": -0.1}},
+            "distillation.refresh_tolerance is -0.1: expected a share",
+        ),
+        ({"distillation": {"method": "none", "refresh_online": -1}}, "distillation.refresh_online is -1: expected a"),
+        (
+            {"distillation": {"method": "none", "refresh_online": 2, "refresh_steps": [[0, 100]]}},
+            "distillation.refresh_online is of whole epochs",
+        ),
         ({"distillation": {"method": "none", "at_weight": float("inf")}}, "distillation.at_weight is inf: expected a"),
         ({"student": {"name": "timm:resnet18", "weights": "nopackage:a.pt"}}, "there is no package 'nopackage'"),
         ({"distillation": {"method": "none", "kd_temperature": 0}}, "distillation.kd_temperature must be more than 0"),

@@ -221,9 +221,10 @@ def test_the_matching_is_refreshed_when_it_is_due(tiny, tmp_path, monkeypatch, e
     refreshed = []
     refresh = MatchingDistiller.refresh
 
-    def record(self, loader, max_images):
-        matchings = refresh(self, loader, max_images)
-        refreshed.append((len(steps) // 3, max_images, {matching.images for matching in matchings}))
+    def record(self, loader=None, max_images=20_000, **options):
+        matchings = refresh(self, loader, max_images, **options)
+        of = "steps" if loader is None else (max_images, options["tolerance"])
+        refreshed.append((len(steps) // 3, of, {matching.images for matching in matchings}))
         return matchings
 
     steps = []
@@ -234,8 +235,11 @@ def test_the_matching_is_refreshed_when_it_is_due(tiny, tmp_path, monkeypatch, e
         lambda self, batch, number, step=Classification.training_step: (steps.append(1), step(self, batch, number))[1],
     )
     arguments = ("--training.epochs=5", f"--distillation.refresh_every={every}", "--distillation.refresh_images=33")
-    fit(tiny(*arguments), tmp_path / "run")
-    assert refreshed == [(epoch, 33, {33}) for epoch in epochs]
+    fit(tiny(*arguments, "--distillation.refresh_tolerance=0.01"), tmp_path / "run")
+    assert refreshed == [(epoch, (33, 0.01), {33}) for epoch in epochs]  # too few for a check
+    del refreshed[:], steps[:]
+    fit(tiny(*arguments, "--distillation.refresh_online=2"), tmp_path / "online")
+    assert refreshed == [(epoch, "steps", {40}) if epoch else (0, (33, None), {33}) for epoch in epochs]
 
 
 def test_the_teacher_is_trained_first(tiny, tmp_path):

@@ -86,6 +86,7 @@ OPTIONS = {
     "plain": ([], 1e-6),
     "channels_last": (["--trainer.channels_last=true"], 1e-4),
     "deterministic": (["--trainer.deterministic=true"], 1e-6),
+    "prepared teacher": (["--trainer.prepare_teacher=true"], 1e-4),
     "accumulation": (["--training.accumulate=3"], 1e-5),
     "bf16": (["--trainer.precision=bf16-mixed"], 0.03),
     "average": (["--training.ema=0"], 1e-6),
@@ -114,6 +115,18 @@ def test_losses_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch, option, m
     assert column(tmp_path / "run", "train/loss") == pytest.approx(expected, rel=tolerance)
     assert len(losses[0]) == 4
     assert_weights_near(load_file(tmp_path / "run" / "student.safetensors"), student, 10 * tolerance)
+
+
+@pytest.mark.parametrize("method", ["mgd-amp", "fitnets", "kd"])
+def test_a_prepared_teacher_is_trained_and_measured_as_it_is(tiny, tmp_path, method):
+    """Its weights are loaded after it was built, here those of its own training."""
+    common = [f"--distillation.method={method}", "--data.train_limit=80", "--teacher.training.epochs=2"]
+    for name, prepare in (("run", "true"), ("plain", "false")):
+        fit(tiny(*common, f"--trainer.prepare_teacher={prepare}"), tmp_path / name, quiet=True)
+    losses = [column(tmp_path / name, "train/loss") for name in ("run", "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    first, second = (metrics_of(tmp_path / name) for name in ("run", "plain"))
+    assert first["teacher"] == second["teacher"]
 
 
 def test_channels_last_reaches_networks_and_images(tiny, monkeypatch):

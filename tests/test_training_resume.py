@@ -178,6 +178,16 @@ def test_a_killed_run_that_averages_its_weights(tiny, tmp_path, moment, count, a
     assert not torch.equal(first[TRAINED]["fc.weight"], first["state_dict"]["distiller.student.fc.weight"])
 
 
+@pytest.mark.parametrize(("moment", "count"), [("step", 11), pytest.param("saved", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_that_matches_by_its_own_steps(tiny, tmp_path, moment, count, every):
+    arguments = (*RANDOM, "--distillation.refresh_online=2", f"--distillation.refresh_every={every}")
+    fit(tiny(*arguments), tmp_path / "whole", quiet=True)
+    killed(moment, count, tiny(*arguments), tmp_path / "run")
+    fit(tiny(*arguments), tmp_path / "run", resume=True, quiet=True)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again(tiny, tmp_path, whole):
     out = tmp_path / "run"
