@@ -146,6 +146,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
     "once": (mgd(refresh_every=0), None),
     "every 1": (mgd(refresh_every=1), None),
     "log": (mgd(refresh_every=[0, 1, 3]), None),
+    "online 2": (mgd(refresh_online=2), None),
+    "tolerance 0.001": (mgd(refresh_tolerance=0.001), None),
     **{f"hysteresis {h:g}": (mgd(hysteresis=h), None) for h in (0.1, 0.3, 0.6)},
     "averaged 0.5": (mgd(), averaged(0.5)),
     "averaged 0.9": (mgd(), averaged(0.9)),

@@ -1,0 +1,117 @@
+"""How many images a refresh needs: an adaptive one beside one of the paper's 20,000.
+
+Features of a ResNet-50 and of a ResNet-18, each trained for a while on Fashion-MNIST, on other real images of it.
+
+Axes: N batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks.harness import save
+from matchdistill import MatchingDistiller
+from matchdistill.data.tensors import FASHION_CLASSES, TensorDataset, find_fashion_mnist, load_fashion_mnist
+from matchdistill.matching import objective
+from matchdistill.refresh import doublings
+
+BATCH = 64
+
+
+class Batches:
+    """Images (N, 3, H, W) and labels (N,) of the numbers, in their order, made as they are asked for."""
+
+    def __init__(self, data: TensorDataset, numbers: Tensor, device: str) -> None:
+        self.data, self.parts, self.device = data, numbers.split(BATCH), device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in self.parts:
+            images, labels = self.data.__getitems__(part.tolist())
+            yield images.to(self.device), labels.to(self.device)
+
+
+def trained(network: nn.Module, data: TensorDataset, numbers: Tensor, device: str) -> nn.Module:
+    """The network after one pass over the numbers."""
+    network.to(device).train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    loss = torch.zeros(())
+    for images, labels in Batches(data, numbers, device):
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"{type(network).__name__}: the last training loss is {loss.item():.3f}", flush=True)
+    return network
+
+
+def excess(distiller: MatchingDistiller, full: list[tuple[Tensor, float]]) -> list[float]:
+    """How much more the matching of each position costs, relatively, than that of all images, on all of them."""
+    pairs = zip(distiller.positions, full, strict=True)
+    return [objective(cost, position.index) / least - 1 for position, (cost, least) in pairs]
+
+
+def measure(
+    distiller: MatchingDistiller, data: TensorDataset, numbers: Tensor, tolerance: float, orders: int, device: str
+) -> dict[str, Any]:
+    """Adaptive refreshes over the images in some orders, refreshes of fixed numbers, and what their matchings lack."""
+
+    def refreshed(order: Tensor, **options: Any) -> dict[str, Any]:
+        start = time.perf_counter()
+        matchings = distiller.refresh(Batches(data, order, device), **options)
+        return {"images": matchings[0].images, "seconds": time.perf_counter() - start}
+
+    results: dict[str, Any] = {"positions": [position.name for position in distiller.positions]}
+    results["full"] = refreshed(numbers, max_images=len(numbers))
+    full = [(position.matching.cost, position.matching.mean_cost) for position in distiller.positions]
+
+    def tried(**options: Any) -> dict[str, Any]:
+        found = refreshed(numbers[torch.randperm(len(numbers))], **options)
+        found["excess"] = excess(distiller, full)
+        print(found, flush=True)
+        return found
+
+    results["adaptive"] = [tried(max_images=len(numbers), tolerance=tolerance) for _ in range(orders)]
+    results["fixed"] = [tried(max_images=count) for count in doublings(256, min(5000, len(numbers)))]
+    return results
+
+
+def run(
+    device: Literal["cpu", "cuda"] = "cpu",
+    json: Path | None = None,
+    size: int = 64,
+    images: int = 20_000,
+    train: int = 6_000,
+    tolerance: float = 1e-3,
+    orders: int = 3,
+    root: Path | None = None,
+) -> None:
+    """Refresh with a tolerance, and set the matching beside that of many more images.
+
+    Args:
+        device: where.
+        json: file of the results; default: under benchmarks/results/speed.
+        size: pixels of a side of the images.
+        images: images of the full refresh.
+        train: other images that both networks are trained on.
+        tolerance: of the adaptive refresh.
+        orders: how many orders of the images it is tried on.
+        root: folder of Fashion-MNIST; default: where Debian's package has it.
+    """
+    torch.manual_seed(0)
+    data = TensorDataset(load_fashion_mnist(find_fashion_mnist(root, download=False))[0].resized(size))
+    numbers = torch.randperm(len(data))
+    networks = [
+        trained(make(num_classes=len(FASHION_CLASSES)), data, numbers[:train], device)
+        for make in (torchvision.models.resnet50, torchvision.models.resnet18)
+    ]
+    distiller = MatchingDistiller(networks[0], networks[1], example=torch.zeros(2, 3, size, size, device=device))
+    found = measure(distiller, data, numbers[train:][:images], tolerance, orders, device)
+    save(json, "adaptive", device, {"size": size, "trained on": train, "tolerance": tolerance, **found})
