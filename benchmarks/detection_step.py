@@ -4,7 +4,7 @@ The networks of the recipes coco_retinanet_r50_r18_1x and coco_maskrcnn_r50_r18_
 so that there is padding. The three are timed in turn, in one process; the ratio is the median over the rounds of
 distilled / (alone + teacher), whose target is 1.05.
 
-    python benchmarks/detection_step.py --size 320 --batch 2 --rounds 15
+    python -m benchmarks.detection_step --size 320 --batch 2 --rounds 15
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import interleaved
 from matchdistill.building import build_module
 from matchdistill.data.scenes import write_scenes
 from matchdistill.files import write_json
@@ -58,12 +58,6 @@ def stepper(task: Task, batch: Any) -> Callable[[], None]:
     return step
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def measure(recipe: Recipe, size: int, count: int, rounds: int) -> dict[str, Any]:
     """Seconds of the three by round, and their ratio."""
     alone = build_module(Recipe.of(recipe.config, distillation__method="none")).train()
@@ -81,12 +75,7 @@ def measure(recipe: Recipe, size: int, count: int, rounds: int) -> dict[str, Any
         body(padded[0].tensors)
 
     works = {"alone": stepper(alone, batch), "teacher": forward, "distilled": stepper(distilled, batch)}
-    for work in works.values():  # the first calls allocate
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            seconds[name].append(timed(work))
+    seconds = interleaved(works, rounds)
     ratios = [own / (a + t) for a, t, own in zip(*seconds.values(), strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {"seconds": medians, "ratio": statistics.median(ratios), "ratios": ratios}

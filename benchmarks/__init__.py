@@ -1,0 +1,1 @@
+"""Benchmarks; `python -m benchmarks --help` says what the harness measures."""

@@ -1,0 +1,23 @@
+"""What the library costs beside the least that it could cost.
+
+From the repository's root; each command has its own --help. Results are written as JSON, from which `page` makes
+docs/speed.md.
+"""
+
+from jsonargparse import auto_cli
+
+from benchmarks import assign, memory, page, projection, refresh, scale, step
+
+COMMANDS = {
+    "step": step.run,
+    "online": step.run_online,
+    "refresh": refresh.run,
+    "assign": assign.run,
+    "memory": memory.run,
+    "scale": scale.run,
+    "projection": projection.run,
+    "page": page.run,
+}
+
+if __name__ == "__main__":
+    auto_cli(COMMANDS, prog="python -m benchmarks", description=__doc__)
