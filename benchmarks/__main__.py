@@ -6,12 +6,13 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import assign, memory, page, projection, refresh, scale, step
+from benchmarks import adaptive, assign, memory, page, projection, refresh, scale, step
 
 COMMANDS = {
     "step": step.run,
     "online": step.run_online,
     "refresh": refresh.run,
+    "adaptive": adaptive.run,
     "assign": assign.run,
     "memory": memory.run,
     "scale": scale.run,

@@ -227,7 +227,9 @@ def test_the_projection_is_what_its_formula_says(monkeypatch):
     count = projection.counted(chosen("resnet18")["resnet50 -> resnet18"])
     assert not count["depth-wise"]
     assert count["accumulators"] == 8 * sum(teacher * (teacher // 4 + 2) for teacher in (256, 512, 1024, 2048))
-    assert count["teacher's features"] == 4 * sum(64 * width * side**2 for width, side in ((4, 16), (8, 8), (16, 4), (32, 2)))
+    assert count["teacher's features"] == 4 * sum(
+        64 * width * side**2 for width, side in ((4, 16), (8, 8), (16, 4), (32, 2))
+    )
     own = projection.project(count, 1.5)
     step = (count["teacher"] + 3 * count["student forward"]) / projection.SUSTAINED
     assert own["epoch"] == pytest.approx(1_281_167 / 8 * step)
