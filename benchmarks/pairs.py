@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from matchdistill import MatchingDistiller
 from matchdistill.features import FeatureDistiller
-from matchdistill.recipe import load_recipe
 
-CLASSES = 1000
+CLASSES = 5  # of the labels; the networks may have more
 Choice = Literal["all", "mobilenet_v2", "resnet18"]
 
 
@@ -80,6 +79,8 @@ def _measure_statistics(network: nn.Module, images: Tensor) -> None:
 
 def of_recipe(name: str, **own: Any) -> Pair:
     """The networks of torchvision and the taps of a packaged recipe."""
+    from matchdistill.recipe import load_recipe  # much that processes which are given a pair need not import
+
     config = load_recipe(name).config
     makers = [
         functools.partial(

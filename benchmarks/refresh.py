@@ -98,14 +98,14 @@ def process(rank: int, world: int, folder: str, pair: Pair, size: int, batch: in
         dist.destroy_process_group()
 
 
-def measure_processes(pair: Pair, processes: int, rounds: int, **sizes: int) -> dict[str, Any]:
+def measure_processes(pair: Pair, processes: int, rounds: int, size: int, batch: int, images: int) -> dict[str, Any]:
     """Seconds of one process and of several that share the images, in turn; the slowest of them counts."""
     seconds: dict[int, list[float]] = {1: [], processes: []}
     matchings = []
     for _ in range(rounds):
         for world, own in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
-                arguments = [(rank, world, folder, pair, *sizes.values()) for rank in range(world)]
+                arguments = [(rank, world, folder, pair, size, batch, images) for rank in range(world)]
                 found = in_processes(process, arguments)
             own.append(max(value for value, _ in found))
             matchings += [matching for _, matching in found]
@@ -153,9 +153,7 @@ def run(
         found = measure(each, batches, max(1, original_images // batch), rounds, HAS_SOLVER, device)
         print(f"{name}: {found['per image']['matchdistill']['ratio']['median']:.3f} of the forward passes", flush=True)
         if processes:
-            found["processes"] = measure_processes(
-                each, processes, process_rounds, size=size, batch=batch, images=images
-            )
+            found["processes"] = measure_processes(each, processes, process_rounds, size, batch, images)
             print(f"{name}: {processes} processes {found['processes']['ratio']['median']:.3f} of one", flush=True)
         results["pairs"][name] = found
         save(json, "refresh", device, results)

@@ -1,13 +1,12 @@
 """Every measurement at a tiny size: what it reports, and that it measures what it says."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import assign, memory, pairs, projection, refresh, scale, step
+from benchmarks import assign, memory, projection, refresh, scale, step
 from benchmarks.pairs import Pair, chosen, random_batch
 from networks import PLAIN_TAPS, Plain
 
@@ -27,7 +26,6 @@ TINY = Pair(teacher, student, tuple(PLAIN_TAPS), reruns=True)
 @pytest.fixture
 def tiny(monkeypatch):
     """A pair of small networks in place of torchvision's."""
-    monkeypatch.setattr(pairs, "CLASSES", 5)
     for module in (step, refresh, memory):
         monkeypatch.setattr(module, "chosen", lambda _: {"tiny": TINY})
 
@@ -70,14 +68,9 @@ def test_steps(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["limit", "matchdistill", "original", "fitnets", "kd", "alone"])
-def test_a_step_trains_the_student_alone(tiny, monkeypatch, name):
-    made = []
-    monkeypatch.setattr(Pair, "networks", lambda pair, images: made.append(networks(pair, images)) or made[-1])
-    networks = Pair.networks
-    monkeypatch.undo()
-    monkeypatch.setattr(pairs, "CLASSES", 5)
-    original = Pair.networks
-    monkeypatch.setattr(Pair, "networks", lambda pair, images: made.append(original(pair, images)) or made[-1])
+def test_a_step_trains_the_student_alone(monkeypatch, name):
+    made, networks = [], Pair.networks
+    monkeypatch.setattr(Pair, "networks", lambda *own: made.append(networks(*own)) or made[-1])
     train = step.MAKERS[name](TINY, *random_batch(8, 3))
     teacher, student = made[0]
     before = [[weight.clone() for weight in network.parameters()] for network in (teacher, student)]
@@ -177,7 +170,8 @@ def test_the_peak_of_tensors_is_of_what_lives_at_a_time():
     assert torch.equal(weights[1], torch.zeros(100))
 
 
-def test_memory(tiny, tmp_path):
+def test_memory(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "in_processes", lambda worker, arguments: [worker(*each) for each in arguments])
     memory.run(json=tmp_path / "memory.json", size=8, batch=2, only=["matchdistill"])
     found = results(tmp_path / "memory.json")["pairs"]["tiny"]
     assert list(found["step"]) == ["limit", "matchdistill"]
@@ -198,7 +192,6 @@ def test_growth(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "STEP_SWEEPS", {"batch": (2, 3), "positions": (1, 3)})
     monkeypatch.setattr(scale, "STEP_BASE", {"batch": 2, "size": 8, "positions": 3})
     monkeypatch.setattr(scale, "chosen", lambda _: {"tiny": TINY})
-    monkeypatch.setattr(pairs, "CLASSES", 5)
     scale.run(json=tmp_path / "scale.json", rounds=1, step_rounds=1)
     found = results(tmp_path / "scale.json")
     assert list(found["features"]["channels"]) == ["loss", "update", "assignment"]

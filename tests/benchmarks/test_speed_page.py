@@ -1,0 +1,125 @@
+"""The page on speed: it is of the committed results, and copes with those that are missing."""
+
+import pytest
+
+from benchmarks import page, scale
+from benchmarks.harness import ratio, summary
+
+MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 2, "device": "cpu", "torch": "2.6"}
+
+
+def found(**results):
+    return {"command": "python -m benchmarks", "machine": MACHINE, "results": {"size": 8, "batch": 2, **results}}
+
+
+STEP = summary(
+    {"limit": [1.0, 1.0], "matchdistill": [1.02, 1.02], "fitnets": [1.01, 1.01], "original": [3.0, 3.0]}, "limit"
+)
+CURVE = {"values": [1, 2, 4], "seconds": [1.0, 2.0, 4.0], "exponent": 1.0}
+ALL = {
+    "step_cpu": found(pairs={"resnet50 -> mobilenet_v2": {"works": STEP, "loss differences": {"prepared": 2e-5}}}),
+    "online_cpu": found(
+        every=10,
+        pairs={"a": {"works": summary({"matchdistill": [1.0, 1.0], "online": [1.02, 1.02]}, "matchdistill")}},
+    ),
+    "refresh_cpu": found(
+        pairs={
+            "resnet50 -> mobilenet_v2": {
+                "images": {"forwards": 4, "matchdistill": 4},
+                "per image": summary({"forwards": [1.0, 1.0], "matchdistill": [1.1, 1.1]}, "forwards"),
+                "assignments": 0.5,
+                "original assignments": 9.0,
+                "processes": {"processes": 2, "ratio": ratio([0.5], [1.0]), "same matching": True},
+            }
+        }
+    ),
+    "assign_cuda": found(
+        students=4,
+        teachers=8,
+        costs={
+            "random": {
+                "works": summary({"matchdistill": [1.0, 1.0], "original": [30.0, 30.0]}, "matchdistill"),
+                "mean cost": {"matchdistill": 0.5, "original": 0.5},
+            }
+        },
+    ),
+    "memory_cpu": found(
+        pairs={
+            "a": {
+                "step": {
+                    "limit": {"tensors": 2**20, "resident": 2**21},
+                    "matchdistill": {"tensors": 2**21, "resident": None},
+                },
+                "refresh": [
+                    {"work": "matchdistill", "images": images, "tensors": 2**20, "resident": 2**20} for images in (4, 8)
+                ],
+            }
+        }
+    ),
+    "scale_cpu": found(
+        features={"batch": {"loss": CURVE, "update": {**CURVE, "exponent": None, "seconds": [1.0, -1.0, -1.0]}}},
+        step={"size": {**CURVE, "limit": [1.0] * 3}},
+    ),
+    "projection": found(
+        pairs={
+            "resnet50 -> mobilenet_v2": {
+                "teacher": 8e9,
+                "student forward": 1e9,
+                "student's graph": 1e8,
+                "distillation's graph": 1e6,
+                "teacher's features": 1e6,
+                "weights": 1e8,
+                "accumulators": 1e7,
+                "depth-wise": True,
+            }
+        }
+    ),
+}
+
+
+def test_the_committed_page_is_of_the_committed_results():
+    assert page.page(page.read()) == (page.DOCS / "speed.md").read_text()
+
+
+@pytest.mark.parametrize("missing", [None, *ALL])
+def test_what_is_missing_is_left_out(missing):
+    text = page.page({name: each for name, each in ALL.items() if name != missing})
+    assert ("## A step, 8 px, batch 2, cpu" in text) == (missing != "step_cpu")
+    assert ("## A projection" in text) == (missing != "projection")
+    assert ("images/scale_cpu.svg" in text) == (missing != "scale_cpu")
+    assert "not measured" in text
+
+
+def test_targets_are_met_or_missed():
+    lines = page.page(ALL).splitlines()
+
+    def line(start):
+        (only,) = [line for line in lines if line.startswith(f"| {start}")]
+        return only
+
+    pair = "resnet50 -> mobilenet_v2"
+    assert line("step, of the limit") == f"| step, of the limit: at most 1.03 | cpu | {pair} | 1.020 | met |"
+    assert line("step, of FitNets") == f"| step, of FitNets' step: at most 1 | cpu | {pair} | 1.010 | **missed** |"
+    assert line("the original's step").endswith("at least 2 | cpu | resnet50 -> mobilenet_v2 | 2.941 | met |")
+    assert line("loss with a prepared teacher").endswith("2.0e-05 | met |")
+    assert line("a step that sums").endswith("1.020 | **missed** |")
+    assert line("peak memory").endswith("2.000 | **missed** |")
+    assert line("memory of a refresh").endswith("1.000 | met |")
+    assert line("refresh, of the forward passes").endswith("1.100 | **missed** |")
+    assert line("refresh by two processes").endswith("0.500 | met |")
+    assert line("step with a prepared and compiled teacher, of the limit").endswith("| cpu |  |  | not measured |")
+
+
+def test_the_projection_has_the_assignments_as_measured():
+    (line,) = [line for line in page.page(ALL).splitlines() if line.startswith("| resnet50 -> mobilenet_v2 | 8.00")]
+    # 1,281,167 / 8 images x (8e9 / 100e12 + 3e9 / 20e12) seconds, and 2,500 x (8e9 / 100e12 + 1e9 / 20e12).
+    assert line.split(" | ")[3:7] == ["37", "0.33", "0.50", "2.2%"]
+
+
+def test_the_plot_is_the_same_file_for_the_same_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / name for name in ("one.svg", "two.svg")]
+    for file in files:
+        scale.plot(ALL["scale_cpu"]["results"], file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert b"<svg" in files[0].read_bytes()
