@@ -255,8 +255,8 @@ def _adaptive(found: dict[str, Any]) -> tuple[str, str]:
 
 
 _ADAPTIVE = """\
-ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, matched on others. In percent, how much more the
-matching costs than that of {images:,} images (which took {seconds:.0f} s), both on all of these.
+ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, matched on others. In percent, how much more
+the matching costs than that of {images:,} images (which took {seconds:.0f} s), both on all of these.
 
 With a tolerance of {tolerance:g} a refresh stops once the matchings of two halves of its batches, each tried on the other
 half, cost no more than that share above the half's own. On average this is at least what either half's matching lacks to the

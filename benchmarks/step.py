@@ -19,6 +19,7 @@ from benchmarks.original import Original
 from benchmarks.pairs import Choice, Pair, chosen, random_batch, training_step
 from matchdistill.baselines import FitNetsPosition
 from matchdistill.functional import kd_loss
+from matchdistill.prepare import prepared as prepare
 
 Step = Callable[[], None]
 Maker = Callable[[Pair, Tensor, Tensor], Step]
@@ -75,8 +76,6 @@ def prepared(pair: Pair, images: Tensor, labels: Tensor, **how: Any) -> Step:
 
 def preparation(**how: Any) -> Callable[..., Any]:
     """What prepares the teacher."""
-    from matchdistill.prepare import prepared as prepare
-
     return functools.partial(prepare, **how)
 
 
