@@ -93,8 +93,18 @@ def fitnets(pair: Pair, images: Tensor, labels: Tensor) -> Step:
     return training_step(distiller, distiller.parameters(), images, labels)
 
 
+def loss_compiled(pair: Pair, images: Tensor, labels: Tensor, **how: Any) -> Step:
+    """A compiled loss, and a prepared teacher."""
+    distiller = pair.distiller(images, prepare=preparation(**how))
+    distiller.refresh([images])
+    for position in distiller.positions:
+        position.compile(dynamic=True)
+    return training_step(distiller, distiller.parameters(), images, labels)
+
+
 PREPARED: dict[str, dict[str, Any]] = {
     "prepared": {},
+    "prepared + bf16": {"dtype": torch.bfloat16},
     "prepared + compile": {"compile": True},
     "prepared + bf16 + compile": {"compile": True, "dtype": torch.bfloat16},
 }
@@ -106,6 +116,8 @@ MAKERS: dict[str, Maker] = {
     "limit": limit,
     "matchdistill": matchdistill,
     **{name: functools.partial(prepared, **how) for name, how in PREPARED.items()},
+    "prepared + compiled loss": loss_compiled,
+    "prepared + bf16 + compiled loss": functools.partial(loss_compiled, dtype=torch.bfloat16),
     **COMPILED,
     "original": original,
     "fitnets": fitnets,
@@ -121,7 +133,7 @@ def selection(device: str, compile: bool, only: list[str] | None) -> list[str]:
             raise ValueError(f"only: no work {', '.join(sorted(unknown))}: expected some of {', '.join(MAKERS)}")
         return ["limit", *(name for name in MAKERS if name in only and name != "limit")]
     names = [name for name in MAKERS if compile or name not in COMPILED]
-    return [name for name in names if device == "cuda" or "bf16" not in name]
+    return [name for name in names if device == "cuda" or name != "prepared + bf16 + compile"]
 
 
 def loss_differences(pair: Pair, images: Tensor, names: list[str]) -> dict[str, float]:

@@ -824,6 +824,51 @@ def test_compiled(kind: str, backend: str) -> None:
         torch.testing.assert_close(found.cost, expected.cost, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_losses(backend: str) -> None:
+    """In one graph, for any size of the batch."""
+    plain, distiller = ready(), ready()
+    for position in distiller.positions:
+        position.compile(fullgraph=True, dynamic=True, backend=backend)
+    for count in (4, 6, 3):
+        losses = [made.train()(images(count))[1] for made in (plain, distiller)]
+        torch.testing.assert_close(*losses)
+        gradients = [
+            torch.autograd.grad(loss, [made.student.conv0.weight, made.positions[2].norm.weight])
+            for loss, made in zip(losses, (plain, distiller), strict=True)
+        ]
+        for first, second in zip(*gradients, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+    assert pickle.loads(pickle.dumps(distiller))(images())[1] == plain(images())[1]
+
+
+def test_the_teacher_runs_before_the_student_where_its_input_is_known() -> None:
+    distiller, order = ready(), []
+    for name, network in (("student", distiller.student), ("teacher", distiller.teacher)):
+        network.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    first = distiller(images())[1]
+    with distiller.capture(images()) as captured:
+        distiller.student(images())
+    second = distiller.loss(captured)
+    with distiller.capture() as captured:
+        distiller.student(images())
+    third = distiller.loss(captured)
+    assert order == ["teacher", "student"] * 2 + ["student", "teacher"]
+    assert first == second == third
+
+
+def test_the_teacher_sees_what_the_student_does_before_either_changes_it() -> None:
+    """Both begin with an in-place operation on their input."""
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.LeakyReLU(0.5, inplace=True), as_if_trained(Plain(width))) for width in (8, 4)]
+    distiller = MatchingDistiller(*networks, example=images())
+    distiller.refresh([images(8, seed=1)])
+    losses = [distiller(images())[1] for _ in range(3)]
+    with distiller.capture() as captured:
+        distiller.student(images())
+    assert losses[0] == losses[1] == losses[2] == distiller.loss(captured)
+
+
 def test_mixed_precision() -> None:
     expected, distiller = ready().train(), MatchingDistiller(*networks(), example=images())
     with torch.autocast("cpu", torch.bfloat16):

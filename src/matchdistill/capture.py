@@ -35,11 +35,13 @@ class Captured:
     Attributes:
         values: the tapped values, by number of the tap.
         arguments: the positional and keyword arguments of the model's last call.
-        teacher_output: what the teacher returned for these arguments, after `MatchingDistiller.loss`.
+        teacher_values: the teacher's tapped values for these arguments, where it ran before the student.
+        teacher_output: what the teacher returned for them, after it ran.
     """
 
     values: dict[int, Tensor] = field(default_factory=dict)
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    teacher_values: dict[int, Tensor] | None = None
     teacher_output: Any = None
     watched: dict[int, _Watched] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)

@@ -68,7 +68,6 @@ class Position(FeaturePosition):
         self.register_load_state_dict_pre_hook(_check_signature)  # type: ignore[no-untyped-call]
         self.norm = norm(self.student_channels)
         self.matching: Matching | None = None
-        self.seen: CostAccumulator | None = None  # while a step's own features are added up
 
     @property
     def rule(self) -> Reduction:
@@ -80,14 +79,14 @@ class Position(FeaturePosition):
     ) -> Tensor:
         """The partial loss of features as they were tapped, a scalar."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
-        if self.seen is not None:
-            self.seen.update(student, teacher, mask)
         student, index, margin = self.norm(masked(student, mask)), self.index, self.margin
         if self.teacher_channels < self.student_channels:
             # Only the Ct student channels with a partner are guided; a stable sort finds them without asking the device.
             guided = (index[:, 0] < 0).to(torch.uint8).argsort(stable=True)[: self.teacher_channels]
             student, index, margin = student.index_select(1, guided), index[guided], margin[guided]
         with torch.no_grad():
+            if student.is_contiguous():
+                teacher = teacher.contiguous()  # so that what follows reads both in one order
             target = self.rule.channels(teacher, index, None)
         return partial_loss(student, target, margin, reduction, mask)
 
@@ -230,17 +229,11 @@ class MatchingDistiller(FeatureDistiller):
         """
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
-        if not self._online or not self.training:
-            return super().loss(captured, mask)
-        if self._steps % self._online == 0:
-            for position, total in zip(self.positions, self._seen, strict=True):
-                position.seen = total
-        self._steps += 1
-        try:
-            return super().loss(captured, mask)
-        finally:
-            for position in self.positions:
-                position.seen = None
+        if self._online and self.training:
+            if self._steps % self._online == 0:
+                self._add_up(captured, mask, self._seen)
+            self._steps += 1
+        return super().loss(captured, mask)
 
     def forget(self) -> None:
         """Begin anew with the features that training steps add up for a refresh without images of its own."""
@@ -301,7 +294,7 @@ class MatchingDistiller(FeatureDistiller):
             for number, batch in enumerate(loader if left > 0 else ()):
                 count = min(left, len(images_of(batch))) if forward is None else 0
                 if sharded or number % world == rank:
-                    count = self._add_up(batch, count, forward, halves[batches % len(halves)])
+                    count = self._run_batch(batch, count, forward, halves[batches % len(halves)])
                     batches += 1
                 left -= count
                 seen += count * (world if own else 1)
@@ -315,7 +308,13 @@ class MatchingDistiller(FeatureDistiller):
             settled = self._settled(halves, checks, tolerance)
         return self._solve(halves)
 
-    def _add_up(
+    def _add_up(self, captured: Captured, mask: Tensor | None, sums: Sequence[CostAccumulator]) -> None:
+        """Add the features of a pass to the sums."""
+        values = self.teacher_values(captured)
+        for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
+            total.update(*position.masked_maps(captured.values[place], values[place], mask))
+
+    def _run_batch(
         self, batch: Any, count: int, forward: Callable[[Any], Any] | None, sums: Sequence[CostAccumulator]
     ) -> int:
         """Run both networks on the first images of a batch, all of it with `forward`, and return their number."""
@@ -327,9 +326,7 @@ class MatchingDistiller(FeatureDistiller):
             else:
                 returned = forward(batch)
                 mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
-        teacher_values = self._teacher(captured)
-        for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
-            total.update(*position.masked_maps(captured.values[place], teacher_values[place], mask))
+        self._add_up(captured, mask, sums)
         return len(captured.values[0])
 
     def _settled(self, halves: Sequence[Sequence[CostAccumulator]], checks: list[int], tolerance: float | None) -> bool:

@@ -116,6 +116,12 @@ class FeaturePosition(nn.Module):
         """
         raise NotImplementedError
 
+    def forward(
+        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss; as the module's call, it is what ``position.compile(dynamic=True)`` compiles."""
+        return self.loss(student, teacher, reduction, mask)
+
     def extra_repr(self) -> str:
         """Taps, widths and map sizes."""
         teacher_size, student_size = self.spatial
@@ -210,24 +216,28 @@ class FeatureDistiller(nn.Module):
         Returns:
             The student's own output, and the distillation loss: a scalar in the graph.
         """
-        with self.capture() as captured:
+        with self.capture(*args, **kwargs) as captured:
             output = self.student(*args, **kwargs)
         return output, self.loss(captured)
 
     @contextlib.contextmanager
-    def capture(self) -> Iterator[Captured]:
+    def capture(self, *args: Any, **kwargs: Any) -> Iterator[Captured]:
         """Collect the student's features and input in a block that runs it, for `loss`.
 
-        For a student that is a part of a larger model: run the model in the block.
+        For a student that is a part of a larger model: run the model in the block. Where the student's arguments are known,
+        give them: the teacher then runs before the block, which leaves what it has freed to the student.
 
         Raises:
             ValueError: at the end, if a tap was not reached.
         """
         with self._student_capture() as captured:
+            if args or kwargs:
+                captured.arguments = args, kwargs
+                self.teacher_values(captured)
             yield captured
 
     def loss(self, captured: Captured, mask: Tensor | None = None) -> Tensor:
-        """Run the teacher on exactly the input that the student had, and return the distillation loss, a scalar.
+        """Run the teacher, unless it has run, on exactly the input that the student had, and return the loss, a scalar.
 
         Args:
             captured: what `capture` collected.
@@ -238,16 +248,21 @@ class FeatureDistiller(nn.Module):
             ValueError: a mask that is not bool (N, H, W), or features that are no maps with a mask.
         """
         self._student_capture.check(captured)
-        teacher_values = self._teacher(captured)
+        teacher_values = self.teacher_values(captured)
         # Sums are per image of the batch; means are already.
         share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
         losses = [
-            position.loss(captured.values[number], teacher_values[number], self._loss_reduction, mask)
-            * (weight * share)
+            position(captured.values[number], teacher_values[number], self._loss_reduction, mask) * (weight * share)
             for number, (position, weight) in enumerate(zip(self.positions, self._weights, strict=True))
         ]
         self.position_losses = torch.stack(losses).detach()
         return torch.stack(losses).sum()
+
+    def teacher_values(self, captured: Captured) -> dict[int, Tensor]:
+        """The teacher's values for what `capture` collected, by a run of it unless it has run."""
+        if captured.teacher_values is None:
+            captured.teacher_values = self._teacher(captured)
+        return captured.teacher_values
 
     def release(self) -> nn.Module:
         """Take the hooks off both networks and return the student; the distiller is of no use afterwards."""

@@ -156,7 +156,7 @@ class Machine:
         precision: "32-true", or mixed: "bf16-mixed", "16-mixed" (fp16 with scaled gradients, GPUs only).
         sync_batchnorm: batch norm over the images of all processes (GPUs only).
         channels_last: networks and images with the channels innermost in memory, which is often faster.
-        compile: torch.compile for student and teacher, which needs a C++ compiler.
+        compile: torch.compile for student, teacher and the losses of features, which needs a C++ compiler.
         prepare_teacher: run a copy of the teacher that is faster, with batch norms folded into convolutions: its values are
             the same within rounding.
         deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.

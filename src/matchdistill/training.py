@@ -188,7 +188,7 @@ class SeedEpochs(Callback):
 
 
 class Compilation(Callback):
-    """Compiles student and teacher: in place, which leaves the names of their weights as they are."""
+    """Compiles student, teacher and the losses of the positions: in place, which leaves the names of weights as they are."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Only now are they on their device, the teacher as a copy."""
@@ -198,6 +198,8 @@ class Compilation(Callback):
         for network in (pl_module.network(), pl_module.guide()):
             if network is not None:
                 network.compile()
+        for position in () if pl_module.distiller is None else pl_module.distiller.positions:
+            position.compile(dynamic=True)
 
 
 class ProgressBars(RichProgressBar):

@@ -72,7 +72,7 @@ class Classification(Task):
         """The student's logits (N, classes), and the distillation losses by name, weighted."""
         losses: dict[str, Tensor] = {}
         if self.distiller is not None:
-            with self.distiller.capture() as captured:
+            with self.distiller.capture(images) as captured:
                 output = _logits(self.distiller.student(images))
             losses["features"] = self.distiller.loss(captured)
         elif self._capture is not None:
