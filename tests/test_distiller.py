@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import oracles
 from matchdistill import MatchingDistiller, Reduction, Tap
+from matchdistill.distiller import Reduced
 from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import batchnorm_margin, matching_cost, partial_loss, reduce_channels, solve_assignment
 from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn, losses_of_garbage
@@ -855,6 +856,48 @@ def test_the_teacher_runs_before_the_student_where_its_input_is_known() -> None:
     third = distiller.loss(captured)
     assert order == ["teacher", "student"] * 2 + ["student", "teacher"]
     assert first == second == third
+
+
+def of_one_stage() -> MatchingDistiller:
+    """Two networks whose maps are of equal size for inputs of even size alone."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    student = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    distiller = MatchingDistiller(
+        as_if_trained(teacher), as_if_trained(student), [("2:input", "2:input")], example=images()
+    )
+    distiller.refresh([images()])
+    return distiller
+
+
+@pytest.mark.parametrize("reduction", ["amp", "rd"])
+@pytest.mark.parametrize("widths", [(8, 4), (3, 5)])
+def test_what_the_teacher_overwrites_is_reduced_not_copied(widths: tuple[int, int], reduction: str) -> None:
+    distiller = ready(*widths, reduction=reduction)
+    with distiller.capture(images()) as captured:
+        distiller.student(images())
+    values = captured.teacher_values
+    assert values is not None
+    if reduction == "rd":  # draws in the order of the losses
+        assert not any(isinstance(value, Reduced) for value in values.values())
+        return
+    whole = features(distiller.teacher, images())
+    for number, position in enumerate(distiller.positions):
+        guided = position.index[:, 0] >= 0
+        expected = reduce_channels(whole[number], position.index[guided], reduction)
+        torch.testing.assert_close(values[number].target, expected)
+    distiller.refresh([images()])  # for which they are whole
+
+
+def test_sizes_that_differ_at_one_input_alone() -> None:
+    distiller = of_one_stage()
+    for size in (8, 9, 8):
+        x = images(size=size)
+        found = distiller(x)[1]
+        own, other = (nn.Sequential(*network[:2]) for network in (distiller.student, distiller.teacher))
+        position = distiller.positions[0]
+        expected = position.loss(own(x), other(x), "mean") * 5
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_teacher_sees_what_the_student_does_before_either_changes_it() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,12 +37,14 @@ class Captured:
         arguments: the positional and keyword arguments of the model's last call.
         teacher_values: the teacher's tapped values for these arguments, where it ran before the student.
         teacher_output: what the teacher returned for them, after it ran.
+        copied: makes the copy of a value that is changed later, given the number of its tap; None: a whole one.
     """
 
-    values: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Any] = field(default_factory=dict)
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    teacher_values: dict[int, Tensor] | None = None
+    teacher_values: dict[int, Any] | None = None
     teacher_output: Any = None
+    copied: Callable[[int, Tensor], Any] | None = None
     watched: dict[int, _Watched] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
 
@@ -136,12 +138,17 @@ class Capture:
             return
         tensor = tensors_in(value)[0]
         captured.calls[number] = calls = captured.calls.get(number, 0) + 1
-        is_last = module.training or calls >= self._calls.get(number, 0)
-        keeps = self.keeps(number, module.training) or not is_last
+        known = 0 if module.training else self._calls.get(number, 0)
+        keeps = self.keeps(number, module.training) or calls < known
         # An addend has other uses. As a view it is a node of the graph, as a copy is: gradients add up in the same order in
         # the first pass, which copies, and in later ones, and a resumed run ends as the one that was not cut.
         unchanged = tensor.view_as(tensor) if number in self._addends else tensor
-        captured.values[number] = unchanged if keeps else tensor.clone()
+        if keeps:
+            captured.values[number] = unchanged
+        elif captured.copied is not None and calls == known:
+            captured.values[number] = captured.copied(number, tensor)
+        else:
+            captured.values[number] = tensor.clone()
         _watch(captured, number, [tensor], module.training, not keeps)
 
     def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:

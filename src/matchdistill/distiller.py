@@ -9,11 +9,12 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from matchdistill.alignment import align_mask, channels_second
 from matchdistill.capture import Captured
 from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
 from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
@@ -27,6 +28,12 @@ from matchdistill.trace import Operation, evaluating
 Matcher = Callable[[Tensor, int], Tensor]
 
 FIRST_CHECK = 256  # images, of a refresh with a tolerance
+
+
+class Reduced(NamedTuple):
+    """A teacher's value that has been reduced to what a position's loss compares with (N, Cs, H, W)."""
+
+    target: Tensor
 
 
 class Position(FeaturePosition):
@@ -75,20 +82,40 @@ class Position(FeaturePosition):
         return get_reduction(self.reduction)
 
     def loss(
-        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+        self, student: Tensor, teacher: Tensor | Reduced, reduction: Literal["sum", "mean"], mask: Tensor | None = None
     ) -> Tensor:
-        """The partial loss of features as they were tapped, a scalar."""
-        student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
-        student, index, margin = self.norm(masked(student, mask)), self.index, self.margin
-        if self.teacher_channels < self.student_channels:
-            # Only the Ct student channels with a partner are guided; a stable sort finds them without asking the device.
-            guided = (index[:, 0] < 0).to(torch.uint8).argsort(stable=True)[: self.teacher_channels]
-            student, index, margin = student.index_select(1, guided), index[guided], margin[guided]
-        with torch.no_grad():
-            if student.is_contiguous():
-                teacher = teacher.contiguous()  # so that what follows reads both in one order
-            target = self.rule.channels(teacher, index, None)
+        """The partial loss of features as they were tapped, a scalar; the teacher's may be `Reduced`."""
+        if isinstance(teacher, Reduced):
+            target = teacher.target
+            student = channels_second(student, self.channel_dims[1])
+            mask = None if mask is None else align_mask(mask.to(student.device), student.shape[2:])
+        else:
+            student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
+            # What follows reads both in one order.
+            target = self.target(teacher.contiguous() if student.is_contiguous() else teacher)
+        student, margin = self.norm(masked(student, mask)), self.margin
+        if (guided := self._guided()) is not None:
+            student, margin = student.index_select(1, guided), margin[guided]
         return partial_loss(student, target, margin, reduction, mask)
+
+    @torch.no_grad()
+    def target(self, teacher: Tensor) -> Tensor:
+        """The teacher's maps (N, Ct, *) reduced to those of the student channels that have a partner."""
+        guided = self._guided()
+        return self.rule.channels(teacher, self.index if guided is None else self.index[guided], None)
+
+    def _guided(self) -> Tensor | None:
+        """The Ct student channels with a partner, where the teacher is narrower; None: all have one."""
+        if self.teacher_channels >= self.student_channels:
+            return None
+        # A stable sort finds them without asking the device.
+        return (self.index[:, 0] < 0).to(torch.uint8).argsort(stable=True)[: self.teacher_channels]
+
+    @property
+    def reduces_early(self) -> bool:
+        """Whether the teacher's value can be reduced as it comes: maps of the student's size, and nothing is drawn."""
+        plain = self.channel_dims == (1, 1) and self.spatial[0] == self.spatial[1] and len(self.spatial[0]) == 2
+        return plain and self.reduction in ("amp", "sm", "max", "mean")
 
     def accumulator(self) -> CostAccumulator:
         """What adds up costs, and margins where they are measured, for `solve`."""
@@ -230,10 +257,29 @@ class MatchingDistiller(FeatureDistiller):
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
         if self._online and self.training:
-            if self._steps % self._online == 0:
+            if self._adds_up():
                 self._add_up(captured, mask, self._seen)
             self._steps += 1
+        values = self.teacher_values(captured)
+        for number, value in values.items():
+            if isinstance(value, Reduced) and value.target.shape[2:] != captured.values[number].shape[2:]:
+                captured.teacher_values = self._teacher(captured)  # sizes that differ at this input alone
+                break
         return super().loss(captured, mask)
+
+    def teacher_values(self, captured: Captured) -> dict[int, Any]:
+        """As of `FeatureDistiller`; for the loss alone, what the teacher goes on to change is reduced rather than copied."""
+        if captured.teacher_values is None and self.matched and not self._adds_up():
+            captured.teacher_values = self._teacher(captured, self._reduced)
+        return super().teacher_values(captured)
+
+    def _reduced(self, number: int, value: Tensor) -> Tensor | Reduced:
+        position = self.positions[number]
+        return Reduced(position.target(value)) if position.reduces_early else value.clone()
+
+    def _adds_up(self) -> bool:
+        """Whether the features of this step are added up for a refresh."""
+        return self._online > 0 and self.training and self._steps % self._online == 0
 
     def forget(self) -> None:
         """Begin anew with the features that training steps add up for a refresh without images of its own."""
@@ -326,6 +372,7 @@ class MatchingDistiller(FeatureDistiller):
             else:
                 returned = forward(batch)
                 mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
+        captured.teacher_values = self._teacher(captured)
         self._add_up(captured, mask, sums)
         return len(captured.values[0])
 

@@ -258,7 +258,7 @@ class FeatureDistiller(nn.Module):
         self.position_losses = torch.stack(losses).detach()
         return torch.stack(losses).sum()
 
-    def teacher_values(self, captured: Captured) -> dict[int, Tensor]:
+    def teacher_values(self, captured: Captured) -> dict[int, Any]:
         """The teacher's values for what `capture` collected, by a run of it unless it has run."""
         if captured.teacher_values is None:
             captured.teacher_values = self._teacher(captured)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,11 @@ class FrozenTeacher:
         self.copies: dict[torch.device, FrozenTeacher] = {}
         self._copied: list[tuple[Tensor, int]] = []  # what the copies were made of, with its versions
 
-    def __call__(self, captured: Captured) -> dict[int, Tensor]:
+    def __call__(self, captured: Captured, copied: Callable[[int, Tensor], Any] | None = None) -> dict[int, Any]:
         """Run on the arguments that the student was called with and return the tapped values, by number of the tap.
 
-        The teacher's own output is left in ``captured.teacher_output``.
+        The teacher's own output is left in ``captured.teacher_output``. Where a value has to be copied since the teacher
+        changes it later, `copied` may make of it what is needed.
         """
         assert captured.arguments is not None
         teacher = self.on(tensors_in(captured.arguments)[0].device)
@@ -50,6 +52,7 @@ class FrozenTeacher:
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
         args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
         with torch.no_grad(), teacher.capture() as own:
+            own.copied = copied
             captured.teacher_output = teacher.model(*args, **kwargs)
         return own.values
 
