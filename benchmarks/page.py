@@ -258,10 +258,11 @@ _ADAPTIVE = """\
 ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, matched on others. In percent, how much more
 the matching costs than that of {images:,} images (which took {seconds:.0f} s), both on all of these.
 
-With a tolerance of {tolerance:g} a refresh stops once the matchings of two halves of its batches, each tried on the other
-half, cost no more than that share above the half's own. On average this is at least what either half's matching lacks to the
-best one for all images there are: no matching is cheaper on a half than the half's own, and the best one is not. That of
-both halves together lacks less. It is looked at after 256 images and at each doubling.
+With a tolerance of {tolerance:g} a refresh stops once a matching of half of its images lacks no more than that share. The
+matchings of two halves of the batches are each tried on the other half, where that one's own is the best. What lies between
+has two parts, on average and to first order equal: what the one lacks on images that it was not made for, and what the other
+gains on those that it was; so half of it is what a matching of half of the images lacks. That of both halves together, which
+is the one taken, lacks about half as much. It is looked at after 256 images and at each doubling.
 
 """
 

@@ -93,7 +93,7 @@ def test_regret_is_what_the_halves_matchings_cost_on_each_other_beyond_the_best(
     )
     found = regret(costs, lambda cost: solve_assignment(cost, group))
     assert found >= 0
-    assert found == pytest.approx((other - own) / own, rel=1e-4, abs=1e-6)
+    assert found == pytest.approx((other - own) / own / 2, rel=1e-4, abs=1e-6)
 
 
 def test_regret_where_a_half_costs_nothing() -> None:

@@ -153,9 +153,10 @@ def objective(cost: Tensor, index: Tensor) -> float:
 def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float:
     """How much a matching loses by having seen only half of the images, as a share of the objective.
 
-    Each half's matching is tried on the other half, whose own is the best there: what lies between them, averaged. Over
-    draws of the images that is no less than what either half's matching lacks to the best one for all images there
-    are, since no matching is cheaper on a half than the half's own; the matching of both halves together lacks less still.
+    Each half's matching is tried on the other half, where that one's own is the best. What lies between them has two
+    parts, on average and to first order equal: what the one lacks on images that it was not made for, and what the other
+    gains on those that it was. So half of it is what a matching of half of the images lacks to the best one for all there
+    are; that of both halves together lacks less still, about half as much.
 
     Args:
         halves: the costs (Cs, Ct) of two sets of images.
@@ -164,7 +165,7 @@ def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float
     Example:
         >>> from matchdistill.functional import solve_assignment
         >>> regret([torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])], lambda cost: solve_assignment(cost, 1))
-        1.0
+        0.5
         >>> regret([torch.tensor([[1.0, 2.0]]), torch.tensor([[1.1, 1.9]])], lambda cost: solve_assignment(cost, 1))
         0.0
     """
@@ -175,7 +176,7 @@ def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float
     )
     if swapped <= own:
         return 0.0
-    return (swapped - own) / own if own > 0 else math.inf
+    return (swapped - own) / own / 2 if own > 0 else math.inf
 
 
 def churn(before: Tensor, after: Tensor, teacher_channels: int) -> float:
