@@ -76,22 +76,26 @@ def _excess(found: dict[str, Any]) -> float:
     return max(value for each in found["adaptive"] for value in each["excess"])
 
 
+def _loss(work: str) -> Callable[[dict[str, Any]], float | None]:
+    """The relative difference of the loss with a prepared teacher."""
+    return lambda found: found["loss differences"].get(work)
+
+
+_PREPARED = {
+    "a prepared teacher": "prepared",
+    "a prepared and compiled teacher": "prepared + compile",
+    "a prepared teacher in bfloat16": "prepared + bf16",
+}
 TARGETS = [
     Target("step, of the limit", 1.03, "step", _ratio("matchdistill")),
     Target("step, of FitNets' step", 1.0, "step", _ratio("matchdistill", "fitnets")),
-    Target("step with a prepared teacher, of the limit", 0.85, "step", _ratio("prepared")),
-    Target("step with a prepared and compiled teacher, of the limit", 0.85, "step", _ratio("prepared + compile")),
-    Target(
-        "loss with a prepared teacher, relative difference",
-        1e-3,
-        "step",
-        lambda found: found["loss differences"].get("prepared"),
-    ),
-    Target(
-        "loss with a prepared and compiled teacher, relative difference",
-        1e-3,
-        "step",
-        lambda found: found["loss differences"].get("prepared + compile"),
+    *(
+        target
+        for name, work in _PREPARED.items()
+        for target in (
+            Target(f"step with {name}, of the limit", 0.85, "step", _ratio(work)),
+            Target(f"loss with {name}, relative difference", 1e-3, "step", _loss(work)),
+        )
     ),
     Target("the original's step, of ours", 2.0, "step", _ratio("original", "matchdistill"), True, "mobilenet_v2"),
     Target(

@@ -858,6 +858,47 @@ def test_the_teacher_runs_before_the_student_where_its_input_is_known() -> None:
     assert first == second == third
 
 
+class Block(nn.Module):
+    """A residual block that adds in place and rectifies by a function, as those of many networks for small images."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.body, self.shortcut = conv_bn(channels, width, stride=2), conv_bn(channels, width, stride=2, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.body(x)
+        out += self.shortcut(x)
+        return F.relu(out)
+
+
+def test_sums_in_place_before_a_functional_activation() -> None:
+    torch.manual_seed(0)
+    made = [as_if_trained(nn.Sequential(Block(3, width), Block(width, 2 * width))) for width in (8, 4)]
+    distiller = MatchingDistiller(*made, example=images())
+    assert [str(position.teacher) for position in distiller.positions] == [
+        f"{number}.body.1:output + {number}.shortcut.1:output" for number in (0, 1)
+    ]
+    distiller.refresh([images()])
+    losses = [distiller(images())[1] for _ in range(3)]
+    values = [[], []]
+    x = [images(), images()]
+    for block in (0, 1):
+        for number, network in enumerate(made):
+            values[number].append(network[block].body(x[number]) + network[block].shortcut(x[number]))
+            x[number] = values[number][-1].relu()
+    parts = zip(distiller.positions, values[1], values[0], strict=True)
+    expected = sum(5 * position.loss(own, other, "mean") for position, own, other in parts)
+    for loss in losses:
+        torch.testing.assert_close(loss, expected)
+
+
+def test_replicas_cannot_add_up_their_features() -> None:
+    distiller = ready(online=2).train()
+    distiller._is_replica = True
+    with pytest.raises(ValueError, match="online: the replicas of DataParallel cannot"):
+        distiller(images())
+
+
 def of_one_stage() -> MatchingDistiller:
     """Two networks whose maps are of equal size for inputs of even size alone."""
     torch.manual_seed(0)

@@ -82,7 +82,12 @@ def used_twice(network: Function, x: Tensor) -> Tensor:
     return network.norm(value) + value
 
 
-@pytest.mark.parametrize("function", [shared, used_twice])
+def returned(network: Function, x: Tensor) -> dict[str, Tensor]:
+    value = network.conv(x)
+    return {"before": value, "after": network.norm(value)}
+
+
+@pytest.mark.parametrize("function", [shared, used_twice, returned])
 def test_what_has_other_uses_stays(function: Any) -> None:
     network = Function(function, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
     assert foldable(Trace(network, (images(),))) == []
@@ -181,8 +186,18 @@ def test_it_is_prepared_once() -> None:
     _, fast = distillers()
     losses(fast)
     (first,) = fast._teacher.copies.values()
-    losses(fast)
+    for _ in range(2):
+        losses(fast)
+        fast.refresh([images()])
     assert list(fast._teacher.copies.values()) == [first]
+
+
+def test_weights_that_are_replaced_past_their_versions_take_effect_at_a_refresh() -> None:
+    plain, fast = distillers()
+    for distiller in (plain, fast):
+        distiller.teacher.bn2.weight.data = distiller.teacher.bn2.weight.data * 3
+        distiller.refresh([images(count=6)])
+    torch.testing.assert_close(*losses(plain, fast))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])

@@ -247,6 +247,15 @@ def test_steps_that_are_not_of_training_are_not_added_up() -> None:
         made.refresh()
 
 
+def test_a_refresh_with_images_begins_anew() -> None:
+    made = distiller(online=1).train()
+    made.refresh(plain_loader())
+    made(images()[:5])
+    made.refresh(plain_loader())
+    made(images()[:3])
+    assert made.refresh()[0].images == 3
+
+
 def test_adding_up_leaves_the_loss_as_it_is() -> None:
     losses = []
     for online in (0, 1):

@@ -76,6 +76,30 @@ def test_arguments_that_the_student_still_needs():
     assert torch.equal(weight.grad, torch.full((2, 4), 18.0))
 
 
+class Deep(nn.Module):
+    """As many times through one in-place activation as it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.calls = nn.ReLU(inplace=True), 3
+
+    def forward(self, images):
+        for _ in range(self.calls):
+            images = self.relu(images - 0.5)
+        return images
+
+
+def test_fewer_calls_than_before():
+    network = Deep()
+    teacher, images = FrozenTeacher(network, [Tap("relu", "input")]), torch.rand(2, 3, 4, 4) * 3
+    for network.calls in (3, 3, 2, 4, 1):
+        expected = images
+        for _ in range(network.calls):
+            value = expected - 0.5
+            expected = value.relu()
+        assert torch.equal(teacher(captured(images))[0], value)
+
+
 def test_copies_for_other_devices():
     teacher = FrozenTeacher(small_resnet(width=2), [Tap("layer3", "output")])
     assert teacher.on(torch.device("cpu")) is teacher

@@ -42,10 +42,10 @@ def training_step(self, batch, number):
     seen["losses"].append(loss.item())
     return loss
 
-def recorded_refresh(self, loader, max_images):
+def recorded_refresh(self, loader, max_images, **options):
     batches = list(loader)
     loader = type("Loader", (), {"sampler": loader.sampler, "__iter__": lambda _: iter(batches)})()
-    matchings = refresh(self, loader, max_images)
+    matchings = refresh(self, loader, max_images, **options)
     seen["matchings"].append([
         (matching.index, matching.cost, matching.images, sum(len(images) for images, _ in batches),
          position.margin.clone()) for matching, position in zip(matchings, self.positions)

@@ -19,6 +19,10 @@ from matchdistill.trace import tensors_in
 ARGUMENTS = -1  # stands for the model's arguments where taps have their numbers
 
 
+class ChangedInPlaceError(ValueError):
+    """A value was changed after it had been taken for one that stays; the next pass copies it."""
+
+
 class _Watched(NamedTuple):
     """Tensors of the network with their versions when they were taken; in-place operations change these."""
 
@@ -35,9 +39,11 @@ class Captured:
     Attributes:
         values: the tapped values, by number of the tap.
         arguments: the positional and keyword arguments of the model's last call.
-        teacher_values: the teacher's tapped values for these arguments, where it ran before the student.
+        teacher_values: the teacher's tapped values for these arguments, after it ran.
         teacher_output: what the teacher returned for them, after it ran.
         copied: makes the copy of a value that is changed later, given the number of its tap; None: a whole one.
+        watched: what was taken or copied, to see whether the network changed it.
+        calls: of the tapped modules so far.
     """
 
     values: dict[int, Any] = field(default_factory=dict)
@@ -145,7 +151,7 @@ class Capture:
         unchanged = tensor.view_as(tensor) if number in self._addends else tensor
         if keeps:
             captured.values[number] = unchanged
-        elif captured.copied is not None and calls == known:
+        elif captured.copied is not None and calls == known and number not in self._addends:
             captured.values[number] = captured.copied(number, tensor)
         else:
             captured.values[number] = tensor.clone()
@@ -180,7 +186,7 @@ class Capture:
             self._kept[number, training] = False
             if not copied:
                 place = "the input" if number == ARGUMENTS else f"the value at {self._hooked[number]}"
-                raise ValueError(
+                raise ChangedInPlaceError(
                     f"{place} was changed in place in this pass but not in the passes before: "
                     "a network whose calls or in-place operations come and go cannot be tapped there, choose another module"
                 )

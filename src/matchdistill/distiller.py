@@ -195,7 +195,7 @@ class MatchingDistiller(FeatureDistiller):
             be folded in it: `prepare.prepared`, for other types and compilation in a `functools.partial`; None: the
             teacher itself runs. Weights loaded into the teacher later take effect.
         online: steps in training mode between those whose own features are added up for a `refresh` without images of its
-            own; 0: none are.
+            own; 0: none are. An attribute too, which may be changed. Not with DataParallel.
 
     Attributes:
         student: the student, as it was given.
@@ -243,7 +243,7 @@ class MatchingDistiller(FeatureDistiller):
         position = functools.partial(Position, reduction=reduction, norm=norm, matcher=matcher, hysteresis=hysteresis)
         super().__init__(teacher, student, taps, position, loss_weight, example, loss_reduction, prepare)
         self.matched = False
-        self._online = online
+        self.online = online
         self.forget()
         self.register_load_state_dict_post_hook(_look_for_matching)  # type: ignore[no-untyped-call]
 
@@ -256,7 +256,11 @@ class MatchingDistiller(FeatureDistiller):
         """
         if not self.matched:
             raise RuntimeError("there is no matching yet: call distiller.refresh(loader) before training")
-        if self._online and self.training:
+        if self.online and self.training:
+            if getattr(self, "_is_replica", False):
+                raise ValueError(
+                    "online: the replicas of DataParallel cannot add up their features; use one process for each GPU"
+                )
             if self._adds_up():
                 self._add_up(captured, mask, self._seen)
             self._steps += 1
@@ -279,7 +283,7 @@ class MatchingDistiller(FeatureDistiller):
 
     def _adds_up(self) -> bool:
         """Whether the features of this step are added up for a refresh."""
-        return self._online > 0 and self.training and self._steps % self._online == 0
+        return self.online > 0 and self.training and self._steps % self.online == 0
 
     def forget(self) -> None:
         """Begin anew with the features that training steps add up for a refresh without images of its own."""
@@ -319,9 +323,7 @@ class MatchingDistiller(FeatureDistiller):
             ValueError: no images, costs that are not finite, or a mask that does not fit.
         """
         if loader is None:
-            matchings = self._solve([self._seen])
-            self.forget()
-            return matchings
+            return self._solve([self._seen])
         if max_images < 1:
             raise ValueError(f"max_images={max_images}: expected at least 1")
         if tolerance is not None and not tolerance >= 0:
@@ -329,7 +331,7 @@ class MatchingDistiller(FeatureDistiller):
         rank, world = rank_and_world()
         halves = [[position.accumulator() for position in self.positions] for _ in range(1 if tolerance is None else 2)]
         checks = [] if tolerance is None else doublings(FIRST_CHECK, max_images)
-        self._teacher.copies.clear()  # weights may have been loaded into it since
+        self._teacher.look_again()  # weights may have been loaded into it since
         sharded = world == 1 or is_sharded(loader)
         # Images left to this rank; to all of them where the other ranks' batches can be counted as they pass by.
         own = sharded or forward is not None
@@ -396,6 +398,7 @@ class MatchingDistiller(FeatureDistiller):
         pairs = zip(self.positions, totals, strict=True)
         matchings = [position.solve(position.over_ranks(total)) for position, total in pairs]
         self.matched = True
+        self.forget()
         return matchings
 
 

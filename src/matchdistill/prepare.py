@@ -25,7 +25,7 @@ _NORM_AND_ACTIVATION = "BatchNormAct2d"  # of timm: children drop and act follow
 def foldable(trace: Trace, taps: Iterable[Tap] = ()) -> list[tuple[str, str]]:
     """The convolutions and batch norms of a network that can become one, as pairs of their paths.
 
-    Both run once in the pass, nothing else takes the convolution's value, and it is not tapped.
+    Both run once in the pass, and nothing else takes the convolution's value: no operation, no output and no tap.
     """
     hooked = {(tap.module, tap.side) for whole in taps for tap in (whole, whole.plus) if tap is not None}
     runs = Counter(operation.module for operation in trace.operations)
@@ -33,7 +33,13 @@ def foldable(trace: Trace, taps: Iterable[Tap] = ()) -> list[tuple[str, str]]:
     pairs = []
     for norm in trace.operations:
         made = trace.made_by(norm.inputs[0]) if norm.name == "batch_norm" and len(norm.inputs) == 1 else None
-        if made is None or uses[made.number] != 1 or runs[made.module] != 1 or runs[norm.module] != 1:
+        if (
+            made is None
+            or made.number in trace.outputs
+            or uses[made.number] != 1
+            or runs[made.module] != 1
+            or runs[norm.module] != 1
+        ):
             continue
         sides = [(path, "output") for path in made.outputs_of] + [(path, "input") for path in made.inputs_of]
         if hooked.isdisjoint(sides) and _folds(*(resolve(trace.model, path) for path in (made.module, norm.module))):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from matchdistill.capture import ARGUMENTS, Capture, Captured, copy_of, without_captures
+from matchdistill.capture import ARGUMENTS, Capture, Captured, ChangedInPlaceError, copy_of, without_captures
+from matchdistill.functional import wide
 from matchdistill.taps import Tap
 from matchdistill.trace import tensors_in
 
@@ -36,7 +37,9 @@ class FrozenTeacher:
     ) -> None:
         self.model, self.capture, self.prepare = model.eval(), Capture(model, taps), prepare
         self.copies: dict[torch.device, FrozenTeacher] = {}
-        self._copied: list[tuple[Tensor, int]] = []  # what the copies were made of, with its versions
+        # What the copies were made of: tensors with their versions, and sums.
+        self._versions: list[tuple[Tensor, int]] = []
+        self._sums: list[float] = []
 
     def __call__(self, captured: Captured, copied: Callable[[int, Tensor], Any] | None = None) -> dict[int, Any]:
         """Run on the arguments that the student was called with and return the tapped values, by number of the tap.
@@ -51,9 +54,12 @@ class FrozenTeacher:
             teacher.model.eval()
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
         args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
-        with torch.no_grad(), teacher.capture() as own:
-            own.copied = copied
-            captured.teacher_output = teacher.model(*args, **kwargs)
+        try:
+            with torch.no_grad(), teacher.capture() as own:
+                own.copied = copied
+                captured.teacher_output = teacher.model(*args, **kwargs)
+        except ChangedInPlaceError:  # fewer calls of a module than in the passes before: now it is known
+            return self(captured, copied)
         return own.values
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -61,17 +67,28 @@ class FrozenTeacher:
         self.model._apply(fn)  # type: ignore[no-untyped-call]
         self.copies.clear()
 
+    def look_again(self) -> None:
+        """Forget copies of other weights than it has now, where these came past the tensors' versions (``.data``)."""
+        if self.copies and self._summed() != self._sums:
+            self.copies.clear()
+
+    def _values(self) -> Iterator[Tensor]:
+        return itertools.chain(self.model.parameters(), self.model.buffers())
+
+    def _summed(self) -> list[float]:
+        return [value.detach().sum(dtype=wide(value.device)).item() for value in self._values()]
+
     def on(self, device: torch.device) -> FrozenTeacher:
         """The teacher on a device: itself, or a copy of it, which follows weights that are loaded into the teacher."""
         weight = next(self.model.parameters(), None)
         if weight is None or (weight.device == device and self.prepare is None):
             return self
         compiling = torch.compiler.is_compiling()
-        if not compiling and any(value._version != version for value, version in self._copied):
+        if not compiling and any(value._version != version for value, version in self._versions):
             self.copies.clear()
         if not self.copies:
-            values = itertools.chain(self.model.parameters(), self.model.buffers())
-            self._copied = [(value, value._version) for value in values if not value.is_inference()]
+            self._versions = [(value, value._version) for value in self._values() if not value.is_inference()]
+            self._sums = self._summed()
         if device not in self.copies:
             model = without_captures(self.model).to(device)
             if self.prepare is not None:

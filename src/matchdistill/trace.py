@@ -106,7 +106,9 @@ class Trace:
             _Beneath(),  # type: ignore[no-untyped-call]
             _Recorder(self._record),
         ):
-            model(*example)
+            output = model(*example)
+        # Numbers of the operations whose values it returned.
+        self.outputs = {self._made[id(value)][1] for value in tensors_in(output) if id(value) in self._made}
         self._made.clear()
 
     def cuts(self) -> list[Operation]:

@@ -111,6 +111,7 @@ TRIANGLE = [2, 3, 9.5, 3, 9.5, 8.25]
         ({"size": [20, 30], "counts": [300, 301]}, "do not cover"),
         ({"size": [20, 30], "counts": [300, -10, 310]}, "do not cover"),
         ({"size": [20, 30], "counts": [600, 10**30]}, "do not cover"),
+        ({"size": [20, 30], "counts": [2**62, 2**62, 2**62, 2**62 + 600]}, "do not cover"),
         ({"size": [20, 30], "counts": "gb0"}, "do not cover"),
         ({"size": [20, 30], "counts": ""}, "damaged"),
         ({"size": [20, 30], "counts": "hello world"}, "damaged"),

@@ -95,7 +95,9 @@ def run_lengths(mask: dict[str, Any], height: int, width: int) -> NDArray[np.int
         runs = np.array(counts)
     else:
         raise ValueError("its mask has no run lengths")
-    if runs.dtype != np.int64 or runs.min() < 0 or runs.sum() != height * width:
+    pixels = height * width
+    bounded = runs.dtype == np.int64 and runs.min() >= 0 and runs.max() <= pixels and len(runs) <= 2 * pixels + 2
+    if not bounded or runs.sum() != pixels:  # a sum of numbers without bounds could come round to it
         raise ValueError(f"the run lengths of its mask do not cover its image of {width} x {height} pixels")
     return runs
 

@@ -97,7 +97,9 @@ class DistilledModel(nn.Module):
         mask = _mask(captured.arguments[0][0], batched_inputs)
         return {**losses, "loss_features": self.distiller.loss(captured, mask)}
 
-    def refresh(self, loader: Iterable[Batch], max_images: int = 16_000) -> list[Matching]:
+    def refresh(
+        self, loader: Iterable[Batch], max_images: int = 16_000, tolerance: float | None = None
+    ) -> list[Matching]:
         """Solve the matching over a training loader's images: of each process its own share, as Detectron2 deals them out.
 
         The state of the random number generators is the same afterwards: of torch on the CPU, NumPy and Python, which
@@ -107,7 +109,7 @@ class DistilledModel(nn.Module):
             ValueError: as of `MatchingDistiller.refresh`.
         """
         with _generators_kept():
-            return self.distiller.refresh(_Dealt(loader), max_images, forward=self._run_body)
+            return self.distiller.refresh(_Dealt(loader), max_images, self._run_body, tolerance)
 
     def _run_body(self, batched_inputs: Batch) -> Tensor | None:
         images = self.student.preprocess_image(batched_inputs).tensor  # type: ignore[operator]
@@ -126,6 +128,7 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
         loader: makes the loader for a refresh, from its iteration; `refresh_loader` does.
         phases: [from iteration, every], as of `matchdistill.refresh.due_at_step`; the default is the paper's.
         max_images: the most images, over all processes; the default is the paper's.
+        tolerance: as of `MatchingDistiller.refresh`.
     """
 
     def __init__(
@@ -133,15 +136,16 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
         loader: Callable[[int], Iterable[Batch]],
         phases: Sequence[Sequence[int]] = ((0, 5000), (20_000, 31_000)),
         max_images: int = 16_000,
+        tolerance: float | None = None,
     ) -> None:
-        self._loader, self._phases, self._max_images = loader, phases, max_images
+        self._loader, self._phases, self._limits = loader, phases, (max_images, tolerance)
 
     def before_step(self) -> None:
         """Refresh the matching where it is due."""
         iteration, model = self.trainer.iter, self._model()
         if model.distiller.matched and not due_at_step(iteration, self._phases):
             return
-        for number, matching in enumerate(model.refresh(self._loader(iteration), self._max_images)):
+        for number, matching in enumerate(model.refresh(self._loader(iteration), *self._limits)):
             _logger.info(f"Matching refreshed before iteration {iteration}, {matching}")
             values = {"cost": matching.mean_cost, "churn": matching.churn}
             found = {f"matching/{name}_{number}": value for name, value in values.items() if value is not None}

@@ -135,10 +135,12 @@ class Task(pl.LightningModule):
         """Refresh the matching where it is due by epochs."""
         # Lightning validates where this divides the number of the epoch, from 1.
         self.trainer.check_val_every_n_epoch = 1 if self.validates() else self.current_epoch + 2
-        if self._online() and self.current_epoch:
+        if self._online():
             assert isinstance(self.distiller, MatchingDistiller)
             self.distiller.forget()  # so that a resumed run adds up the same steps
-            return
+            self.distiller.online = self.distillation.refresh_online if self._ends_with_refresh() else 0
+            if self.current_epoch:
+                return
         self.refreshed = []
         if self._due(self.current_epoch):
             self._refresh(self.current_epoch)
@@ -146,6 +148,11 @@ class Task(pl.LightningModule):
     def _due(self, epoch: int) -> bool:
         every = 0 if self.method.features == "random" else self.distillation.refresh_every
         return self.distillation.refresh_steps is None and due(epoch, every)
+
+    def _ends_with_refresh(self) -> bool:
+        """Whether an online refresh is due between this epoch and the next one."""
+        following = self.current_epoch + 1
+        return following < self.training_recipe.all_epochs and self._due(following)
 
     def _online(self) -> bool:
         """Whether the steps of an epoch give the matching of the next one."""
@@ -191,9 +198,7 @@ class Task(pl.LightningModule):
         self._stop_if_not_finite()
         if self._online():
             assert isinstance(self.distiller, MatchingDistiller)
-            following = self.current_epoch + 1
-            matched = following < self.training_recipe.all_epochs and self._due(following)
-            self.refreshed = self.distiller.refresh() if matched else []
+            self.refreshed = self.distiller.refresh() if self._ends_with_refresh() else []
             self._log_matchings()
 
     def unmeasured_guide(self) -> nn.Module | None:
