@@ -257,7 +257,9 @@ def test_replica_on_another_device_gets_a_teacher_there() -> None:
     replica(distiller, "meta")(images().to("meta"))
     assert list(distiller._teacher.copies.values()) == [there]
     assert not any(parameter.is_meta for parameter in distiller.teacher.parameters())
-    # Weights may have been loaded into the teacher since.
+    distiller.refresh([images()])
+    assert list(distiller._teacher.copies.values()) == [there]
+    distiller.teacher.bn1.weight.data = distiller.teacher.bn1.weight.data + 1
     distiller.refresh([images()])
     assert not distiller._teacher.copies
     distiller(images())[1].backward()
