@@ -6,7 +6,7 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, memory, page, projection, refresh, scale, step
+from benchmarks import adaptive, assign, memory, page, profiled, projection, refresh, scale, step
 
 COMMANDS = {
     "step": step.run,
@@ -16,6 +16,7 @@ COMMANDS = {
     "assign": assign.run,
     "memory": memory.run,
     "scale": scale.run,
+    "profile": profiled.run,
     "projection": projection.run,
     "page": page.run,
 }

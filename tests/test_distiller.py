@@ -109,7 +109,7 @@ def test_parity_with_the_oracles(widths: tuple[int, int], reduction: str) -> Non
     distiller = MatchingDistiller(teacher, student, PLAIN_TAPS, reduction, loss_weight=[3, 2, 1], example=x)
     matchings = distiller.refresh(batches)
     for stage, (matching, position) in enumerate(zip(matchings, distiller.positions, strict=True)):
-        np.testing.assert_allclose(matching.cost.numpy(), slow.costs[stage], rtol=1e-9)
+        np.testing.assert_allclose(matching.cost.numpy(), slow.costs[stage], rtol=1e-6)
         assert matching.index.tolist() == slow.indices[stage].tolist() == position.index.tolist()
         guided = slow.indices[stage][:, 0] >= 0
         margins = oracles.reduce_margin(slow.margins[stage], slow.indices[stage][guided], reduction)
@@ -348,8 +348,8 @@ def test_zero_maps_and_constant_channels() -> None:
     distiller = one_position(others, own)
     (matching,) = distiller.refresh([images()])
     assert matching.cost.isfinite().all()
-    torch.testing.assert_close(matching.cost[0], torch.full((6,), 2.0, dtype=torch.float64))
-    torch.testing.assert_close(matching.cost[:, 3], torch.full((3,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(matching.cost[0], torch.full((6,), 2.0))
+    torch.testing.assert_close(matching.cost[:, 3], torch.full((3,), 2.0))
     assert sorted(matching.index.flatten().tolist()) == list(range(6))
     for training in (True, False):
         loss = distiller.train(training)(images())[1]
@@ -468,7 +468,7 @@ def test_padding_is_left_out(widths: tuple[int, int], reduction: str, kind: Lite
     for position, end in zip(distiller.positions, (2, 5), strict=True):
         own, others = ([network[:end](crop) for crop in crops] for network in (student, teacher))
         cost = np.mean([oracles.matching_cost(*arrays(list(pair))) for pair in zip(own, others, strict=True)], 0)
-        np.testing.assert_allclose(position.matching.cost.numpy(), cost, atol=1e-9)
+        np.testing.assert_allclose(position.matching.cost.numpy(), cost, atol=1e-6)
         group = 1 if reduction == "sm" else oracles.default_group_size(*cost.shape)
         index = oracles.balanced_assignment(cost, group)
         assert position.index.tolist() == index.tolist()
@@ -729,7 +729,7 @@ def test_a_matcher_of_the_user_s_own() -> None:
 
     distiller = ready(matcher=matcher)
     for (cost, group), position in zip(seen, distiller.positions, strict=True):
-        assert torch.equal(cost, position.matching.cost)
+        assert torch.equal(cost.float(), position.matching.cost)
         assert group == 2
         assert torch.equal(position.index.flatten(), torch.arange(position.teacher_channels))
 
@@ -963,7 +963,7 @@ def test_mixed_precision() -> None:
     for position, other in zip(distiller.positions, expected.positions, strict=True):
         torch.testing.assert_close(position.matching.cost, other.matching.cost, rtol=0, atol=0.05)
         torch.testing.assert_close(position.index, solve_assignment(position.matching.cost))
-    assert matchings[0].cost.dtype == torch.float64
+    assert matchings[0].cost.dtype == torch.float32
     assert loss.item() == pytest.approx(expected(images())[1].item(), rel=0.15)
     loss.backward()
     assert all(parameter.grad is not None for name, parameter in distiller.named_parameters() if "fc" not in name)

@@ -221,7 +221,7 @@ def test_a_refresh_from_the_steps_themselves() -> None:
         for position, matching in enumerate(made.refresh()):
             student, teacher = (np.concatenate([found[position] for found in values]) for values in (own, others))
             cost = oracles.matching_cost(student, teacher)
-            torch.testing.assert_close(matching.cost, torch.from_numpy(cost), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(matching.cost, torch.from_numpy(cost).float(), rtol=1e-6, atol=1e-6)
             assert matching.images == 3 * BATCH
             assert matching.churn is not None
             index = torch.from_numpy(oracles.balanced_assignment(matching.cost.numpy(), 2))

@@ -150,7 +150,8 @@ class Position(FeaturePosition):
         margin = sums.margin() if self.margin_norm is None else self.teacher_margin()
         self.index.copy_(index)
         self.margin.copy_(from_rank_0(reduce_margin(margin.to(index.device), index, self.rule)))
-        self.matching = Matching(self.name, index, cost, sums.count, changed)
+        # Kept until the next refresh: in float64 it would be the largest thing that a step holds beside the networks.
+        self.matching = Matching(self.name, index, cost.float(), sums.count, changed)
         return self.matching
 
     def _sticky(self, cost: Tensor) -> Tensor:

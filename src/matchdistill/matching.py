@@ -106,7 +106,7 @@ class Matching:
     Attributes:
         name: the position, "teacher tap -> student tap".
         index: matched teacher channels (Cs, G), -1 where a student channel has none.
-        cost: matching cost (Cs, Ct), float64.
+        cost: matching cost (Cs, Ct), float32; it was solved for in float64.
         images: how many images the cost is a mean over.
         churn: share of the teacher channels that changed their student channel at this refresh; None at the first.
     """
@@ -147,7 +147,7 @@ class Matching:
 def objective(cost: Tensor, index: Tensor) -> float:
     """Mean cost (Cs, Ct) of the pairs of a matching (Cs, G)."""
     guided = index[:, 0] >= 0
-    return cost[guided].gather(1, index[guided]).mean().item()
+    return cost[guided].gather(1, index[guided]).mean(dtype=wide(cost.device)).item()
 
 
 def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float:

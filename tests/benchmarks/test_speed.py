@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import assign, memory, projection, refresh, scale, step
+from benchmarks import assign, memory, profiled, projection, refresh, scale, step
 from benchmarks.pairs import Pair, chosen, random_batch
 from networks import PLAIN_TAPS, Plain
 
@@ -26,7 +26,7 @@ TINY = Pair(teacher, student, tuple(PLAIN_TAPS), reruns=True)
 @pytest.fixture
 def tiny(monkeypatch):
     """A pair of small networks in place of torchvision's."""
-    for module in (step, refresh, memory):
+    for module in (step, refresh, memory, profiled):
         monkeypatch.setattr(module, "chosen", lambda _: {"tiny": TINY})
 
 
@@ -227,3 +227,14 @@ def test_the_projection_is_what_its_formula_says(monkeypatch):
     step = (count["teacher"] + 3 * count["student forward"]) / projection.SUSTAINED
     assert own["epoch"] == pytest.approx(1_281_167 / 8 * step)
     assert own["share"] == pytest.approx((own["refresh"] + 1.5) / own["epoch"])
+
+
+def test_a_profile(tiny, tmp_path):
+    profiled.run(json=tmp_path / "profile.json", size=8, batch=2, batches=2, rounds=2)
+    found = results(tmp_path / "profile.json")["pairs"]["tiny"]
+    assert found["step"]["limit"].keys() == found["step"]["matchdistill"].keys()
+    assert found["step"]["limit"]["aten::mkldnn_convolution"] > 0
+    assert found["step"]["limit"]["aten::copysign_"] == 0 < found["step"]["matchdistill"]["aten::copysign_"]
+    assert (
+        found["refresh"]["forwards"][profiled.ASSIGNMENT] == 0 < found["refresh"]["matchdistill"][profiled.ASSIGNMENT]
+    )

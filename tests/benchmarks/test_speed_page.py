@@ -25,8 +25,15 @@ ALL = {
     "refresh_cpu": found(
         pairs={
             "resnet50 -> mobilenet_v2": {
-                "images": {"forwards": 4, "matchdistill": 4},
-                "per image": summary({"forwards": [1.0, 1.0], "matchdistill": [1.1, 1.1]}, "forwards"),
+                "images": {"forwards": 4, "matchdistill": 4, "matchdistill without assignments": 4},
+                "per image": summary(
+                    {
+                        "forwards": [1.0, 1.0],
+                        "matchdistill": [1.1, 1.1],
+                        "matchdistill without assignments": [1.05, 1.05],
+                    },
+                    "forwards",
+                ),
                 "assignments": 0.5,
                 "original assignments": 9.0,
                 "processes": {"processes": 2, "ratio": ratio([0.5], [1.0]), "same matching": True},
@@ -40,6 +47,18 @@ ALL = {
             "random": {
                 "works": summary({"matchdistill": [1.0, 1.0], "original": [30.0, 30.0]}, "matchdistill"),
                 "mean cost": {"matchdistill": 0.5, "original": 0.5},
+            }
+        },
+    ),
+    "profile_cpu": found(
+        batches=2,
+        pairs={
+            "a": {
+                "step": {
+                    "limit": {"aten::add": 0.001, "aten::mul": 0.02, **{f"aten::o{n}": 0.0 for n in range(20)}},
+                    "matchdistill": {"aten::add": 0.004, "aten::mul": 0.02, **{f"aten::o{n}": 1e-4 for n in range(20)}},
+                },
+                "refresh": {"forwards": {"aten::mm": 0.0}, "matchdistill": {"aten::mm": 0.5}},
             }
         },
     ),
@@ -75,6 +94,20 @@ ALL = {
         }
     ),
 }
+
+
+def test_a_profile_names_what_is_above_the_limit_and_adds_up():
+    text = page.page({"profile_cpu": ALL["profile_cpu"]})
+    assert text.count("aten::o") == page.OPERATORS - 1
+    assert "| `aten::add` | 1.0 | 3.0 |" in text
+    assert "| others | 20.0 | 0.9 |" in text
+    assert "| all | 21.0 | 5.0 |" in text
+    assert "a refresh of 4 images" in text
+
+
+def test_a_refresh_of_the_default_number_of_images_is_calculated():
+    """1.05 s per image without the assignments, half a second for these, beside 1 s per image of the forward passes."""
+    assert "takes 1.050 of the forward passes" in page.page({"refresh_cpu": ALL["refresh_cpu"]})
 
 
 def test_an_adaptive_refresh_is_judged_by_the_worst_of_its_orders():
