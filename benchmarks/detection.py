@@ -22,13 +22,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from matchdistill.compare import compare, shown, summarise
+from matchdistill.compare import compare
 from matchdistill.data.scenes import write_scenes
 from matchdistill.files import atomic_write, write_json
 from matchdistill.folder import WEIGHTS
 from matchdistill.messages import console
 from matchdistill.models import weights_file
 from matchdistill.recipe import Recipe, load_recipe
+from matchdistill.summary import shown, summarise
 from matchdistill.tasks.base import metric_label
 from matchdistill.training import fit
 

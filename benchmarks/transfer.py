@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from matchdistill.compare import compare, shown, summarise
+from matchdistill.compare import compare
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.folder import WEIGHTS
 from matchdistill.messages import console
 from matchdistill.recipe import load_recipe
+from matchdistill.summary import shown, summarise
 from matchdistill.training import fit
 
 STUDENTS = {

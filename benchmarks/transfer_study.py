@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from matchdistill.compare import shown, summarise
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
 from matchdistill.files import atomic_write, write_json
 from matchdistill.folder import WEIGHTS, read_metrics
 from matchdistill.recipe import Recipe, load_recipe
+from matchdistill.summary import shown, summarise
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import fit
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from matchdistill import compare as module
-from matchdistill.compare import Cell, compare, summarise, summary_table
+from matchdistill.compare import Cell, compare, summary_table
 from matchdistill.recipe import Recipe
+from matchdistill.summary import summarise
 from matchdistill.training import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")

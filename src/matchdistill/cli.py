@@ -87,11 +87,13 @@ def fit(arguments: Sequence[str]) -> None:
             "--out", type=Path, default=None, help="folder of the run; default: runs/ and the recipe's name"
         )
         parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+        parser.add_argument("--open", action="store_true", help="open its page in a browser at the end")
 
     resolved, config, name = _resolved("matchdistill fit", options, arguments)
     if config is None:
         return
     from matchdistill.recipe import Recipe
+    from matchdistill.report.page import REPORT
     from matchdistill.training import fit as run
     from matchdistill.training import is_first
 
@@ -99,6 +101,23 @@ def fit(arguments: Sequence[str]) -> None:
     metrics = run(Recipe.of(config), out, resolved.resume)
     if is_first():
         _print_metrics(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
+        _point_to_page(out / REPORT, resolved.open)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the page of a run or a comparison, finished or not, or of several runs side by side."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="matchdistill report", exit_on_error=False, description=report.__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of one comparison")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="the file; default: report.html in the folder, or here for several"
+    )
+    parser.add_argument("--open", action="store_true", help="open it in a browser")
+    options = parser.parse_args(list(arguments))
+    from matchdistill.report.page import write_report
+
+    _point_to_page(write_report(options.runs, options.out), options.open)
 
 
 def validate(arguments: Sequence[str]) -> None:
@@ -267,6 +286,17 @@ def _print_metrics(measured: dict[str, Any], title: str, parameters: dict[str, i
     console().print(table)
 
 
+def _point_to_page(path: Path, opens: bool) -> None:
+    """Say where a page is, and open it."""
+    if not path.is_file():
+        return  # a warning has said why
+    print(f"page: {path}")
+    if opens:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+
+
 def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
     def options(parser: ArgumentParser) -> None:
         parser.add_argument("--out", type=Path, default=None, help="folder; default: runs/ and the recipe's name")
@@ -275,6 +305,7 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
         )
         parser.add_argument("--seeds", type=int, default=None, help="runs per method; default: the recipe's")
         parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+        parser.add_argument("--open", action="store_true", help="open the page in a browser at the end")
         if default is not None:
             parser.set_defaults(jobs=max(1, min(8, os.cpu_count() or 1)))
 
@@ -284,6 +315,7 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     from matchdistill.compare import compare as run
     from matchdistill.messages import console
     from matchdistill.recipe import Recipe
+    from matchdistill.report.page import REPORT
     from matchdistill.training import is_first
 
     if resolved.jobs < 1:
@@ -294,6 +326,7 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, terminal)
     if is_first():
         print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
+        _point_to_page(out / REPORT, resolved.open)
 
 
 def _grid(resolved: Namespace, config: dict[str, Any]) -> None:
@@ -359,5 +392,5 @@ def _split_config(argument: str) -> list[str]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (quickstart, fit, compare, validate, taps, recipes, export)
+    command.__name__: command for command in (quickstart, fit, compare, report, validate, taps, recipes, export)
 }

@@ -13,19 +13,19 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from scipy import stats
 
 from matchdistill.building import build_module
 from matchdistill.files import atomic_write, write_json
 from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim
 from matchdistill.recipe import Recipe
+from matchdistill.report.page import write_report
+from matchdistill.summary import metric_of, shown, summarise
 from matchdistill.tasks.base import metric_label
-from matchdistill.training import fit
+from matchdistill.training import attempt, fit
 
 TABLE = "metrics.csv"
 
@@ -107,13 +107,9 @@ def compare(
     report = {"recipe": recipe.config, "summary": summary, "runs": runs}
     write_json(out / METRICS, report)
     atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
+    attempt("write the page", lambda: write_report([out]))
     terminal.print(summary_table(summary, runs))
     return report
-
-
-def metric_of(runs: Sequence[dict[str, Any]]) -> str:
-    """The metric that runs are compared by, which comes first in theirs."""
-    return str(next(iter(runs[0]["student"])))
 
 
 def _told(run: dict[str, Any]) -> str:
@@ -184,52 +180,6 @@ def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] |
         return f"{type(error).__name__}: {error}"
 
 
-def summarise(
-    runs: Sequence[dict[str, Any]], methods: Sequence[str], base: str = "none", metric: str | None = None
-) -> list[dict[str, Any]]:
-    """Mean and 95% interval by method, paired by seed with the runs of a method to compare with.
-
-    Args:
-        runs: metrics of runs, each with "method", "seed", and those of "student" and "teacher" by name.
-        methods: in the order of the result.
-        base: the method to compare with.
-        metric: what to compare by; None: the one that comes first in the runs, "top1" or "ap".
-
-    Returns:
-        For each method the metric, and "difference" as {"mean", "interval"}
-        (half the width of Student's 95% interval, None for a single seed), the difference in the same seeds to `base` (None
-        without it), and "gap_recovered": which share of the distance from `base` to the teacher the mean difference covers
-        (None if it is not below).
-    """
-    metric = metric or metric_of(runs)
-    accuracy = {(run["method"], run["seed"]): run["student"][metric] for run in runs}
-    teacher = next((run["teacher"][metric] for run in runs if run["teacher"]), None)
-    summary = []
-    for method in methods:
-        seeds = sorted(seed for name, seed in accuracy if name == method)
-        entry: dict[str, Any] = {
-            "method": method,
-            "seeds": seeds,
-            metric: _interval([accuracy[method, s] for s in seeds]),
-        }
-        entry |= {"difference": None, "gap_recovered": None}
-        if method != base and all((base, seed) in accuracy for seed in seeds):
-            entry["difference"] = _interval([accuracy[method, seed] - accuracy[base, seed] for seed in seeds])
-            gap = None if teacher is None else teacher - float(np.mean([accuracy[base, seed] for seed in seeds]))
-            entry["gap_recovered"] = entry["difference"]["mean"] / gap if gap is not None and gap > 0 else None
-        entry["seconds"] = float(np.mean([run["seconds"] for run in runs if run["method"] == method]))
-        summary.append(entry)
-    return summary
-
-
-def _interval(values: Sequence[float]) -> dict[str, float | None]:
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return {"mean": mean, "interval": None}
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return {"mean": mean, "interval": float(half)}
-
-
 def summary_table(summary: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> Table:
     """The summary for the terminal."""
     metric = metric_of(runs)
@@ -249,14 +199,6 @@ def summary_table(summary: Sequence[dict[str, Any]], runs: Sequence[dict[str, An
             f"{entry['seconds']:.0f}",
         )
     return table
-
-
-def shown(value: dict[str, float] | None, sign: str = "") -> str:
-    """A mean with half of its interval, in percent; empty for None."""
-    if value is None:
-        return ""
-    interval = "" if value["interval"] is None else f" ± {100 * value['interval']:.2f}"
-    return f"{100 * value['mean']:{sign}.2f}{interval}"
 
 
 def _write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:

@@ -85,6 +85,18 @@ class Position(FeaturePosition):
         self, student: Tensor, teacher: Tensor | Reduced, reduction: Literal["sum", "mean"], mask: Tensor | None = None
     ) -> Tensor:
         """The partial loss of features as they were tapped, a scalar; the teacher's may be `Reduced`."""
+        student, target, margin, mask = self.compared(student, teacher, mask)
+        return partial_loss(student, target, margin, reduction, mask)
+
+    def compared(
+        self, student: Tensor, teacher: Tensor | Reduced, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What the partial loss compares, of features as they were tapped and the input's pixels that count.
+
+        Returns:
+            Normalised student features and the target, both (N, C, *) for the C student channels that are guided, their
+            margins (C,), and the positions that count (N, *).
+        """
         if isinstance(teacher, Reduced):
             target = teacher.target
             student = channels_second(student, self.channel_dims[1])
@@ -94,18 +106,18 @@ class Position(FeaturePosition):
             # What follows reads both in one order.
             target = self.target(teacher.contiguous() if student.is_contiguous() else teacher)
         student, margin = self.norm(masked(student, mask)), self.margin
-        if (guided := self._guided()) is not None:
+        if (guided := self.guided()) is not None:
             student, margin = student.index_select(1, guided), margin[guided]
-        return partial_loss(student, target, margin, reduction, mask)
+        return student, target, margin, mask
 
     @torch.no_grad()
     def target(self, teacher: Tensor) -> Tensor:
         """The teacher's maps (N, Ct, *) reduced to those of the student channels that have a partner."""
-        guided = self._guided()
+        guided = self.guided()
         return self.rule.channels(teacher, self.index if guided is None else self.index[guided], None)
 
-    def _guided(self) -> Tensor | None:
-        """The Ct student channels with a partner, where the teacher is narrower; None: all have one."""
+    def guided(self) -> Tensor | None:
+        """The student channels (Ct,) with a partner, where the teacher is narrower; None: all have one."""
         if self.teacher_channels >= self.student_channels:
             return None
         # A stable sort finds them without asking the device.
@@ -263,7 +275,7 @@ class MatchingDistiller(FeatureDistiller):
                     "online: the replicas of DataParallel cannot add up their features; use one process for each GPU"
                 )
             if self._adds_up():
-                self._add_up(captured, mask, self._seen)
+                self.add_up(captured, mask, self._seen)
             self._steps += 1
         values = self.teacher_values(captured)
         for number, value in values.items():
@@ -357,8 +369,8 @@ class MatchingDistiller(FeatureDistiller):
             settled = self._settled(halves, checks, tolerance)
         return self._solve(halves)
 
-    def _add_up(self, captured: Captured, mask: Tensor | None, sums: Sequence[CostAccumulator]) -> None:
-        """Add the features of a pass to the sums."""
+    def add_up(self, captured: Captured, mask: Tensor | None, sums: Sequence[CostAccumulator]) -> None:
+        """Add the features of a pass, of the student's and the teacher's values as they were captured, to the sums."""
         values = self.teacher_values(captured)
         for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
             total.update(*position.masked_maps(captured.values[place], values[place], mask))
@@ -367,6 +379,23 @@ class MatchingDistiller(FeatureDistiller):
         self, batch: Any, count: int, forward: Callable[[Any], Any] | None, sums: Sequence[CostAccumulator]
     ) -> int:
         """Run both networks on the first images of a batch, all of it with `forward`, and return their number."""
+        captured, mask = self.run(batch, forward, count)
+        self.add_up(captured, mask, sums)
+        return len(captured.values[0])
+
+    def run(
+        self, batch: Any, forward: Callable[[Any], Any] | None = None, count: int | None = None
+    ) -> tuple[Captured, Tensor | None]:
+        """Run both networks, in their present modes, on a batch.
+
+        Args:
+            batch: as of `refresh`.
+            forward: as of `refresh`.
+            count: so many of the batch's images at most, without `forward`.
+
+        Returns:
+            What was captured, the teacher's values with it, and the batch's mask.
+        """
         mask = None
         with self.capture() as captured:
             if forward is None:
@@ -376,8 +405,7 @@ class MatchingDistiller(FeatureDistiller):
                 returned = forward(batch)
                 mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
         captured.teacher_values = self._teacher(captured)
-        self._add_up(captured, mask, sums)
-        return len(captured.values[0])
+        return captured, mask
 
     def _settled(self, halves: Sequence[Sequence[CostAccumulator]], checks: list[int], tolerance: float | None) -> bool:
         """Whether the images so far are enough, at the first of the checks, which every rank has come to."""

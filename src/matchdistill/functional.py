@@ -335,11 +335,31 @@ def partial_loss(
         )
     if reduction not in ("sum", "mean"):
         raise ValueError(f"unknown reduction {reduction!r}: expected 'sum' or 'mean'")
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    floor = margin.detach().to(dtype).reshape(-1, *[1] * (student.ndim - 2))
-    goal = torch.maximum(target.detach().to(dtype), floor)
-    total, _ = _PartialSquares.apply(student.to(dtype), goal, mask)
+    student = student.to(torch.promote_types(student.dtype, torch.float32))
+    total, _ = _PartialSquares.apply(student, _goal(target, margin, student.dtype), mask)
     return _averaged(total, student, reduction, mask)
+
+
+def _goal(target: Tensor, margin: Tensor, dtype: torch.dtype) -> Tensor:
+    """The target (N, Cs, *), nowhere below its margin (Cs,)."""
+    floor = margin.detach().to(dtype).reshape(-1, *[1] * (target.ndim - 2))
+    return torch.maximum(target.detach().to(dtype), floor)
+
+
+def ignored(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    """Where the `partial_loss` of the same arguments leaves the student alone, bool (N, Cs, *).
+
+    Example:
+        >>> ignored(torch.tensor([[-2.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([-1.0, -1.0]))
+        tensor([[ True, False]])
+    """
+    goal = _goal(target, margin, torch.promote_types(student.dtype, torch.float32))
+    return _left_alone(student.detach() - goal, goal)
+
+
+def _left_alone(differences: Tensor, goal: Tensor) -> Tensor:
+    # Asked the other way round, a NaN on either side is not taken for agreement but reaches the loss.
+    return (differences <= 0) & (goal <= 0)
 
 
 class _PartialSquares(torch.autograd.Function):
@@ -348,8 +368,7 @@ class _PartialSquares(torch.autograd.Function):
     @staticmethod
     def forward(student: Tensor, goal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         differences = student - goal
-        # Asked the other way round, a NaN on either side is not taken for agreement but reaches the loss.
-        left_alone = (differences <= 0) & (goal <= 0)
+        left_alone = _left_alone(differences, goal)
         if mask is not None:
             left_alone |= _left_out(student, mask)
         differences.masked_fill_(left_alone, 0)

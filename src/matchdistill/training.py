@@ -7,6 +7,7 @@ import logging
 import random
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from matchdistill.matching import Matching
 from matchdistill.messages import cause, console
 from matchdistill.models import load_weights
 from matchdistill.recipe import Recipe
+from matchdistill.report.evidence import Evidence, look
+from matchdistill.report.page import write_report
 from matchdistill.settings import Machine
 from matchdistill.tasks.base import Task, metric_label
 
@@ -48,7 +51,8 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     """Train the student of a recipe, its teacher first where the recipe says so.
 
     Writes into `out`: the recipe, `last.ckpt` at the end of every epoch, logs, and when done `student.safetensors` with
-    `model.json`, and `metrics.json`. A run that was killed goes on from its last whole epoch and ends as it would have.
+    `model.json`, `metrics.json` and the page `report.html`, made from these and `evidence/`. A run that was killed goes on
+    from its last whole epoch and ends as it would have.
 
     Args:
         recipe: what to do.
@@ -105,9 +109,21 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     }
     if trainer.is_global_zero:
         save_student(module.network(), recipe, data, out)
+        # What there is to see must not be what a training of days fails by.
+        module.to(trainer.strategy.root_device)
+        attempt("look at the student", lambda: look(module, data, out))
         write_json(out / METRICS, metrics)
+        attempt("write the page", lambda: write_report([out]))
     trainer.strategy.barrier()
     return metrics
+
+
+def attempt(what: str, work: Callable[[], object]) -> None:
+    """Do what the results do not depend on; if it fails, a warning says so."""
+    try:
+        work()
+    except Exception as error:  # whatever it is
+        warnings.warn(f"could not {what}: {cause(error)}", stacklevel=2)
 
 
 def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
@@ -116,7 +132,12 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
     checkpoints = ModelCheckpoint(
         dirpath=out, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks: list[Callback] = [SeedEpochs(recipe.seed), Narration(terminal, not on_terminal), checkpoints]
+    callbacks: list[Callback] = [
+        SeedEpochs(recipe.seed),
+        Narration(terminal, not on_terminal),
+        Evidence(out),
+        checkpoints,
+    ]
     if recipe.training.ema is not None:
         callbacks.append(WeightAverage(recipe.training.ema))
     if machine.compile:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -33,6 +35,8 @@ class Task(pl.LightningModule):
         memory_format: of the networks' weights.
         refreshed: the matchings of the last refresh in this epoch, or at the end of the one before; empty where it kept the
             ones before.
+        moment: "step" and "epoch" that the last refresh came before, and the "seconds" that it took; 0 for one by the steps'
+            own features.
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
     """
@@ -58,6 +62,7 @@ class Task(pl.LightningModule):
         self.result: dict[str, float] = {}
         self.teacher_result: dict[str, float] = {}
         self.refreshed: list[Matching] = []
+        self.moment: dict[str, Any] = {}
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
 
     def network(self) -> nn.Module:
@@ -74,13 +79,32 @@ class Task(pl.LightningModule):
         """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
         raise NotImplementedError
 
+    def alone(self, batch: Any) -> Any:
+        """What a network is called with for the first image of a batch."""
+        raise NotImplementedError
+
+    def described(self, batch: Any, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """The images of a batch (3, H, W) in 0..1, and for each what it shows, and what student and teacher find.
+
+        Both networks are in evaluation mode.
+        """
+        raise NotImplementedError
+
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
         """What the computed metrics are called in `result`."""
         raise NotImplementedError
 
+    # Runs the distilled part of the student alone on a batch, as `MatchingDistiller.refresh` takes it; None: the student is
+    # run on the batch's images.
+    run_part: Callable[[Any], Tensor | None] | None = None
+
     def refresh(self, loader: BatchLoader) -> list[Matching]:
         """Solve the matching over a loader's images."""
-        raise NotImplementedError
+        assert isinstance(self.distiller, MatchingDistiller)
+        settings = self.distillation
+        return self.distiller.refresh(
+            loader, settings.refresh_images, forward=self.run_part, tolerance=settings.refresh_tolerance
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The total loss of a batch."""
@@ -172,8 +196,11 @@ class Task(pl.LightningModule):
             return
         self._take_buffers_of_rank_0()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        started = time.monotonic()
         with self.trainer.precision_plugin.forward_context():
             self.refreshed = self.refresh(data.refresh_dataloader(self.distillation.refresh_images, number))
+        seconds = time.monotonic() - started
+        self.moment = {"step": self.global_step, "epoch": self.current_epoch, "seconds": seconds}
         self._log_matchings()
 
     def _log_matchings(self) -> None:
@@ -199,6 +226,7 @@ class Task(pl.LightningModule):
         if self._online():
             assert isinstance(self.distiller, MatchingDistiller)
             self.refreshed = self.distiller.refresh() if self._ends_with_refresh() else []
+            self.moment = {"step": self.global_step, "epoch": self.current_epoch + 1, "seconds": 0.0}
             self._log_matchings()
 
     def unmeasured_guide(self) -> nn.Module | None:

@@ -15,11 +15,9 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from matchdistill.capture import Capture
-from matchdistill.data.loading import BatchLoader
-from matchdistill.distiller import MatchingDistiller
+from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
-from matchdistill.matching import Matching
 from matchdistill.settings import Distillation, Training
 from matchdistill.tasks.base import Task
 from matchdistill.teacher import FrozenTeacher
@@ -93,11 +91,25 @@ class Classification(Task):
         output, losses = self.losses(images)
         return {"task": F.cross_entropy(output, labels), **losses}
 
-    def refresh(self, loader: BatchLoader) -> list[Matching]:
-        """Solve the matching over a loader's images."""
-        assert isinstance(self.distiller, MatchingDistiller)
-        settings = self.distillation
-        return self.distiller.refresh(loader, settings.refresh_images, tolerance=settings.refresh_tolerance)
+    def alone(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The first image, a batch (1, 3, H, W)."""
+        return batch[0][:1]
+
+    def described(
+        self, batch: tuple[Tensor, Tensor], class_names: list[str]
+    ) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """As of `Task`: "truth", "student" and "teacher", the latter two with the share that they give it."""
+        images, labels = batch
+        told = [{"truth": class_names[label]} for label in labels.tolist()]
+        for role, network in (("student", self.network()), ("teacher", self.guide())):
+            if network is not None:
+                shares, found = _logits(network(images)).float().softmax(1).max(1)
+                for own, share, label in zip(told, shares.tolist(), found.tolist(), strict=True):
+                    # A pre-trained teacher may know other classes.
+                    name = class_names[label] if label < len(class_names) else f"class {label}"
+                    own[role] = f"{name} ({share:.0%})"
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return list(images * deviation + mean), told
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """The images in the networks' memory format."""

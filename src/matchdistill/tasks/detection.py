@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map_only
 from torchmetrics.detection import MeanAveragePrecision
 
 from matchdistill.data.loading import BatchLoader
-from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
 from matchdistill.models.detection import padded_batches, pixel_mask
@@ -32,6 +31,7 @@ METRICS = {
     "ap_medium": "map_medium",
     "ap_large": "map_large",
 }
+SHOWN_SCORE = 0.3
 PART = "distiller.student."  # in a state dict: the part of the student that is there as "student." too
 
 
@@ -91,21 +91,43 @@ class Detection(Task):
 
     def refresh(self, loader: BatchLoader) -> list[Matching]:
         """Solve the matching over a loader's images, resized as in training."""
-        assert isinstance(self.distiller, MatchingDistiller)
-        settings = self.distillation
         # The sizes are drawn; those of the steps must not depend on how many images were.
         with torch.random.fork_rng(devices=[]):
-            return self.distiller.refresh(
-                loader, settings.refresh_images, forward=self._run_part, tolerance=settings.refresh_tolerance
-            )
+            return super().refresh(loader)
 
-    def _run_part(self, batch: Batch) -> Tensor | None:
+    def run_part(self, batch: Batch) -> Tensor | None:
         """Run the distilled part alone; the pixels that count."""
         assert self.distiller is not None
         images, _ = self.transfer_batch_to_device(batch, self.device, 0)
         padded, _ = self.student.get_submodule("transform")(images)
         self.distiller.student(padded.tensors)
         return pixel_mask(padded)
+
+    def alone(self, batch: Batch) -> list[Tensor]:
+        """The first image, a list of one."""
+        return batch[0][:1]
+
+    def described(self, batch: Batch, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """As of `Task`: "truth", "student" and "teacher", each [label, score or None, x0, y0, x1, y1] by box.
+
+        Boxes are in shares of width and height; those of networks are the ones with a score of at least `SHOWN_SCORE`.
+        """
+        images, targets = batch
+        found = {"truth": targets, "student": self.student(images)}
+        if (teacher := self.guide()) is not None:
+            found["teacher"] = teacher(images)
+        told: list[dict[str, Any]] = [{} for _ in images]
+        for role, each in found.items():
+            for image, own, into in zip(images, each, told, strict=True):
+                height, width = image.shape[1:]
+                boxes = (own["boxes"] / own["boxes"].new_tensor([width, height, width, height])).tolist()
+                scores = own["scores"].tolist() if "scores" in own else [None] * len(boxes)
+                into[role] = [
+                    [class_names[label - 1], score, *box]
+                    for label, score, box in zip(own["labels"].tolist(), scores, boxes, strict=True)
+                    if score is None or score >= SHOWN_SCORE
+                ]
+        return images, told
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the student's detections, and the first time the teacher's."""

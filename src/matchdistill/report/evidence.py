@@ -1,0 +1,384 @@
+"""What a run leaves in its folder for its page, beside metrics and logs.
+
+Axes: N images, Cs student channels, Ct teacher channels, G group, M members shown, H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from matchdistill.distiller import MatchingDistiller, Position
+from matchdistill.files import atomic_write, read_json, write_json
+from matchdistill.functional import ignored
+from matchdistill.matching import Matching
+from matchdistill.tasks.base import Task
+from matchdistill.trace import evaluating
+
+FOLDER = "evidence"
+ENVIRONMENT, REFRESHES, COSTS = f"{FOLDER}/environment.json", f"{FOLDER}/refreshes.json", f"{FOLDER}/costs.json"
+FIRST, LAST, FINAL = (f"{FOLDER}/{name}.safetensors" for name in ("first", "last", "final"))
+PICTURES = f"{FOLDER}/pictures.safetensors"
+
+LOOKED_AT = 512  # training images that the final student is compared with its teacher on
+SHOWN_IMAGES, SHOWN_CHANNELS, SHOWN_MEMBERS = 4, 4, 4  # channels: so many of the best matched, and of the worst
+HEAT = (128, 256)  # cells of a heat map, at most
+SIDE, MAP_SIDE = 224, 56  # pixels of shown images and maps, at most
+PACKAGES = ("matchdistill", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
+
+
+class Evidence(Callback):
+    """Keeps, as a run goes on, what is matched at each refresh and how long the epochs take.
+
+    Args:
+        out: folder of the run.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._told: list[Matching] = []
+        self._validating = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep where the run takes place, and leave out the refreshes after the checkpoint that it goes on from."""
+        self._watch_memory(pl_module.device)
+        if trainer.is_global_zero:
+            write_json(self.out / ENVIRONMENT, environment(pl_module.device, trainer.world_size))
+            before = [each for each in read_refreshes(self.out) if each["step"] <= trainer.global_step]
+            write_json(self.out / REFRESHES, {"refreshes": before})
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the clock."""
+        self._started, self._validating = time.monotonic(), 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep what the refresh before the step came to."""
+        self._keep(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
+        """Keep what the refresh at the end of the epoch came to, which a run that goes on does not repeat."""
+        self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        matchings = pl_module.refreshed
+        if not matchings or matchings is self._told:
+            return
+        self._told = matchings
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module.distiller, MatchingDistiller)
+        found = {
+            **pl_module.moment,
+            "images": matchings[0].images,
+            "cost": [matching.mean_cost for matching in matchings],
+            "churn": [matching.churn for matching in matchings],
+        }
+        # Of a run that was cut after a refresh, it is the same once more.
+        refreshes = [*(each for each in read_refreshes(self.out) if each["step"] < found["step"]), found]
+        costs = [matching.cost for matching in matchings]
+        for place in (LAST, FIRST) if len(refreshes) == 1 else (LAST,):
+            save_matched(self.out / place, pl_module.distiller.positions, costs, found)
+        write_json(self.out / REFRESHES, {"refreshes": refreshes})
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the clock."""
+        self._validation_started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the validation up."""
+        self._validating += time.monotonic() - self._validation_started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the seconds of the epoch, refresh and validation with it, and of the validation."""
+        seconds = {"seconds/epoch": time.monotonic() - self._started, "seconds/validation": self._validating}
+        pl_module.log_dict(seconds)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the most memory that was held."""
+        if trainer.is_global_zero:
+            write_json(self.out / COSTS, {"memory": self._memory(pl_module.device)})
+
+    @staticmethod
+    def _watch_memory(device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # only Linux has it
+                Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+
+    @staticmethod
+    def _memory(device: torch.device) -> int | None:
+        """Bytes: on a GPU of its tensors, else resident; None where the system does not tell."""
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        status = Path("/proc/self/status")
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+        return None if found is None else 1024 * int(found[1])
+
+
+def read_refreshes(out: Path) -> list[dict[str, Any]]:
+    """The refreshes of a run so far, each with step, epoch, images, seconds, and cost and churn by position."""
+    path = out / REFRESHES
+    return list(read_json(path, refreshes=list)["refreshes"]) if path.is_file() else []
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Command, versions and machine."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def look(module: Task, data: Any, out: Path) -> None:
+    """Compare the trained student with its teacher, and keep what is to be seen of it.
+
+    Args:
+        module: after the training, on the device that it was trained on.
+        data: of the training.
+        out: folder of the run.
+    """
+    module.eval()
+    costs = read_json(out / COSTS) if (out / COSTS).is_file() else {}
+    networks = {"student": module.network(), "teacher": module.guide()}
+    batch = module.transfer_batch_to_device(_shown_batch(data), module.device, 0)
+    with torch.no_grad():
+        for role, network in networks.items():
+            if network is not None:
+                costs[role] = measured(network.eval(), module.alone(batch))
+        write_json(out / COSTS, costs)
+        pictures, described = module.described(batch, data.class_names)
+        tensors, told = _maps(module, batch)
+    tensors |= {f"image{number}": _small(picture) for number, picture in enumerate(pictures)}
+    save(out / PICTURES, tensors, {"images": described, "positions": told})
+    if isinstance(module.distiller, MatchingDistiller):
+        _compare(module, module.distiller, data, out)
+
+
+def measured(network: nn.Module, inputs: Any, seconds: float = 0.3) -> dict[str, float]:
+    """Operations (a multiplication and its addition are two) of a network for one image, and its median latency in seconds.
+
+    Args:
+        network: in evaluation mode.
+        inputs: what it is called with.
+        seconds: how long, about, its latency is measured.
+    """
+    with FlopCounterMode(display=False) as counter:  # not of a compiled one, which would be compiled anew
+        network.forward(inputs)
+    latencies: list[float] = []
+    network(inputs)
+    while len(latencies) < 3 or (sum(latencies) < seconds and len(latencies) < 100):
+        started = _now()
+        network(inputs)
+        latencies.append(_now() - started)
+    return {"operations": counter.get_total_flops(), "latency": float(torch.tensor(latencies).median())}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _shown_batch(data: Any) -> Any:
+    """A few validation images, from all over the set."""
+    count = min(SHOWN_IMAGES, len(data.val_set))
+    return data.val_set.__getitems__(torch.linspace(0, len(data.val_set) - 1, count).round().int().tolist())
+
+
+def _compare(module: Task, distiller: MatchingDistiller, data: Any, out: Path) -> None:
+    """Keep what the matching in force costs the trained student, and what the partial loss ignores."""
+    sums = [position.accumulator() for position in distiller.positions]
+    counts = torch.zeros(len(sums), 2)
+    with torch.no_grad(), evaluating(distiller), module.trainer.precision_plugin.forward_context():
+        for batch in data.refresh_dataloader(LOOKED_AT, module.trainer.current_epoch):
+            captured, mask = distiller.run(batch, module.run_part)
+            distiller.add_up(captured, mask, sums)
+            values = distiller.teacher_values(captured)
+            for number, position in enumerate(distiller.positions):
+                student, target, margin, counted = position.compared(captured.values[number], values[number], mask)
+                left = ignored(student, target, margin)
+                if counted is not None:
+                    left = left.movedim(1, -1)[counted]
+                counts[number] += torch.tensor([int(left.sum()), left.numel()])
+    told = {"images": sums[0].count, "ignored": (counts[:, 0] / counts[:, 1].clamp_min(1)).tolist()}
+    save_matched(out / FINAL, distiller.positions, [each.compute().float() for each in sums], told)
+
+
+def save_matched(path: Path, positions: Sequence[Position], costs: Sequence[Tensor], told: dict[str, Any]) -> None:
+    """Write the matching in force at every position.
+
+    Of each: ``index`` (Cs, G), ``similarity`` (Cs,) by the given costs (Cs, Ct), ``margin`` (Cs,), and ``heat``, these
+    costs reordered and averaged to at most `HEAT` cells.
+    """
+    tensors: dict[str, Tensor] = {}
+    described = []
+    for number, (position, cost) in enumerate(zip(positions, costs, strict=True)):
+        matching = Matching(position.name, position.index, cost, 0)
+        found = {"index": position.index, "similarity": matching.similarity, "margin": position.margin}
+        found["heat"] = heat_map(cost, position.index)
+        tensors |= {f"{name}{number}": value for name, value in found.items()}
+        described.append(
+            {
+                "teacher": str(position.teacher),
+                "student": str(position.student),
+                "teacher channels": position.teacher_channels,
+                "student channels": position.student_channels,
+                "mean cost": matching.mean_cost,
+                "margins": position.margin_norm or "measured",
+            }
+        )
+    save(path, tensors, {**told, "positions": described})
+
+
+def heat_map(cost: Tensor, index: Tensor) -> Tensor:
+    """Costs (Cs, Ct) in an order that the matching (Cs, G) is the diagonal of, averaged to at most `HEAT` cells.
+
+    Student channels come with the least mean cost of their group first, teacher channels as their students do; those
+    without a partner last.
+
+    Example:
+        >>> heat_map(torch.tensor([[0.5, 1.0, 3.0], [2.0, 0.1, 4.0]]), torch.tensor([[0], [1]]))
+        tensor([[0.1000, 2.0000, 4.0000],
+                [1.0000, 0.5000, 3.0000]])
+    """
+    similarity = Matching("", index, cost, 0).similarity
+    rows = similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
+    members = index[rows]
+    members = members[members >= 0]
+    others = torch.ones(cost.shape[1], dtype=torch.bool, device=cost.device)
+    others[members] = False
+    columns = torch.cat([members, others.nonzero().flatten()])
+    cells = min(cost.shape[0], HEAT[0]), min(cost.shape[1], HEAT[1])
+    return F.adaptive_avg_pool2d(cost[rows][:, columns][None], cells)[0]
+
+
+def _maps(module: Task, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Of the best and the worst matched student channels of each position: their maps, their members' and the target's.
+
+    By position ``student`` (channels, N, H, W), ``members`` (channels, M, N, H, W) and ``target`` (channels, N, H, W), and
+    the channels' numbers, similarities and members on these images.
+    """
+    if not isinstance(module.distiller, MatchingDistiller):
+        return {}, []
+    with module.trainer.precision_plugin.forward_context():
+        captured, mask = module.distiller.run(batch, module.run_part)
+    values = module.distiller.teacher_values(captured)
+    tensors, told = {}, []
+    for number, position in enumerate(module.distiller.positions):
+        sums = position.accumulator()
+        student, teacher, counted = position.masked_maps(captured.values[number], values[number], mask)
+        sums.update(student, teacher, counted)
+        cost = sums.compute().float()
+        similarity = Matching(position.name, position.index, cost, 0).similarity
+        order = similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
+        order = order[: int(similarity.isfinite().sum())]
+        few = min(SHOWN_CHANNELS, len(order) // 2) or len(order)
+        chosen = torch.cat([order[:few], order[few:][-few:]])
+        target = student.new_zeros(student.shape)
+        guided = position.guided()
+        target[:, slice(None) if guided is None else guided] = position.target(teacher).to(target)
+        # The most similar of a group first.
+        group = position.index[chosen]
+        group = group.gather(1, cost[chosen].gather(1, group).argsort(1))
+        members = group[:, :SHOWN_MEMBERS]
+        found = {
+            "student": student[:, chosen],
+            "target": target[:, chosen],
+            "members": teacher[:, members.flatten()],
+        }
+        for name, maps in found.items():
+            maps = _as_images(maps.float(), counted).movedim(1, 0)
+            tensors[f"{name}{number}"] = maps.reshape(*members.shape, *maps.shape[1:]) if name == "members" else maps
+        told.append(
+            {
+                "channels": chosen.tolist(),
+                "similarity": similarity[chosen].tolist(),
+                "members": members.tolist(),
+                "group": position.index.shape[1],
+            }
+        )
+    return tensors, told
+
+
+def _as_images(maps: Tensor, counted: Tensor | None) -> Tensor:
+    """Maps (N, C, *) as (N, C, H, W), of a modest size: tokens as a grid, one value as a point.
+
+    The padding of a batch is set to zero.
+    """
+    if counted is not None:
+        maps = maps.masked_fill(~counted[:, None], 0)
+    if maps.ndim != 4:
+        maps = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
+        side = math.isqrt(maps.shape[2])
+        maps = maps[:, :, -side * side :].reshape(*maps.shape[:2], side, side)
+    return _shrunk(maps, MAP_SIDE)
+
+
+def _small(picture: Tensor) -> Tensor:
+    """An image (3, H, W) in 0..1 as bytes, of a modest size."""
+    return (_shrunk(picture[None].float(), SIDE)[0].clamp(0, 1) * 255).round().byte()
+
+
+def _shrunk(images: Tensor, side: int) -> Tensor:
+    scale = side / max(images.shape[2:])
+    if scale >= 1:
+        return images
+    return F.interpolate(images, [max(1, round(scale * size)) for size in images.shape[2:]], mode="area")
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], told: dict[str, Any]) -> None:
+    """Write tensors, floating ones in 16 bits, and what is told of them."""
+    plain = {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in tensors.items()
+    }
+    text = {"told": json.dumps(told)}
+    atomic_write(path, lambda temporary: save_file(plain, temporary, metadata=text))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save` wrote; None where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()["told"])
+            return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118 (it is no mapping)
+    except Exception as error:  # a damaged file makes readers fail in every way
+        raise ValueError(f"{path} is damaged: remove it, the page can do without it ({error})") from error

@@ -1,0 +1,358 @@
+"""The page of runs, or of a comparison: one HTML file that needs nothing beside it.
+
+Axes: N images, M members shown, H height, W width.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import io
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.colors
+import plotly.io
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from plotly.utils import PlotlyJSONEncoder
+from torch import Tensor
+
+from matchdistill.files import atomic_write
+from matchdistill.folder import CELLS, RECIPE
+from matchdistill.report import charts
+from matchdistill.report.charts import Chart
+from matchdistill.report.runs import Run, cells
+from matchdistill.summary import metric_of, shown
+from matchdistill.tasks.base import metric_label
+
+REPORT = "report.html"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of runs, side by side, or of a comparison.
+
+    Args:
+        folders: of the runs, finished or not, or of one comparison.
+        out: the file; None: ``report.html`` in the folder, or in the working directory for several.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a folder that holds neither, or a damaged one.
+    """
+    text = report(folders)
+    path = out or (folders[0] if len(folders) == 1 else Path()) / REPORT
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def report(folders: Sequence[Path]) -> str:
+    """The page as HTML; see `write_report`."""
+    if len(folders) == 1 and (folders[0] / CELLS).is_dir():
+        return _render("comparison", **_comparison(folders[0]))
+    for folder in folders:
+        if (folder / CELLS).is_dir():
+            raise ValueError(f"{folder} is a comparison: its page is one of its own, or name its runs")
+    return _render("runs", **_runs(folders))
+
+
+def _runs(folders: Sequence[Path]) -> dict[str, Any]:
+    runs = [Run.of(folder) for folder in folders]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+        runs = [Run.of(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return {
+        "title": " and ".join(names) if len(names) < 3 else f"{len(names)} runs",
+        "networks": networks(runs),
+        "charts": _shown([charts.curves(runs), charts.times(runs)]),
+        "runs": [_details(run) for run in runs],
+    }
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    runs = cells(folder)
+    summary = charts.summary(runs)
+    metric = metric_of([run.metrics for run in runs if run.metrics]) if summary else "top1"
+    rows = [
+        {
+            "method": entry["method"],
+            "value": shown(entry[metric]),
+            "difference": shown(entry["difference"], "+"),
+            "gap": _share(entry["gap_recovered"]),
+            "seconds": f"{entry['seconds']:.0f}",
+        }
+        for entry in summary
+    ]
+    links = [
+        {
+            "name": run.name,
+            "path": (run.folder / REPORT).relative_to(folder).as_posix() if (run.folder / REPORT).is_file() else None,
+            "value": f"{run.metrics['student'][metric]:.2%}" if run.metrics else "not finished",
+        }
+        for run in runs
+    ]
+    teacher = next((run.metrics["teacher"].get(metric) for run in runs if run.metrics and run.metrics["teacher"]), None)
+    return {
+        "title": folder.resolve().name,
+        "metric": metric_label(metric),
+        "teacher": None if teacher is None else f"{teacher:.2%}",
+        "rows": rows,
+        "charts": _shown([charts.differences(summary, metric), charts.by_method(runs, metric), charts.costs(runs)]),
+        "links": links,
+        "recipe": (folder / RECIPE).read_text(encoding="utf-8"),
+        "environment": next((run.environment for run in runs if run.environment), {}),
+    }
+
+
+def networks(runs: Sequence[Run]) -> dict[str, Any]:
+    """The table at the top: the networks' metrics, parameters, operations and latencies, the teacher's first."""
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, None] = {}
+
+    def add(role: str, run: Run, kind: str, gap: float | None = None) -> None:
+        assert run.metrics is not None
+        found, costs = run.metrics[kind], run.costs.get(kind, {})
+        metrics.update(dict.fromkeys(found))
+        count = run.metrics["parameters"].get(kind)
+        row = {
+            "role": role,
+            "metrics": {name: f"{value:.2%}" for name, value in found.items()},
+            "gap": _share(gap),
+            "parameters": "" if count is None else f"{count:,}",
+            "operations": _si(costs.get("operations")),
+            "latency": f"{1000 * costs['latency']:.2f} ms" if costs else "",
+        }
+        same = ("role", "metrics", "parameters")  # runs of one teacher, whose latency each has measured
+        if not any(all(row[key] == other[key] for key in same) for other in rows):
+            rows.append(row)
+
+    alone = {run.folder.resolve(): run for run in runs if run.method == "none"}
+    for run in runs:
+        if run.alone is not None:
+            alone.setdefault(run.alone.folder.resolve(), run.alone)
+    done = [run for run in runs if run.metrics]
+    for run in done:
+        if run.metrics and run.metrics["teacher"]:
+            add("teacher", run, "teacher")
+    for run in alone.values():
+        if run.metrics:
+            add(_named("student alone", run), run, "student")
+    for run in done:
+        if run.method != "none":
+            others = [run.alone] if run.alone else [other for other in alone.values() if other.metrics]
+            base = others[0] if len(others) == 1 else None
+            add(_named(run.method, run), run, "student", _gap(run, base))
+    unfinished = [run.name for run in runs if not run.metrics]
+    return {
+        "metrics": [(name, metric_label(name)) for name in metrics],
+        "rows": rows,
+        "unfinished": ", ".join(unfinished),
+        "has_gap": any(row["gap"] for row in rows),
+    }
+
+
+def _named(role: str, run: Run) -> str:
+    """A role with the run's name, unless that says it already."""
+    return run.name if run.method in run.name and role == run.method else f"{role} ({run.name})"
+
+
+def _gap(run: Run, alone: Run | None) -> float | None:
+    """The share of the distance from the student alone to the teacher that the distilled student has made up."""
+    if alone is None or alone.metrics is None or run.metrics is None or not run.metrics["teacher"]:
+        return None
+    metric = metric_of([run.metrics])
+    first, own, best = (
+        found.get(metric) for found in (alone.metrics["student"], run.metrics["student"], run.metrics["teacher"])
+    )
+    return None if None in (first, own, best) or best <= first else (own - first) / (best - first)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _si(value: float | None) -> str:
+    """A number of operations with its prefix."""
+    if not value:
+        return ""
+    power = min(4, int(math.log10(value)) // 3)
+    return f"{value / 1000**power:.3g} {' KMGT'[power].strip()}FLOP"
+
+
+def _details(run: Run) -> dict[str, Any]:
+    """What the page shows of one run."""
+    about = (run.matched.get("final") or run.matched.get("last") or ({}, {"positions": []}))[1]
+    return {
+        "name": run.name,
+        "charts": _shown([charts.churn(run), charts.ignored(run)]),
+        "positions": [
+            {
+                "name": f"{number}: {each['teacher']} ({each['teacher channels']} channels) → {each['student']} "
+                f"({each['student channels']})",
+                "charts": _shown(
+                    [
+                        *(charts.heat(run, number, moment) for moment in _moments(run)),
+                        charts.similarity(run, number),
+                        charts.margins(run, number),
+                    ]
+                ),
+                "channels": _channels(run, number),
+            }
+            for number, each in enumerate(about["positions"])
+        ],
+        "pictures": _pictures(run),
+        "recipe": (run.folder / RECIPE).read_text(encoding="utf-8"),
+        "environment": run.environment,
+    }
+
+
+def _moments(run: Run) -> list[str]:
+    """The first costs, and those of the trained student, or of a run that is not finished the last ones."""
+    return [name for name in ("first", "final" if "final" in run.matched else "last") if name in run.matched]
+
+
+def _channels(run: Run, number: int) -> list[dict[str, Any]]:
+    """The best and the worst matched student channels of a position, with their maps as images."""
+    if run.pictures is None or number >= len(run.pictures[1]["positions"]):
+        return []
+    tensors, told = run.pictures
+    about = told["positions"][number]
+    student, members, target = (tensors[f"{name}{number}"].float() for name in ("student", "members", "target"))
+    found = []
+    for place, channel in enumerate(about["channels"]):
+        group, similarity = about["members"][place], about["similarity"][place]
+        heads = [f"student channel {channel}", "reduced target", *(f"teacher channel {member}" for member in group)]
+        maps = [student[place], target[place], *members[place]]
+        left_out = about["group"] - len(group)
+        found.append(
+            {
+                "name": f"{channel}, cosine {similarity:.2f}",
+                "more": f", the {len(group)} most similar of {about['group']}" if left_out else "",
+                "rows": [
+                    [
+                        (f"{head}, image {image + 1}", _map(maps_[image]))
+                        for head, maps_ in zip(heads, maps, strict=True)
+                    ]
+                    for image in range(student.shape[1])
+                ],
+                "heads": heads,
+                "images": [_picture(tensors[f"image{image}"]) for image in range(student.shape[1])],
+            }
+        )
+    return found
+
+
+def _pictures(run: Run) -> list[dict[str, Any]]:
+    """The shown validation images with what is true, and what student and teacher make of them."""
+    if run.pictures is None:
+        return []
+    tensors, told = run.pictures
+    found = []
+    for number, described in enumerate(told["images"]):
+        picture = tensors[f"image{number}"]
+        roles = [role for role in ("truth", "teacher", "student") if role in described]
+        found.append(
+            {
+                "source": _picture(picture),
+                "width": picture.shape[2],
+                "height": picture.shape[1],
+                "alt": f"validation image {number + 1}",
+                "words": {role: described[role] for role in roles if isinstance(described[role], str)},
+                "boxes": {role: _boxes(described[role]) for role in roles if not isinstance(described[role], str)},
+            }
+        )
+    return found
+
+
+def _boxes(found: list[list[Any]]) -> list[dict[str, Any]]:
+    """Boxes as shares of the image, with what they are called."""
+    return [
+        {
+            "text": label if score is None else f"{label} {score:.0%}",
+            "x": left,
+            "y": top,
+            "width": right - left,
+            "height": bottom - top,
+        }
+        for label, score, left, top, right, bottom in found
+    ]
+
+
+@functools.cache
+def _palette() -> list[int]:
+    """Blue for negative values, white for zero, red for positive ones: 256 colours as bytes."""
+    colours = plotly.colors.sample_colorscale("RdBu_r", [level / 254 for level in range(255)], colortype="tuple")
+    return [round(255 * part) for colour in [*colours, colours[-1]] for part in colour]
+
+
+def _map(values: Tensor) -> str:
+    """A map (H, W), relative to its largest magnitude, as an image."""
+    relative = values / values.abs().max().clamp_min(1e-6)
+    image = Image.fromarray(((relative + 1) * 127).round().byte().numpy(), "P")
+    image.putpalette(_palette())
+    return _embedded(image, "PNG")
+
+
+def _picture(pixels: Tensor) -> str:
+    """An image (3, H, W) of bytes."""
+    return _embedded(Image.fromarray(np.ascontiguousarray(pixels.movedim(0, 2).numpy())), "JPEG", quality=85)
+
+
+def _embedded(image: Image.Image, form: str, **options: Any) -> str:
+    written = io.BytesIO()
+    image.save(written, form, optimize=True, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def _shown(found: Sequence[Chart | None]) -> list[dict[str, Any]]:
+    """Charts as the page takes them."""
+    return [
+        {
+            "figure": json.dumps(chart.figure.to_plotly_json(), cls=PlotlyJSONEncoder).replace("<", "\\u003c"),
+            "height": chart.figure.layout.height,
+            "caption": chart.caption,
+            "values": charts.values(chart.figure),
+        }
+        for chart in found
+        if chart is not None
+    ]
+
+
+@functools.cache
+def _library() -> str:
+    """Plotly's script, compressed: the browser unpacks it."""
+    script = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    return base64.b64encode(gzip.compress(script, mtime=0)).decode()
+
+
+@functools.cache
+def _templates() -> str:
+    """Plotly's templates for light and dark, on the page's own background."""
+    clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    found = {}
+    for name in ("white", "dark"):
+        template = plotly.io.templates[f"plotly_{name}"].to_plotly_json()
+        found[name] = {"layout": {**template["layout"], **clear}}
+    return json.dumps(found, cls=PlotlyJSONEncoder).replace("<", "\\u003c")
+
+
+def _render(kind: str, **values: Any) -> str:
+    pages = Environment(
+        loader=PackageLoader("matchdistill", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
+    return pages.get_template("page.html").render(kind=kind, library=_library(), templates=_templates(), **values)
