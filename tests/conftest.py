@@ -22,6 +22,14 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs make no pages, which take as long as training a tiny network, but in tests marked so."""
+    if "pages" not in request.keywords:
+        for module in ("training", "compare"):
+            monkeypatch.setattr(f"matchdistill.{module}.write_report", lambda folders: None)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Sums in the same order in every process."""

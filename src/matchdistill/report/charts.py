@@ -86,12 +86,16 @@ def curves(runs: Sequence[Run]) -> Chart | None:
                 col=1,
             )
             named |= set() if of_run else {series}
-        figure.update_yaxes(title_text=name, tickformat=".0%" if name == label else None, row=row, col=1)
-    for moment in single.refreshes[:: -(-len(single.refreshes) // MOST_MARKS)] if single and single.refreshes else ():
-        figure.add_vline(moment["step"], line={"width": 1, "dash": "dot", "color": "#7f7f7f"}, opacity=0.6)
+        share = {"tickformat": ".0%", "rangemode": "tozero"} if name == label else {}
+        figure.update_yaxes(title_text=name, row=row, col=1, **share)
+    moments = single.refreshes if single else []
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "opacity": 0.6}
+    line["line"] = {"width": 1, "dash": "dot", "color": "#7f7f7f"}
+    marked = [moment["step"] for moment in moments[:: -(-len(moments) // MOST_MARKS) or 1]]
+    figure.update_layout(shapes=[{**line, "x0": step, "x1": step} for step in marked])
     figure.update_xaxes(title_text="step", row=len(rows), col=1)
     said = [_course(run, metric, label) for run in runs]
-    marks = " Dotted lines are refreshes of the matching." if single and single.refreshes else ""
+    marks = " Dotted lines are refreshes of the matching." if moments else ""
     return Chart(_layout(figure, 120 + 170 * len(rows)), f"Training. {' '.join(said)}{marks}")
 
 

@@ -186,7 +186,7 @@ def look(module: Task, data: Any, out: Path) -> None:
         _compare(module, module.distiller, data, out)
 
 
-def measured(network: nn.Module, inputs: Any, seconds: float = 0.3) -> dict[str, float]:
+def measured(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str, float]:
     """Operations (a multiplication and its addition are two) of a network for one image, and its median latency in seconds.
 
     Args:

@@ -1,0 +1,244 @@
+"""The page: what it says is what the files say, it needs nothing beside it, and it is made of whatever there is."""
+
+import json
+import re
+import webbrowser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from matchdistill import cli
+from matchdistill.compare import compare
+from matchdistill.report import evidence
+from matchdistill.report.page import _si, networks, report, write_report
+from matchdistill.report.runs import Run, cells
+from matchdistill.tasks.classification import Classification
+from matchdistill.training import fit
+
+pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
+
+EVERY = ("--distillation.method=mgd-amp", "--distillation.refresh_every=1")
+LARGEST = 10_000_000  # bytes
+
+
+def figures(page):
+    """The charts of a page, as Plotly gets them."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    return [json.loads(text) for text in found]
+
+
+def assert_self_contained(page):
+    """Nothing is fetched from anywhere, and it is small."""
+    assert len(page.encode()) < LARGEST
+    for address in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]+)""", page.partition('id="library"')[0]):
+        assert address.startswith(("data:", "cells/")), address
+    assert "@import" not in page
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A comparison of two methods and two seeds, two epochs each."""
+    out = tmp_path_factory.mktemp("runs") / "grid"
+    values = {
+        "data": {"batch_size": 20, "train_limit": 60, "val_limit": 50},
+        "teacher": {
+            "name": "matchdistill.models:small_resnet",
+            "options": {"width": 4},
+            "training": {"epochs": 1, "lr": 0.05},
+        },
+        "student": {"name": "matchdistill.models:small_resnet", "options": {"width": 2}},
+        "training": {"epochs": 2, "lr": 0.05},
+        "distillation": {"refresh_every": 1, "method": "mgd-amp"},
+        "trainer": {"accelerator": "cpu", "log_every": 1},
+    }
+    path = out.parent / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert cli.main(["compare", str(path), "--methods=none,mgd-amp", "--seeds=2", f"--out={out}"]) == 0
+    return out
+
+
+def test_a_comparison_and_each_of_its_runs_have_a_page(runs):
+    page = (runs / "report.html").read_text()
+    assert_self_contained(page)
+    metrics = json.loads((runs / "metrics.json").read_text())
+    for entry in metrics["summary"]:
+        assert entry["method"] in page
+        assert f"{100 * entry['top1']['mean']:.2f}" in page
+    links = re.findall(r'href="(cells/[^"]+)"', page)
+    assert links == [f"cells/{method}/seed{seed}/report.html" for method in ("none", "mgd-amp") for seed in (0, 1)]
+    for link in links:
+        assert_self_contained((runs / link).read_text())
+    differences, by_method, costs = figures(page)
+    (found,) = [entry for entry in metrics["summary"] if entry["method"] == "mgd-amp"]
+    assert differences["data"][0]["x"] == pytest.approx([100 * found["difference"]["mean"]])
+    assert differences["data"][0]["error_x"]["array"] == pytest.approx([100 * found["difference"]["interval"]])
+    means = [trace for trace in by_method["data"] if trace.get("name") == "mgd-amp"]
+    assert means[0]["y"][-1] == pytest.approx(found["top1"]["mean"])
+    assert costs["data"][0]["x"] == pytest.approx([entry["seconds"] for entry in metrics["summary"]])
+
+
+def test_the_page_of_a_run(runs):
+    """The summary, curves with the refreshes, and each position's charts and maps."""
+    folder = runs / "cells/mgd-amp/seed1"
+    page = (folder / "report.html").read_text()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    alone = json.loads((runs / "cells/none/seed1/metrics.json").read_text())
+    table = page[page.index('<table id="summary">') :].partition("</table>")[0]
+    for shown in (metrics["student"], metrics["teacher"], alone["student"]):
+        assert f"{shown['top1']:.2%}" in table
+    gap = metrics["teacher"]["top1"] - alone["student"]["top1"]
+    if gap > 0:
+        assert f"{(metrics['student']['top1'] - alone['student']['top1']) / gap:.0%}" in table
+    assert f"{metrics['parameters']['student']:,}" in table
+    curves, times, churn, ignored, *of_positions = figures(page)
+    run = Run.of(folder)
+    assert [shape["x0"] for shape in curves["layout"]["shapes"]] == [0, 3]
+    by_name = {trace["name"]: trace for trace in curves["data"] if trace["yaxis"] == "y"}
+    assert by_name["loss"]["y"] == [point.value for point in run.curves["train/loss"]]
+    assert {trace["name"] for trace in times["data"]} == {"teacher's training", "steps", "refreshes", "validation"}
+    assert len(churn["data"]) == len(ignored["data"][0]["y"]) == 3
+    assert len(of_positions) == 3 * 4  # two heat maps, similarity and margins
+    assert len(re.findall(r'<option value="\d+"', page)) >= 3 + 3 * 2
+    assert page.count('class="maps"') == sum(len(each["channels"]) for each in run.pictures[1]["positions"])
+    assert "torch: " in page
+    assert "refresh_every: 1" in page
+
+
+def test_the_time_adds_up(runs):
+    """Steps, refreshes and validation make the epochs; the teacher's training comes from its own run."""
+    from matchdistill.report.charts import seconds
+
+    run = Run.of(runs / "cells/mgd-amp/seed0")
+    spent = seconds(run)
+    assert spent["teacher's training"] == json.loads((runs / "teacher/metrics.json").read_text())["seconds"]
+    del spent["teacher's training"]
+    epochs = sum(point.value for point in run.curves["seconds/epoch"])
+    assert sum(spent.values()) == pytest.approx(epochs)
+    assert epochs <= run.metrics["seconds"]
+    assert "teacher's training" not in seconds(Run.of(runs / "cells/none/seed0"))
+
+
+def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    folders = [str(runs / "cells" / method / "seed0") for method in ("none", "mgd-amp")]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", *folders, "--open"]) == 0
+    assert capsys.readouterr().out == "page: report.html\n"
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    page = Path("report.html").read_text()
+    assert_self_contained(page)
+    curves = figures(page)[0]
+    losses = [trace["name"] for trace in curves["data"] if trace["yaxis"] == "y"]
+    assert losses == ["none, seed 0", "mgd-amp, seed 0"]
+    found = networks([Run.of(Path(folder)) for folder in folders])
+    assert [row["role"] for row in found["rows"]] == ["teacher", "student alone (none, seed 0)", "mgd-amp, seed 0"]
+
+
+def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
+    """Cut in its first epoch, then in its second."""
+    out = tmp_path / "run"
+    losses = Classification.batch_losses
+    for at, charts in ((2, 5), (2, 5)):
+        seen = []
+
+        def cut(self, batch, seen=seen, at=at):
+            seen.append(batch)
+            if len(seen) > at:
+                raise KeyError("cut")
+            return losses(self, batch)
+
+        monkeypatch.setattr(Classification, "batch_losses", cut)
+        with pytest.raises(KeyError):
+            fit(tiny(*EVERY, "--training.epochs=4"), out, resume=True, quiet=True)
+        page = write_report([out]).read_text()
+        assert_self_contained(page)
+        assert "Not finished:" in page
+        assert len(figures(page)) >= charts
+        monkeypatch.setattr(Classification, "batch_losses", losses)
+    fit(tiny(*EVERY, "--training.epochs=4"), out, resume=True, quiet=True)
+    page = (out / "report.html").read_text()
+    assert "Not finished:" not in page
+    steps = [point.step for point in Run.of(out).curves["train/task_step"]]
+    assert steps == sorted(set(steps)) == list(range(12))
+
+
+def test_a_run_that_has_only_begun(tiny, tmp_path):
+    from matchdistill.folder import claim
+
+    claim(tiny(), tmp_path)
+    page = report([tmp_path])
+    assert "Not finished:" in page
+    assert figures(page) == []
+
+
+def test_a_comparison_that_has_only_begun(runs, tmp_path, tiny):
+    import shutil
+
+    shutil.copytree(runs, tmp_path / "grid")
+    for name in ("metrics.json", "cells/mgd-amp/seed1/metrics.json", "cells/mgd-amp/seed1/report.html"):
+        (tmp_path / "grid" / name).unlink()
+    page = report([tmp_path / "grid"])
+    assert "not finished" in page
+    assert "cells/mgd-amp/seed1/report.html" not in page
+    assert [run.name for run in cells(tmp_path / "grid")][-1] == "mgd-amp, seed 1"
+    for run in cells(tmp_path / "grid"):
+        (run.folder / "metrics.json").unlink(missing_ok=True)
+    assert "No run is finished so far." in report([tmp_path / "grid"])
+
+
+def test_names_are_text_and_not_markup(tiny, tmp_path):
+    out = tmp_path / "<b>run</b></script>"
+    fit(tiny(*EVERY), out, quiet=True)
+    page = (out / "report.html").read_text()
+    assert "<b>run" not in page
+    assert page.count("</script>") == len(figures(page)) + 3
+
+
+def test_a_detection_run(small, tmp_path, monkeypatch):
+    fit(small(), tmp_path / "run", quiet=True)
+    path = tmp_path / "run" / evidence.PICTURES
+    tensors, told = evidence.load(path)
+    told["images"][0]["student"] = [["<i>disc", 0.5, 0.25, 0.5, 0.75, 1.0]]
+    evidence.save(path, tensors, told)
+    page = write_report([tmp_path / "run"]).read_text()
+    assert_self_contained(page)
+    height, width = tensors["image0"].shape[1:]
+    assert f'<rect x="{0.25 * width}" y="{0.5 * height}" width="{0.5 * width}" height="{0.5 * height}">' in page
+    assert "<title>&lt;i&gt;disc 50%</title>" in page
+    assert page.count('class="boxes"') == 3 * len(told["images"])
+    assert "AP" in page
+
+
+def test_what_is_no_run_is_an_error(runs, tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "is no folder of a run: it has no recipe.yaml" in capsys.readouterr().err
+    assert cli.main(["report", str(runs), str(runs / "cells/none/seed0")]) == 2
+    assert "is a comparison" in capsys.readouterr().err
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "recipe.yaml").write_text("task: classification")
+    with pytest.raises(ValueError, match="without a run so far"):
+        report([tmp_path])
+
+
+def test_a_page_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("matchdistill.training.write_report", fails)
+    with pytest.warns(UserWarning, match="could not write the page: ValueError: no ink"):
+        fit(tiny(), tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "metrics.json").exists()
+    monkeypatch.setattr("matchdistill.compare.write_report", fails)
+    monkeypatch.setattr("matchdistill.training.write_report", lambda folders: None)
+    with pytest.warns(UserWarning, match="could not write the page: ValueError: no ink"):
+        compare(tiny(), tmp_path / "grid", ["none"], 1)
+    assert (tmp_path / "grid" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (950, "950 FLOP"), (24_562_176, "24.6 MFLOP"), (4.1e9, "4.1 GFLOP")]
+)
+def test_numbers_of_operations(value, text):
+    assert _si(value) == text
