@@ -12,7 +12,9 @@ import matchdistill
 
 PACKAGE = Path(matchdistill.__file__).parent
 CORE = ("functional", "reduction", "matching", "trace", "taps", "distiller", "refresh")
-OUTER_LAYERS = {f"matchdistill.{name}" for name in ("tasks", "data", "models", "cli", "compare", "integrations", "report")}
+OUTER_LAYERS = {
+    f"matchdistill.{name}" for name in ("tasks", "data", "models", "cli", "compare", "integrations", "report")
+}
 HEAVY = {"pytorch_lightning", "lightning", "lightning_fabric", "timm", "torchvision"}
 NOT_IMPORTED = ("pytorch_lightning", "lightning", "lightning_fabric", "timm", "torchvision", "sklearn")
 

@@ -267,10 +267,11 @@ def test_compilation_without_a_compiler_is_refused(tiny, tmp_path, monkeypatch):
     check_compiler.cache_clear()
     torch.compiler.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(
-        ValueError, match=r"^trainer.compile needs a C\+\+ compiler .* or train without: .*no-such-compiler"
-    ) as info:
+    said = r"^trainer.compile needs a C\+\+ compiler .* or train without: .*no-such-compiler"
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),  # monkeypatch would not put it back
+        pytest.raises(ValueError, match=said) as info,
+    ):
         fit(tiny("--trainer.compile=true"), tmp_path / "run")
     assert "\n" not in str(info.value)
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -150,7 +151,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": platform.python_version(),
         **versions,
