@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -133,12 +134,17 @@ def test_a_network_of_ones_own_in_two_formats(tiny, tmp_path):
         assert re.search(rf"\| {role} \| {top1} \| .* \| {count} \|", card.text)
 
 
-def test_a_run_that_was_not_measured(tiny, tmp_path):
+def test_a_run_that_was_not_measured(tiny, tmp_path, capsys):
     fit(tiny("--distillation.method=mgd-sm", "--training.epochs=1"), tmp_path / "run", quiet=True)
     (tmp_path / "run" / "metrics.json").unlink()
     card, _ = exported(tmp_path / "run")
     assert card.data.eval_results is None
     assert "## Results" not in card.text
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    shutil.rmtree(tmp_path / "run" / "export")
+    assert cli.main(["export", str(tmp_path / "run")]) == 2
+    assert "run has no recipe.yaml, which says what was distilled" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "export").exists()
 
 
 def test_files_of_others_are_kept(tiny, tmp_path, capsys):

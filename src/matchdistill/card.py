@@ -14,7 +14,7 @@ from torch import nn
 from matchdistill.data.images import preparation
 from matchdistill.export import Format
 from matchdistill.files import atomic_write, write_json
-from matchdistill.folder import RECIPE, read_metrics
+from matchdistill.folder import RECIPE
 from matchdistill.models import weights_file
 from matchdistill.models.build import ANY_PRETRAINED
 from matchdistill.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
@@ -34,36 +34,48 @@ CITATION = """```bibtex
 ```"""
 
 
-def check_free(folder: Path) -> None:
-    """Raise a ValueError if files that are no export's have the names that are to be written."""
+def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run whose student is to be described in a folder.
+
+    Raises:
+        ValueError: there is none, or it is damaged; or files of the folder that are no export's have the names of those to
+            be written.
+    """
+    if not (run / RECIPE).is_file():
+        raise ValueError(
+            f"{run} has no {RECIPE}, which says what was distilled: export from the folder that fit has left"
+        )
     for path in (folder / CARD, folder / CONFIG):
         if path.exists() and "matchdistill" not in path.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
+    values = read_recipe(run / RECIPE)
+    return plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
 
 
-def write_card(run: Path, exported: Path, kind: Format, model: nn.Module, described: dict[str, Any]) -> None:
+def write_card(
+    exported: Path,
+    kind: Format,
+    model: nn.Module,
+    described: dict[str, Any],
+    recipe: dict[str, Any],
+    metrics: dict[str, Any] | None,
+) -> None:
     """Write `config.json` and `model_card.md` beside an exported student.
 
     Args:
-        run: folder of its run.
         exported: the file.
         kind: its format.
         model: the student.
         described: of the student, as `load_student` gives it.
-
-    Raises:
-        ValueError: the run's recipe or metrics are damaged.
+        recipe: of its run, as `recipe_of` gives it.
+        metrics: of its run, as `read_metrics` gives them; None: it was not measured.
     """
-    values = read_recipe(run / RECIPE)
-    recipe = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
     config = _config(model, described, recipe)
     write_json(exported.with_name(CONFIG), config)
     # Those of other formats, exported before, are described too.
     others = [each for each in ("safetensors", "onnx", "pt2") if exported.with_suffix(f".{each}").is_file()]
     files = {each: exported.with_suffix(f".{each}").name for each in others} | {str(kind): exported.name}
-    text = _card(
-        recipe, described, read_metrics(run), config, files, sum(value.numel() for value in model.parameters())
-    )
+    text = _card(recipe, described, metrics, config, files, sum(value.numel() for value in model.parameters()))
     atomic_write(exported.with_name(CARD), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

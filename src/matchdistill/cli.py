@@ -233,21 +233,21 @@ def export(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
     import torch
 
-    from matchdistill.card import CARD, CONFIG, check_free, write_card
+    from matchdistill.card import CARD, CONFIG, recipe_of, write_card
     from matchdistill.export import export as write
     from matchdistill.export import export_detector
-    from matchdistill.folder import load_student
+    from matchdistill.folder import load_student, read_metrics
 
     model, described = load_student(options.run)
     rebuilt, _ = load_student(options.run)
     path = options.out or options.run / "export" / f"model.{options.format}"
-    check_free(path.parent)
+    recipe, metrics = recipe_of(options.run, path.parent), read_metrics(options.run)
     if described["task"] == "detection":
         difference = export_detector(model, path, options.format, rebuilt)
     else:
         size = described["image_size"]
         difference = write(model, torch.zeros(2, 3, size, size), path, options.format, rebuilt)
-    write_card(options.run, path, options.format, model, described)
+    write_card(path, options.format, model, described, recipe, metrics)
     size = f"{path.stat().st_size:,} bytes"
     print(f"{path}: {size}, outputs within {difference:.1g} of the model's; with {CARD} and {CONFIG}")
 
