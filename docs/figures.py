@@ -17,7 +17,6 @@ from typing import NamedTuple
 import matplotlib
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -104,9 +103,9 @@ def assignment(ink: str) -> Figure:
     index = solve_assignment(cost)
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(cost, cmap="viridis", vmin=0.5, vmax=2.5)
+    image = axes.imshow(cost.numpy(), cmap="viridis", vmin=0.5, vmax=2.5)
     students = torch.arange(len(index))[:, None].expand_as(index)
-    axes.scatter(index.flatten(), students.flatten(), s=26, facecolors="none", edgecolors="#ff6f61", linewidths=1.6)
+    axes.scatter(index.flatten(), students.flatten(), s=26, facecolors="white", edgecolors="black", linewidths=1)
     axes.set_xlabel(f"teacher channel ({cost.shape[1]})")
     axes.set_ylabel(f"student channel ({cost.shape[0]})")
     figure.colorbar(image, label="cost: 0 same pattern, 2 unrelated", shrink=0.8)
@@ -128,7 +127,7 @@ def reductions(ink: str) -> Figure:
     figure = Figure(figsize=(8, 1.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
         largest = float(values.abs().max())
-        axes.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
         axes.set_title(name.replace(" channel", "\nchannel"), fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -176,6 +175,7 @@ def refresh(ink: str) -> Figure:
     right.set_ylim(0)
     for axes in (left, right):
         axes.set_xlabel("refresh before epoch")
+        axes.set_xticks(range(EPOCHS))
     right.legend(frameon=False, labelcolor=ink)
     return figure
 
@@ -202,15 +202,9 @@ def _svg(figure: Callable[[str], Figure], ink: str) -> bytes:
     colors = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     with matplotlib.rc_context({**STYLE, **dict.fromkeys(colors, ink)}):
         drawing = figure(ink)
-        for axes in drawing.axes:
-            _see_through(axes)
         written = io.BytesIO()
         drawing.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     return written.getvalue()
-
-
-def _see_through(axes: Axes) -> None:
-    axes.patch.set_alpha(0)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def site_link(link: str, source: str, page: str) -> str:
     """A link from a file of the repository, as one from its page."""
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
-    target = "index.md" if target == "README.md" else target.removeprefix("docs/")
-    return posixpath.relpath(target, posixpath.dirname(page) or ".")
+    return posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(page) or ".")
 
 
 def help_of(command: str) -> str:
