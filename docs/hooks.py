@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from figures import drawn  # type: ignore[import-not-found]  # MkDocs puts this folder on the path
+from figures import drawn  # MkDocs puts this folder on the path
 from mkdocs.structure.files import File, Files
 
 from matchdistill import cli
