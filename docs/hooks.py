@@ -21,7 +21,12 @@ from mkdocs.structure.files import File, Files
 from matchdistill import cli
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ("benchmarks/README.md", "benchmarks/results/**/*.md", "benchmarks/results/**/*.json", "benchmarks/results/*.log")
+RESULTS = (
+    "benchmarks/README.md",
+    "benchmarks/results/**/*.md",
+    "benchmarks/results/**/*.json",
+    "benchmarks/results/*.log",
+)
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")  # of a file, not of another site
 FIGURE = re.compile(r"!\[([^\]]*)\]\((\S*figures/\w+)\.svg\)")
 HELP = re.compile(r"^<!-- help: (\w+) -->$", re.MULTILINE)

@@ -2,13 +2,13 @@
 
 By its kind, and in the order of the page, in a folder of its own:
 
-- `python` is run, in one namespace for the page; what is in a comment `<!-- setup ... -->` too. With a title it becomes a file.
+- `python` is run, in one namespace for the page; what is in a comment `<!-- setup ... -->` too.
 - `text` is what the block before it prints: words and whole numbers as they are, fractions about.
 - `yaml` is resolved as a recipe, over a packaged one.
 - `bash` is parsed, and its commands of matchdistill are run with tiny settings, or resolved where they need data, GPUs or a
   cluster. Of other commands, the scripts and extras that they name must exist.
 
-A block of any other kind is a failure.
+A block with a title becomes a file of that name too. A block of any other kind is a failure.
 """
 
 import ast

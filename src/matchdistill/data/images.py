@@ -33,8 +33,8 @@ ROOTS = {
 class ImageData(DataModule):
     """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
 
-    Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a function of seed, epoch and
-    rank, and of the number of workers.
+    Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a
+    function of seed, epoch and rank, and of the number of workers.
 
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
