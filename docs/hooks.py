@@ -11,6 +11,7 @@ import io
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +30,14 @@ RESULTS = (
 )
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")  # of a file, not of another site
 FIGURE = re.compile(r"!\[([^\]]*)\]\((\S*figures/\w+)\.svg\)")
-HELP = re.compile(r"^<!-- help: (\w+) -->$", re.MULTILINE)
+HELP = "<!-- help -->"  # where that of all commands goes
+
+
+def on_config(config: Any) -> Any:
+    """List the pages of results, under their own titles, in the last section."""
+    (results,) = config.nav[-1].values()
+    results += [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("benchmarks/results/*.md"))]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -44,7 +52,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put in the help, both variants of figures, and links of the site for those of the repository."""
-    markdown = HELP.sub(lambda found: f"```text\n{help_of(found[1])}\n```", markdown)
+    if HELP in markdown:
+        markdown = markdown.replace(HELP, all_help())
     markdown = FIGURE.sub(r"![\1](\2-light.svg#only-light)![\1](\2-dark.svg#only-dark)", markdown)
     here = page.file.src_uri
     source = here if here.startswith("benchmarks/") else f"docs/{here}"
@@ -57,10 +66,16 @@ def site_link(link: str, source: str, page: str) -> str:
     return posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(page) or ".")
 
 
-def help_of(command: str) -> str:
+def all_help() -> str:
+    """The help of `matchdistill`, and of each command under its own heading."""
+    parts = [f"```text\n{help_of([])}\n```"]
+    parts += [f"## {command}\n\n```text\n{help_of([command])}\n```" for command in cli.COMMANDS]
+    return "\n\n".join(parts)
+
+
+def help_of(command: Sequence[str]) -> str:
     """What `matchdistill COMMAND --help` prints."""
     printed = io.StringIO()
-    arguments = [] if command == "matchdistill" else [command]
     with contextlib.redirect_stdout(printed), patch.dict(os.environ, COLUMNS="100"), contextlib.suppress(SystemExit):
-        cli.main([*arguments, "--help"])
+        cli.main([*command, "--help"])
     return printed.getvalue().strip()

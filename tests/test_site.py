@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from matchdistill.cli import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 FETCHING = {
     "script": "src",
@@ -96,5 +98,5 @@ def test_examples_of_docstrings_are_code(site: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_show_their_help(site: Path) -> None:
     text = (site / "reference/command-line/index.html").read_text()
+    assert all(f'<h2 id="{command}">' in text for command in COMMANDS)
     assert "--trainer.prepare_teacher" in text
-    assert "help: " not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
