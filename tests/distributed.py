@@ -3,6 +3,7 @@
 A module of its own, since the processes import it: it needs little.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,25 @@ def all_at_once(rank: int) -> dict[str, Any]:
     found["step"] = step(rank)
     found |= adaptive()
     found["online"] = online(rank)
+    found |= accelerated(rank)
     return found
+
+
+def accelerated(rank: int) -> dict[str, Any]:
+    """With loaders that Accelerate shares out, by batch samplers or as the first process reads the batches."""
+    from accelerate import Accelerator
+    from accelerate.data_loader import prepare_data_loader
+
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    loaders = {
+        "": accelerator.prepare(plain_loader()),
+        ", shuffled": accelerator.prepare(DataLoader(plain_loader().dataset, BATCH, shuffle=True)),
+        ", dispatched": prepare_data_loader(plain_loader(), put_on_device=True, dispatch_batches=True),
+    }
+    return {f"accelerate{name}": refreshed(distiller(), loader) for name, loader in loaders.items()}
 
 
 def adaptive() -> dict[str, Any]:

@@ -342,6 +342,13 @@ def test_ranks_share_the_limit(ranks: Any) -> None:
         assert_same(found["plain, limited"], refreshed(distiller(), [images()[:10]]))
 
 
+@pytest.mark.parametrize("kind", ["", ", shuffled", ", dispatched"])
+def test_loaders_of_accelerate(ranks: Any, kind: str) -> None:
+    for found in ranks:
+        assert found[f"accelerate{kind}"]["run"] == [IMAGES // 2, IMAGES // 2]
+        assert_same(found[f"accelerate{kind}"], refreshed(distiller(), plain_loader()))
+
+
 def test_a_rank_without_images(ranks: Any) -> None:
     assert [found["one batch"]["run"] for found in ranks] == [[BATCH, BATCH], [0, 0]]
     for found in ranks:

@@ -306,10 +306,10 @@ class MatchingDistiller(FeatureDistiller):
         images; the costs are added up, so that all ranks get the matching of one process over all of the images.
 
         Args:
-            loader: batches; the first tensor of each holds the images. If its sampler deals the images out to the ranks
-                (`DistributedSampler`) it is used whole, else each rank takes every world-th batch. None: no image is run,
-                the costs are those of the training steps since the last refresh (or `forget`), for distillers made with
-                `online`.
+            loader: batches; the first tensor of each holds the images. If it deals the images out to the ranks (by a
+                `DistributedSampler`, or as Accelerate has prepared it) it is used whole, else each rank takes every
+                world-th batch. None: no image is run, the costs are those of the training steps since the last refresh
+                (or `forget`), for distillers made with `online`.
             max_images: the most images, over all ranks; with `forward`, up to the end of a batch.
             forward: runs the student on a batch, for students that are parts of larger models, which then see whole
                 batches; None: ``student(images)``. A bool tensor that it returns is the batch's mask, as of `loss`: the

@@ -68,10 +68,12 @@ def images_of(batch: Any) -> Tensor:
 def is_sharded(loader: Iterable[Any]) -> bool:
     """Whether a loader deals the images out to the ranks already.
 
-    Its sampler is a `DistributedSampler` then, or has a true attribute ``sharded``.
+    Its sampler is a `DistributedSampler` then, or has a true attribute ``sharded``; or Accelerate has prepared the loader.
     """
     from torch.utils.data.distributed import DistributedSampler
 
+    if hasattr(loader, "gradient_state"):  # all of Accelerate's have it, whatever they share out by
+        return True
     samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
     return any(isinstance(sampler, DistributedSampler) or getattr(sampler, "sharded", False) for sampler in samplers)
 

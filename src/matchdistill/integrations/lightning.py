@@ -1,0 +1,236 @@
+"""PyTorch Lightning: a callback that adds the distillation to the training of a LightningModule, which stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from matchdistill.distiller import MatchingDistiller
+from matchdistill.refresh import due, from_rank_0, rank_and_world
+from matchdistill.taps import resolve
+
+
+class MatchingDistillation(pl.Callback):
+    """Distils a teacher into the student that a LightningModule trains.
+
+    While `fit` runs, the loss that the module's ``training_step`` returns (a tensor, or a dictionary with "loss") has one
+    part more, from the features of the step's last call of the student. The module's state has the entries of the plain
+    module; matching, margins and the student-side normalisation are in the callback's part of the checkpoint, and a resumed
+    run continues as it would have. The normalisation is trained by the module's optimiser, in the parameter group of the
+    student's scales and biases. Logged are "distillation_loss" at every step, and at every refresh "matching/cost_0" and
+    "matching/churn_0" of each position.
+
+    For one device or DDP. It works with ``lightning.pytorch`` as well, given in a list: ``Trainer(callbacks=[...])``.
+
+    Args:
+        teacher: the trained network; its weights are in neither parameters nor checkpoints.
+        student: attribute path of the student in the module; "": the module itself.
+        refresh_every: epochs from one refresh of the matching to the next, or the epochs (from 0) themselves; as of
+            `matchdistill.refresh.due`.
+        max_images: the most images of a refresh, over all processes.
+        forward: runs the student on a batch of a refresh, which is as ``training_step`` gets it, as of
+            `MatchingDistiller.refresh`; None: the batch's first tensor holds the images, which the student takes.
+        loader: what a refresh takes its batches from; None: the training loader.
+        options: of `MatchingDistiller`.
+
+    Attributes:
+        distiller: the distiller, while `fit` runs.
+
+    Raises:
+        ValueError: `online` among the options; at the start of `fit` a module that optimises manually, or whose optimiser
+            does not train the student, a path that it does not have, or as of `MatchingDistiller`.
+
+    Example:
+        >>> callback = MatchingDistillation(nn.Linear(8, 2), student="net", refresh_every=2, loss_weight="paper")
+        >>> trainer = pl.Trainer(max_epochs=4, callbacks=[callback], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: str = "model",
+        refresh_every: int | Sequence[int] = 1,
+        max_images: int = 20_000,
+        forward: Callable[[Any], Any] | None = None,
+        loader: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if options.get("online"):
+            raise ValueError("online: the callback matches over the images of a loader, leave it out")
+        self.teacher, self.student, self.refresh_every = teacher, student, refresh_every
+        self.max_images, self.forward, self.loader, self.options = max_images, forward, loader, options
+        self.distiller: MatchingDistiller | None = None
+        self._state: dict[str, Any] = {}
+        self._own_step: Any = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the run before, where a new one begins."""
+        if stage == "fit" and trainer.global_step == 0:
+            self._state = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Build the distiller, now that the module has its final form and place, and put it into the training step."""
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} optimises manually: its loss cannot be added to; use MatchingDistiller in its "
+                "training_step"
+            )
+        teacher = trainer.precision_plugin.convert_module(self.teacher).to(pl_module.device)
+        distiller = MatchingDistiller(teacher, resolve(pl_module, self.student), **self.options)
+        try:
+            _train(distiller, trainer.optimizers[0])
+        except ValueError:
+            distiller.release()
+            raise
+        for value in _positions(distiller).state_dict().values():
+            value.copy_(from_rank_0(value))  # as DDP does with what it wraps
+        self.distiller = distiller
+        if self._state:
+            self.load_state_dict(self._state)
+        self._own_step = vars(pl_module).get("training_step")
+        pl_module.training_step = self._distilled(pl_module, pl_module.training_step)  # type: ignore[method-assign]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refresh the matching where it is due."""
+        if due(trainer.current_epoch, self.refresh_every):
+            self._refresh(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Match before the first step of a run that goes on from a checkpoint without a matching."""
+        assert self.distiller is not None
+        if not self.distiller.matched:
+            self._refresh(trainer, pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Average the gradients of the normalisation over the processes: DDP has wrapped the module without it."""
+        world = rank_and_world()[1]
+        if self.distiller is not None and world > 1:
+            for parameter in _positions(self.distiller).parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad.div_(world))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the module as it was."""
+        self._release(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._release(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Matching, margins and normalisation; empty before the first refresh."""
+        if self.distiller is None:
+            return self._state
+        return _positions(self.distiller).state_dict() if self.distiller.matched else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with a matching; Lightning calls it before or after `on_fit_start`, as the strategy wants it."""
+        self._state = state_dict
+        if self.distiller is not None and state_dict:
+            _positions(self.distiller).load_state_dict(state_dict)
+            self.distiller.matched = True
+
+    def _distilled(self, pl_module: pl.LightningModule, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A training step whose loss has the distillation loss added."""
+
+        @functools.wraps(step)  # Lightning looks at the arguments' names
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            assert self.distiller is not None
+            try:
+                with self.distiller.capture() as captured:
+                    output = step(*args, **kwargs)
+                    if not _has_loss(output):
+                        raise _NoLossError  # past the check that the student has run
+            except _NoLossError:
+                return output
+            loss = self.distiller.loss(captured)
+            pl_module.log("distillation_loss", loss)
+            return output + loss if isinstance(output, Tensor) else {**output, "loss": output["loss"] + loss}
+
+        return training_step
+
+    def _refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.distiller is not None
+        if rank_and_world()[1] > 1:
+            for buffer in self.distiller.student.buffers():  # since the last step each process has had its own
+                buffer.copy_(from_rank_0(buffer))
+        loader = trainer.train_dataloader if self.loader is None else self.loader
+        if self.loader is None and isinstance(loader, Mapping | list | tuple):
+            raise ValueError(
+                f"the module trains on a {type(loader).__name__} of loaders, a refresh takes batches of one: give loader="
+            )
+        with trainer.precision_plugin.forward_context():
+            matchings = self.distiller.refresh(_Batches(trainer, loader), self.max_images, self.forward)
+        for place, matching in enumerate(matchings):
+            pl_module.log(f"matching/cost_{place}", matching.mean_cost, sync_dist=True)
+            if matching.churn is not None:
+                pl_module.log(f"matching/churn_{place}", matching.churn, sync_dist=True)
+
+    def _release(self, pl_module: pl.LightningModule) -> None:
+        if self.distiller is None:
+            return
+        self._state = self.state_dict()
+        self.distiller.release()
+        self.distiller = None
+        del pl_module.training_step
+        if self._own_step is not None:
+            pl_module.training_step = self._own_step  # type: ignore[method-assign]
+
+
+class _NoLossError(Exception):
+    pass
+
+
+class _Batches:
+    """A loader's batches as a training step gets them: on the device, and through the hooks of module and data module."""
+
+    def __init__(self, trainer: pl.Trainer, loader: Any) -> None:
+        if isinstance(loader, DataLoader):
+            loader = copy.copy(loader)
+            # Its workers are kept for the epoch that Lightning has begun with it; these are others.
+            vars(loader).update(_iterator=None, persistent_workers=False)
+        self._trainer, self._loader = trainer, loader
+        self.sampler, self.batch_sampler = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            batch = self._trainer.precision_plugin.convert_input(batch)
+            batch = self._trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            yield self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _positions(distiller: MatchingDistiller) -> nn.Module:
+    return cast("nn.Module", distiller.positions)
+
+
+def _has_loss(output: Any) -> bool:
+    return isinstance(output, Tensor) or (isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor))
+
+
+def _train(distiller: MatchingDistiller, optimizer: Optimizer) -> None:
+    """Add the normalisation to the parameter group of the student's scales and biases, else to its first group.
+
+    No group of its own: a scheduler that was made before could not set its learning rate.
+    """
+    student = {id(parameter) for parameter in distiller.student.parameters()}
+    shares = [
+        [parameter for parameter in group["params"] if id(parameter) in student] for group in optimizer.param_groups
+    ]
+    if not any(shares):
+        raise ValueError(
+            "the optimiser of configure_optimizers trains no parameter of the student: expected one that does, to train the "
+            "student-side normalisation with"
+        )
+    scales = [any(parameter.ndim == 1 for parameter in share) for share in shares]
+    place = scales.index(True) if any(scales) else next(number for number, share in enumerate(shares) if share)
+    optimizer.param_groups[place]["params"] += _positions(distiller).parameters()
