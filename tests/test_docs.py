@@ -275,3 +275,15 @@ def test_the_loop_in_two_processes(tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "src")}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "student.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name: str) -> None:
+    text = (ROOT / name).read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    for path, _, anchor in (link.partition("#") for link in links):
+        assert (ROOT / path).exists(), path
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [
+            re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings
+        ]
