@@ -287,3 +287,11 @@ def test_links_lead_to_files(name: str) -> None:
         assert not anchor or anchor in [
             re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings
         ]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/reference/*.md")), ids=lambda page: page.stem)
+def test_the_reference_names_what_there_is(path: Path) -> None:
+    for module, members in re.findall(
+        r"^::: ([\w.]+)\n    options:\n(?:      .*\n)*?      members: \[(.*)\]", path.read_text(), re.M
+    ):
+        assert set(members.split(", ")) <= defined(module)
