@@ -169,7 +169,7 @@ def test_validate(run, mistake, tiny_file):
     run("fit", tiny_file, "--out=o", "--distillation.method=kd")
     metrics = json.loads(Path("o/metrics.json").read_text())
     run("export", "o", "--format=pt2")
-    for path in ("o", "o/last.ckpt", "o/student.safetensors", "o/student.pt2"):
+    for path in ("o", "o/last.ckpt", "o/student.safetensors", "o/export/model.pt2"):
         out = run("validate", path)
         assert path in out
         assert re.search(r"top-1 error +┃ top-5 error", out)
@@ -178,8 +178,11 @@ def test_validate(run, mistake, tiny_file):
             first, second = (f"{100 - 100 * metrics[role][name]:.2f}%" for name in ("top1", "top5"))
             assert re.search(f"{first} +│ +{second}", row)
     assert "student" in run("validate", "o", "--data.val_limit=20")
-    Path("o/student.pt2").write_bytes(b"PK")
-    assert "o/student.pt2: not an exported model, or a damaged one" in mistake("validate", "o/student.pt2")
+    Path("o/export/model.pt2").write_bytes(b"PK")
+    assert "o/export/model.pt2: not an exported model, or a damaged one" in mistake("validate", "o/export/model.pt2")
+    Path("elsewhere").mkdir()
+    Path("elsewhere/model.pt2").write_bytes(b"PK")
+    assert "elsewhere is no folder of a run" in mistake("validate", "elsewhere/model.pt2")
     assert "o/absent.onnx: there is no such file" in mistake("validate", "o/absent.onnx")
 
 
@@ -203,9 +206,11 @@ def test_validate_needs_no_weights_that_a_trained_teacher_started_from(run, tiny
 def test_export(run, tiny_file):
     run("fit", tiny_file, "--out=o", "--distillation.method=mgd-amp")
     weights = load_file("o/student.safetensors")
-    assert re.search(r"o/student.safetensors: [\d,]+ bytes, outputs within 0 of the model's", run("export", "o"))
-    assert all(torch.equal(value, weights[name]) for name, value in load_file("o/student.safetensors").items())
+    assert re.search(r"o/export/model.safetensors: [\d,]+ bytes, outputs within 0 of the model's; ", run("export", "o"))
+    assert left(Path("o/export")) == ["config.json", "model.safetensors", "model_card.md"]
+    assert all(torch.equal(value, weights[name]) for name, value in load_file("o/export/model.safetensors").items())
     run("export", "o", "--format=pt2", "--out=deployed/s.pt2")
+    assert left(Path("deployed")) == ["config.json", "model_card.md", "s.pt2"]
     plain = small_resnet(width=2)
     plain.load_state_dict(weights, strict=True)
     images = torch.randn(3, 3, 16, 16)
@@ -217,7 +222,7 @@ def test_export_onnx(run, tiny_file):
     pytest.importorskip("onnxruntime")
     run("fit", tiny_file, "--out=o", "--distillation.method=none", "--training.epochs=1")
     assert run("export", "o", "--format=onnx").count("\n") == 1
-    assert Path("o/student.onnx").is_file()
+    assert Path("o/export/model.onnx").is_file()
 
 
 def test_taps(run):
@@ -524,10 +529,9 @@ def test_exports_that_fail_leave_no_file(run, mistake, tiny_file):
             "--distillation.method=none",
             *(f"--student.name=mine:{name}", "--student.options={}", "--training.epochs=1"),
         )
-        before = left(Path(name))
         for kind in ("onnx", "pt2"):
             assert message in mistake("export", name, f"--format={kind}")
-        assert left(Path(name)) == before
+        assert left(Path(name, "export")) == []
 
 
 def test_long_errors_are_cut(mistake, monkeypatch):

@@ -120,13 +120,16 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
         assert rebuilt(images)[0]["boxes"].shape[1] == 4
     assert cli.main(["export", str(out), "--format=pt2"]) == 2
     assert "detectors are exported as safetensors or onnx" in capsys.readouterr().err
-    assert not (out / "student.pt2").exists()
+    assert not (out / "export" / "model.pt2").exists()
     (tmp_path / "student.pt2").write_bytes(b"")
     with pytest.raises(ValueError, match=r"measured from weights \(.safetensors, .ckpt\) or .onnx"):
         validate(small(*arguments), out, tmp_path / "student.pt2")
     pytest.importorskip("onnxruntime")
     assert cli.main(["export", str(out), "--format=onnx"]) == 0
-    measured = validate(small(*arguments), out, out / "student.onnx")
+    capsys.readouterr()
+    assert cli.main(["validate", str(out / "export" / "model.onnx")]) == 0
+    assert "AP50" in capsys.readouterr().out
+    measured = validate(small(*arguments), out, out / "export" / "model.onnx")
     assert measured["student"] == pytest.approx(metrics["student"], abs=1e-3)
 
 

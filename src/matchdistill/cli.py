@@ -120,6 +120,8 @@ def validate(arguments: Sequence[str]) -> None:
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
     run, weights = (path.parent, path) if path.is_file() else (path, None)
+    if weights is not None and not (run / RECIPE).is_file() and (path.absolute().parents[1] / RECIPE).is_file():
+        run = path.absolute().parents[1]  # of an exported file, which has a folder of its own
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
     if (run / CELLS).is_dir():
@@ -217,7 +219,7 @@ def recipes(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the student of a run as safetensors, ONNX or a torch.export program, checked."""
+    """Write the student of a run as safetensors, ONNX or a torch.export program, checked, with a model card."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
@@ -226,24 +228,28 @@ def export(arguments: Sequence[str]) -> None:
         "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
     )
     parser.add_argument(
-        "--out", type=Path, default=None, help="the file; default: student.FORMAT in the folder of the run"
+        "--out", type=Path, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
     )
     options = parser.parse_args(list(arguments))
     import torch
 
+    from matchdistill.card import CARD, CONFIG, check_free, write_card
     from matchdistill.export import export as write
     from matchdistill.export import export_detector
     from matchdistill.folder import load_student
 
     model, described = load_student(options.run)
     rebuilt, _ = load_student(options.run)
-    path = options.out or options.run / f"student.{options.format}"
+    path = options.out or options.run / "export" / f"model.{options.format}"
+    check_free(path.parent)
     if described["task"] == "detection":
         difference = export_detector(model, path, options.format, rebuilt)
     else:
         size = described["image_size"]
         difference = write(model, torch.zeros(2, 3, size, size), path, options.format, rebuilt)
-    print(f"{path}: {path.stat().st_size:,} bytes, outputs within {difference:.1g} of the model's")
+    write_card(options.run, path, options.format, model, described)
+    size = f"{path.stat().st_size:,} bytes"
+    print(f"{path}: {size}, outputs within {difference:.1g} of the model's; with {CARD} and {CONFIG}")
 
 
 def _print_metrics(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:

@@ -146,6 +146,11 @@ class FolderDataset(FileDataset):
         return torch.stack(images), torch.tensor(labels)
 
 
+def uncropped(size: int) -> int:
+    """Pixels of the shorter side that an image is resized to before its middle is taken."""
+    return round(size * 256 / 224)
+
+
 def image_transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]:
     """ImageNet's usual preparation: a random crop and flip for training, else the middle of the resized image."""
     from torchvision.transforms import v2
@@ -153,7 +158,7 @@ def image_transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]
     crop = (
         [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
         if augment
-        else [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        else [v2.Resize(uncropped(size)), v2.CenterCrop(size)]
     )
     transform: Callable[[Image.Image], Tensor] = v2.Compose(
         [*crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

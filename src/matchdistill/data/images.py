@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from matchdistill.data.cub import find_cub, read_cub
-from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform
+from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, too_small
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     GrayImages,
     TensorDataset,
     find_fashion_mnist,
@@ -28,6 +32,26 @@ ROOTS = {
     "imagenet": "the folder that holds train/ and val/, or the official archives",
     "cub200": "the folder CUB_200_2011, or its archive",
 }
+
+
+def preparation(name: str, image_size: int) -> dict[str, Any]:
+    """How validation images of a data set are prepared, in timm's words; small gray ones are resized whole.
+
+    Example:
+        >>> prepared = preparation("folder", 224)
+        >>> prepared["input_size"], prepared["crop_pct"]
+        ([3, 224, 224], 0.875)
+    """
+    # Rounded down: timm rounds the quotient down, which gives the same pixels then.
+    share = 1.0 if name in ("digits", "fashion-mnist") else math.floor(1e4 * image_size / uncropped(image_size)) / 1e4
+    return {
+        "input_size": [3, image_size, image_size],
+        "interpolation": "bilinear",
+        "crop_pct": share,
+        "crop_mode": "center",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
 
 
 class ImageData(DataModule):
