@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from matchdistill import MatchingDistiller
@@ -108,23 +109,25 @@ def callback_of(teacher, **options):
     return MatchingDistillation(teacher, **{"refresh_every": 2, "example": EXAMPLE, **options})
 
 
-def plain_loop(parameters=everything, epochs=3, accumulate=1, autocast=contextlib.nullcontext, every=2):
+def plain_loop(parameters=everything, epochs=3, accumulate=1, autocast=contextlib.nullcontext, scaled=False):
     """The same training by hand: the distiller with the normalisation in the group of the scales."""
     teacher, student = networks()
     distiller = MatchingDistiller(teacher, student, example=EXAMPLE)
     optimizer, scheduler = optimised(parameters(Classifier(student)))
     optimizer.param_groups[-1]["params"] += distiller.positions.parameters()
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     distiller.train()
     for epoch in range(epochs):
-        if due(epoch, every):
+        if due(epoch, 2):
             with autocast():
                 distiller.refresh(DataLoader(data(), BATCH))
         for number, (images, labels) in enumerate(DataLoader(data(), BATCH)):
             with autocast():
                 output, loss = distiller(images)
-                (F.cross_entropy(output, labels) + loss).div(accumulate).backward()
+                scaler.scale((F.cross_entropy(output, labels) + loss).div(accumulate)).backward()
             if (number + 1) % accumulate == 0:
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 optimizer.zero_grad()
         scheduler.step()
     return distiller
@@ -170,6 +173,27 @@ def test_mixed_precision(tmp_path):
     expected = plain_loop(autocast=lambda: torch.autocast("cpu", torch.bfloat16))
     assert_as_by_hand(module, callback, expected)
     assert not torch.equal(expected.student.fc.weight, plain_loop().student.fc.weight)
+
+
+def test_half_precision_with_scaled_gradients(tmp_path):
+    teacher, student = networks()
+    module, callback = Classifier(student), callback_of(teacher)
+    precision = MixedPrecision(
+        "16-mixed", "cpu", torch.amp.GradScaler("cpu")
+    )  # which the trainer offers for GPUs alone
+    fitted(tmp_path, module, callback, plugins=[precision])
+    expected = plain_loop(autocast=lambda: torch.autocast("cpu", torch.float16), scaled=True)
+    assert_as_by_hand(module, callback, expected)
+    assert torch.isfinite(expected.student.fc.weight).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(tmp_path):
+    teacher, student = networks()
+    module, callback = Classifier(student), callback_of(teacher)
+    made = fitted(tmp_path, module, callback, accelerator="gpu", precision="16-mixed")
+    assert next(teacher.parameters()).is_cuda
+    assert torch.isfinite(made.callback_metrics["distillation_loss"])
 
 
 def test_double_precision(tmp_path):
@@ -244,6 +268,16 @@ def test_going_on_from_a_checkpoint_without_a_matching(tmp_path, cut):
     callback = Counted(teacher, refresh_every=[], example=EXAMPLE)
     fitted(tmp_path, Classifier(student), callback, tmp_path / "plain.ckpt")
     assert callback.at == [(1, cut)]
+
+
+def test_a_checkpoint_of_another_reduction(tmp_path):
+    teacher, student = networks()
+    fitted(tmp_path, Classifier(student), callback_of(teacher)).save_checkpoint(tmp_path / "amp.ckpt")
+    teacher, student = networks()
+    module = Classifier(student)
+    with pytest.raises(ValueError, match="saved for other taps or another reduction"):
+        fitted(tmp_path, module, callback_of(teacher, reduction="max"), tmp_path / "amp.ckpt", epochs=4)
+    assert "training_step" not in vars(module)
 
 
 def test_fitting_on_and_anew(tmp_path):

@@ -93,10 +93,9 @@ class MatchingDistillation(pl.Callback):
         for value in _positions(distiller).state_dict().values():
             value.copy_(from_rank_0(value))  # as DDP does with what it wraps
         self.distiller = distiller
-        if self._state:
-            self.load_state_dict(self._state)
         self._own_step = vars(pl_module).get("training_step")
         pl_module.training_step = self._distilled(pl_module, pl_module.training_step)  # type: ignore[method-assign]
+        self.load_state_dict(self._state)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refresh the matching where it is due."""
