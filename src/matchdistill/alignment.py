@@ -96,7 +96,7 @@ def align_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     Raises:
         ValueError: a mask that is not bool (N, H, W), or a map that has not two axes, as tokens that fill no grid.
 
-    Example:
+    Examples:
         >>> align_mask(torch.tensor([[[True, True, True, False]]]), (1, 2))
         tensor([[[ True, False]]])
     """

@@ -40,7 +40,8 @@ class Position(FeaturePosition):
     """One distillation position: its taps, its matching and margins (buffers), and the student-side normalisation.
 
     Args:
-        teacher, student: the taps.
+        teacher: the tap of the teacher.
+        student: the tap of the student.
         values: the operations that make their values.
         margin_norm: path and module of the teacher's batch norm that gives the margins; None: they are measured.
         reduction: how matched channels are reduced, by name or a `Reduction`.
@@ -218,7 +219,7 @@ class MatchingDistiller(FeatureDistiller):
     Raises:
         ValueError: taps that do not exist or cannot be found, or weights that do not fit them.
 
-    Example:
+    Examples:
         >>> _ = torch.manual_seed(0)
         >>> def network(width):
         ...     return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten())

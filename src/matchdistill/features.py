@@ -45,7 +45,7 @@ class FeatureNorm(nn.modules.batchnorm._BatchNorm):
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm of 32 groups, or of the most that divide both 32 and the channels: for batches of a few images.
 
-    Example:
+    Examples:
         >>> [group_norm(channels).num_groups for channels in (256, 24)]
         [32, 8]
     """
@@ -56,7 +56,8 @@ class FeaturePosition(nn.Module):
     """One distillation position: two taps, and the loss of what they take.
 
     Args:
-        teacher, student: the taps.
+        teacher: the tap of the teacher.
+        student: the tap of the student.
         values: the operations that make their values.
         margin_norm: path and module of the batch norm that the teacher's value comes from; None: there is none.
     """

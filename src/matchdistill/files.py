@@ -20,7 +20,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     ``write`` is given a temporary path in the same folder and with the same suffix (writers choose their format by
     it). Whatever fails, the old file stays as it was and the temporary one is removed. Parent folders are created.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "runs", "note.txt")
         >>> atomic_write(path, lambda temporary: temporary.write_text("done"))
@@ -57,7 +57,7 @@ def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, no object, or lacks an entry.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "metrics.json")
         >>> write_json(path, {"seed": 3})

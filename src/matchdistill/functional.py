@@ -100,7 +100,7 @@ def matching_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     Raises:
         ValueError: an empty batch, or shapes that do not fit each other.
 
-    Example:
+    Examples:
         >>> maps = torch.eye(2).reshape(1, 2, 2)
         >>> matching_cost(maps, 3 * maps)
         tensor([[0., 2.],
@@ -128,7 +128,7 @@ def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
     Raises:
         ValueError: a cost that is not a matrix or not finite, or groups that the teacher has too few channels for.
 
-    Example:
+    Examples:
         >>> solve_assignment(torch.tensor([[0.0, 3.0, 1.0, 3.0], [0.0, 1.0, 3.0, 2.0]]))
         tensor([[0, 2],
                 [1, 3]])
@@ -177,7 +177,7 @@ def random_assignment(cost: Tensor, group_size: int | None = None, generator: Ge
     Raises:
         ValueError: as of `solve_assignment`.
 
-    Example:
+    Examples:
         >>> random_assignment(torch.zeros(2, 6), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3])
     """
@@ -202,7 +202,7 @@ def reduce_channels(
     Raises:
         ValueError: an unknown reduction, or one that is one-to-one with G > 1.
 
-    Example:
+    Examples:
         >>> teacher = torch.tensor([[[1.0, -3.0], [-2.0, 2.0]]])
         >>> reduce_channels(teacher, torch.tensor([[0, 1]]), "amp")
         tensor([[[-2., -3.]]])
@@ -258,7 +258,7 @@ def batchnorm_margin(weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (C,), at most 0; ``-3 |weight|`` where less than one value in a thousand is negative.
 
-    Example:
+    Examples:
         >>> batchnorm_margin(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, -2.0, 9.0]))
         tensor([-0.7979, -2.0000, -3.0000])
     """
@@ -324,7 +324,7 @@ def partial_loss(
     Raises:
         ValueError: shapes that do not fit, or an unknown reduction.
 
-    Example:
+    Examples:
         >>> partial_loss(torch.tensor([[-2.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([-1.0, -1.0]))
         tensor(4.)
     """
@@ -416,7 +416,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -> Tenso
     Raises:
         ValueError: shapes that differ, or a temperature that is not positive.
 
-    Example:
+    Examples:
         >>> kd_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
         tensor(0.)
     """

@@ -162,7 +162,7 @@ def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float
         halves: the costs (Cs, Ct) of two sets of images.
         solve: finds the matching (Cs, G) of a cost.
 
-    Example:
+    Examples:
         >>> from matchdistill.functional import solve_assignment
         >>> regret([torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]])], lambda cost: solve_assignment(cost, 1))
         0.5

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """``; did you mean 'a' or 'b'?``, or nothing if no name is near.
 
-    Example:
+    Examples:
         >>> did_you_mean("resnt18", ["resnet18", "vgg16"])
         "; did you mean 'resnet18'?"
     """
@@ -25,7 +25,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 def cause(error: BaseException) -> str:
     """An exception in one line: its type and the first line of its text.
 
-    Example:
+    Examples:
         >>> cause(RuntimeError("disk full\\nmore details"))
         'RuntimeError: disk full'
     """

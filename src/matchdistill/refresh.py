@@ -32,7 +32,7 @@ def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:
         phases: [from step, every], ascending: from that step on, at the steps that are multiples of `every`; at none
             but step 0 where it is 0.
 
-    Example:
+    Examples:
         >>> [step for step in range(0, 70_000, 500) if due_at_step(step, [[0, 5000], [20_000, 31_000]])]
         [0, 5000, 10000, 15000, 31000, 62000]
     """
@@ -43,7 +43,7 @@ def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:
 def doublings(first: int, below: int) -> list[int]:
     """`first` and its doubles below a number.
 
-    Example:
+    Examples:
         >>> doublings(256, 2000)
         [256, 512, 1024]
     """

@@ -209,7 +209,7 @@ def parse_method(method: str) -> Method:
     Raises:
         ValueError: an unknown method.
 
-    Example:
+    Examples:
         >>> parse_method("mgd-amp+kd")
         Method(features='mgd', reduction='amp', kd=True)
     """

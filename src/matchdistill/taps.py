@@ -50,7 +50,7 @@ class Tap:
     Raises:
         ValueError: an unknown side, or a sum of more than two.
 
-    Example:
+    Examples:
         >>> Tap.parse("layer1.2.relu:input")
         Tap(module='layer1.2.relu', side='input', channel_dim=None)
         >>> str(Tap("layer1"))

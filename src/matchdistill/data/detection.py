@@ -16,8 +16,8 @@ from matchdistill.data.module import DataModule
 class DetectionData(DataModule):
     """Images with boxes, and with masks if need be, from annotations in the format of COCO.
 
-    Usable without a trainer too: call ``setup()``, then ask for loaders. Randomness is a function of seed, epoch and
-    rank, and of the number of workers.
+    Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a
+    function of seed, epoch and rank, and of the number of workers.
 
     A batch is a list of images (3, H, W), float32 in 0..1 and each of its own size, and a list of targets:
     ``boxes`` (n, 4) float32, (left, top, right, bottom) in pixels; ``labels`` (n,) int64 from 1 on, as 0 is the
@@ -48,7 +48,7 @@ class DetectionData(DataModule):
         skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
         seed: of the order, the choice by ``train_limit`` and the workers' flips.
 
-    Attributes (after ``setup()``):
+    Attributes:
         num_classes: number of categories, without the background.
         class_names: their names: the one of label 1 first.
         category_ids: their ids (num_classes,) int64, likewise.

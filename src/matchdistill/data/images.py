@@ -57,8 +57,8 @@ def preparation(name: str, image_size: int) -> dict[str, Any]:
 class ImageData(DataModule):
     """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
 
-    Usable without a trainer too: call ``setup()``, then ask for loaders. Randomness is a function of seed, epoch and
-    rank, and of the number of workers.
+    Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a
+    function of seed, epoch and rank, and of the number of workers.
 
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
@@ -80,13 +80,13 @@ class ImageData(DataModule):
         download: whether fashion-mnist may be downloaded into ``root``.
         seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
 
-    Attributes (after ``setup()``):
+    Attributes:
         num_classes: number of classes.
         class_names: their names, in the order of the labels.
         train_set: the training images.
         val_set: the validation images.
 
-    Example:
+    Examples:
         >>> data = ImageData(train_limit=300, batch_size=100)
         >>> data.setup()
         >>> [images.shape for images, labels in data.train_dataloader()]

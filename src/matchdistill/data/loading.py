@@ -24,7 +24,7 @@ def mix_seed(*parts: int | str) -> int:
     A sum would not do: seed 0 in epoch 1 would be seed 1 in epoch 0, and runs with neighbouring seeds would repeat
     each other one epoch later.
 
-    Example:
+    Examples:
         >>> mix_seed("order", 0, 1) == mix_seed("order", 1, 0)
         False
     """
@@ -131,7 +131,7 @@ def balanced_subset(labels: Tensor, size: int, seed: int, first: int = 0) -> Ten
     from place ``first`` on of a random order that all sizes share, so that subsets of one seed can be disjoint; where
     ``first`` is no multiple of the number of classes, they may differ by two.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
         >>> labels[balanced_subset(labels, 5, seed=0)]
         tensor([0, 0, 1, 1, 2])
@@ -154,7 +154,7 @@ def strided_batches(count: int, batch_size: int, rank: int, world: int) -> list[
     Padding with repeated images would bias the metrics; unequal numbers of batches would leave a rank waiting for
     the others, as DistributedDataParallel exchanges buffers in every forward pass, validation included.
 
-    Example:
+    Examples:
         >>> strided_batches(7, 3, rank=0, world=2), strided_batches(7, 3, rank=1, world=2)
         ([[0, 2], [4, 6]], [[1, 3], [5]])
     """

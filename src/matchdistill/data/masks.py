@@ -80,7 +80,7 @@ def run_lengths(mask: dict[str, Any], height: int, width: int) -> NDArray[np.int
     Raises:
         ValueError: they do not make a mask of (height, width).
 
-    Example:
+    Examples:
         >>> run_lengths({"size": [2, 3], "counts": [1, 3, 2]}, 2, 3)
         array([1, 3, 2])
         >>> run_lengths({"size": [2, 3], "counts": "132"}, 2, 3)

@@ -196,7 +196,7 @@ def _region(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def encode_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """A mask (H, W) as COCO's run lengths.
 
-    Example:
+    Examples:
         >>> encode_runs(np.array([[False, True, False], [True, True, False]]))
         {'size': [2, 3], 'counts': [1, 3, 2]}
     """
@@ -217,7 +217,7 @@ EDGES = (
 def outlines(mask: NDArray[np.bool_]) -> list[list[int]]:
     """Polygons [x, y, x, y ...] along the edges of the pixels of a mask (H, W) without holes.
 
-    Example:
+    Examples:
         >>> outlines(np.array([[True, True, False], [False, True, False]]))
         [[0, 0, 2, 0, 2, 2, 1, 2, 1, 1, 0, 1]]
     """

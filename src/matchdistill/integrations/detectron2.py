@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "matchdistill.integrations.detectron2 needs Detectron2, which is built from its repository: "
-        "the README's section 'Detectron2' says how"
+        "docs/howto/detection.md says how"
     ) from error
 
 Batch = list[dict[str, Any]]  # one dictionary for each image, as Detectron2's mappers make it

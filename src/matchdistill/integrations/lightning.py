@@ -48,7 +48,7 @@ class MatchingDistillation(pl.Callback):
         ValueError: `online` among the options; at the start of `fit` a module that optimises manually, or whose optimiser
             does not train the student, a path that it does not have, or as of `MatchingDistiller`.
 
-    Example:
+    Examples:
         >>> callback = MatchingDistillation(nn.Linear(8, 2), student="net", refresh_every=2, loss_weight="paper")
         >>> trainer = pl.Trainer(max_epochs=4, callbacks=[callback], logger=False, enable_checkpointing=False)
     """

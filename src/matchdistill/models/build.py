@@ -46,7 +46,7 @@ def build_model(
     Raises:
         ValueError: an unknown name (the nearest are suggested), weights that do not fit or cannot be had.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = build_model("matchdistill.models:small_resnet", num_classes=4, width=8)
         >>> model(torch.zeros(2, 3, 16, 16)).shape

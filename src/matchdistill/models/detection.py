@@ -81,7 +81,7 @@ def detector(
     Raises:
         ValueError: an unknown architecture, a backbone without these strides, or other values that do not fit.
 
-    Example:
+    Examples:
         >>> model = detector(4, "retinanet", "torchvision:resnet18", pyramid_channels=32, min_size=64).eval()
         >>> sorted(model([torch.zeros(3, 48, 64)])[0])
         ['boxes', 'labels', 'scores']

@@ -27,7 +27,7 @@ def shufflenet_v2_x1_0(num_classes: int = 1000, weights: str | None = None) -> n
         num_classes: size of the head.
         weights: pretrained ones by torchvision's name for them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> shufflenet_v2_x1_0(num_classes=4)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 4])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def small_resnet(num_classes: int = 10, width: int = 32, in_channels: int = 3) -> SmallResNet:
     """A residual network for images of about 16 px: three stages of one block, ``width`` to ``4 * width`` channels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> small_resnet(width=8)(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 10])

@@ -45,7 +45,7 @@ def load_weights(
     Raises:
         ValueError: the file cannot be read as weights or, if strict, does not fit.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "linear.pt")
         >>> torch.save(nn.Linear(4, 2).state_dict(), path)

@@ -274,7 +274,7 @@ class Task(pl.LightningModule):
 def lr_factor(recipe: Training, epoch: float) -> float:
     """The learning rate at a moment in epochs, warm-up by epochs included, relative to `recipe.lr`.
 
-    Example:
+    Examples:
         >>> [round(lr_factor(Training(warmup_epochs=10), epoch), 3) for epoch in (0, 5, 10, 40.9, 41, 91)]
         [0.1, 0.55, 1.0, 1.0, 0.1, 0.001]
     """
@@ -291,7 +291,7 @@ def lr_factor(recipe: Training, epoch: float) -> float:
 def warmup_factor(recipe: Training, step: int) -> float:
     """What the learning rate is multiplied by in the first steps.
 
-    Example:
+    Examples:
         >>> [warmup_factor(Training(warmup_steps=1000), step) for step in (0, 500, 1000, 9000)]
         [0.001, 0.5005, 1.0, 1.0]
     """
@@ -301,7 +301,7 @@ def warmup_factor(recipe: Training, step: int) -> float:
 def metric_label(name: str) -> str:
     """A metric's name as it is shown.
 
-    Example:
+    Examples:
         >>> [metric_label(name) for name in ("top1", "ap50", "mask_ap_small")]
         ['top-1', 'AP50', 'mask AP small']
     """
