@@ -1,4 +1,4 @@
-"""MkDocs hooks: the results beside the pages, links as they stand in the repository, figures, and the commands' help.
+"""MkDocs hooks: the results beside the pages, links as they stand in the repository, figures, help, and a run's page.
 
 The site is laid out as the repository is, with what lies in docs/ at its root. So a link that leads from file to file in the
 repository leads to the same page here.
@@ -7,10 +7,12 @@ repository leads to the same page here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import posixpath
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from figures import drawn  # MkDocs puts this folder on the path
 from mkdocs.structure.files import File, Files
 
 from matchdistill import cli
+from matchdistill.recipe import load_recipe
+from matchdistill.report.page import report
+from matchdistill.training import fit
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (
@@ -30,6 +35,7 @@ RESULTS = (
 )
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")  # of a file, not of another site
 FIGURE = re.compile(r"!\[([^\]]*)\]\((\S*figures/\w+)\.svg\)")
+EXAMPLE = "example-report.html"
 HELP = "<!-- help -->"  # where that of all commands goes
 
 
@@ -47,7 +53,18 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     for name, content in drawn().items():
         files.append(File.generated(config, f"figures/{name}", content=content))
+    files.append(File.generated(config, EXAMPLE, content=example()))
     return files
+
+
+@functools.cache
+def example() -> str:
+    """The page of a short run."""
+    given = ("--training.epochs=12", "--teacher.training.epochs=6", "--distillation.loss_weight=1.0")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "digits")
+        fit(load_recipe("quickstart", *given), out, quiet=True)
+        return report([out])
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -100,3 +100,11 @@ def test_the_commands_show_their_help(site: Path) -> None:
     text = (site / "reference/command-line/index.html").read_text()
     assert all(f'<h2 id="{command}">' in text for command in COMMANDS)
     assert "--trainer.prepare_teacher" in text
+
+
+@pytest.mark.slow
+def test_it_has_the_page_of_a_run(site: Path) -> None:
+    assert 'href="../../example-report.html"' in (site / "howto/report/index.html").read_text()
+    text = (site / "example-report.html").read_text()
+    assert text.count('class="plot"') > 10
+    assert "Not finished" not in text
