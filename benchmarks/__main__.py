@@ -13,6 +13,7 @@ COMMANDS = {
     "online": step.run_online,
     "refresh": refresh.run,
     "adaptive": adaptive.run,
+    "online-matching": adaptive.run_online,
     "assign": assign.run,
     "memory": memory.run,
     "scale": scale.run,

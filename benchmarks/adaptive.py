@@ -1,4 +1,4 @@
-"""How many images a refresh needs: an adaptive one beside one of the paper's 20,000.
+"""How many images a refresh needs: an adaptive one beside one of the paper's 20,000, and one without images of its own.
 
 Features of a ResNet-50 and of a ResNet-18, each trained for a while on Fashion-MNIST, on other real images of it.
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.harness import save
 from matchdistill import MatchingDistiller
 from matchdistill.data.tensors import FASHION_CLASSES, TensorDataset, find_fashion_mnist, load_fashion_mnist
+from matchdistill.distiller import FIRST_CHECK
 from matchdistill.matching import objective
 from matchdistill.refresh import doublings
 
@@ -79,8 +80,55 @@ def measure(
         return found
 
     results["adaptive"] = [tried(max_images=len(numbers), tolerance=tolerance) for _ in range(orders)]
-    results["fixed"] = [tried(max_images=count) for count in doublings(256, min(5000, len(numbers)))]
+    results["fixed"] = [tried(max_images=count) for count in doublings(FIRST_CHECK, min(5000, len(numbers)))]
     return results
+
+
+def networks(size: int, train: int, root: Path | None, device: str) -> tuple[MatchingDistiller, TensorDataset, Tensor]:
+    """Teacher and student, the images, and the numbers of those that neither was trained on."""
+    torch.manual_seed(0)
+    data = TensorDataset(load_fashion_mnist(find_fashion_mnist(root, download=False))[0].resized(size))
+    numbers = torch.randperm(len(data))
+    both = [
+        trained(make(num_classes=len(FASHION_CLASSES)), data, numbers[:train], device)
+        for make in (torchvision.models.resnet50, torchvision.models.resnet18)
+    ]
+    example = torch.zeros(2, 3, size, size, device=device)
+    return MatchingDistiller(both[0], both[1], example=example), data, numbers[train:]
+
+
+def measure_online(
+    distiller: MatchingDistiller, data: TensorDataset, numbers: Tensor, steps: int, every: int, device: str
+) -> dict[str, Any]:
+    """What the matching by the features of steps that change the student lacks to one of images with the student after them.
+
+    The first images are those of the steps, all are those of the other matching.
+    """
+    taken = numbers[: steps * BATCH]
+    distiller.refresh(Batches(data, taken[: 4 * BATCH], device))
+    distiller.online = every
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.02, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    distiller.train()
+    for images, labels in Batches(data, taken, device):
+        output, loss = distiller(images)
+        optimizer.zero_grad()
+        (F.cross_entropy(output, labels) + loss).backward()
+        optimizer.step()
+    before = [position.index.clone() for position in distiller.positions]
+    summed = distiller.refresh()[0].images
+    online = [position.index.clone() for position in distiller.positions]
+    matchings = distiller.refresh(Batches(data, numbers, device), max_images=len(numbers))
+
+    def lacks(indices: list[Tensor]) -> list[float]:
+        pairs = zip(matchings, indices, strict=True)
+        return [objective(matching.cost, index) / matching.mean_cost - 1 for matching, index in pairs]
+
+    return {
+        "steps": steps,
+        "every": every,
+        "images": {"online": summed, "full": matchings[0].images},
+        "excess": {"online": lacks(online), "kept": lacks(before)},
+    }
 
 
 def run(
@@ -105,13 +153,34 @@ def run(
         orders: how many orders of the images it is tried on.
         root: folder of Fashion-MNIST; default: where Debian's package has it.
     """
-    torch.manual_seed(0)
-    data = TensorDataset(load_fashion_mnist(find_fashion_mnist(root, download=False))[0].resized(size))
-    numbers = torch.randperm(len(data))
-    networks = [
-        trained(make(num_classes=len(FASHION_CLASSES)), data, numbers[:train], device)
-        for make in (torchvision.models.resnet50, torchvision.models.resnet18)
-    ]
-    distiller = MatchingDistiller(networks[0], networks[1], example=torch.zeros(2, 3, size, size, device=device))
-    found = measure(distiller, data, numbers[train:][:images], tolerance, orders, device)
+    distiller, data, numbers = networks(size, train, root, device)
+    found = measure(distiller, data, numbers[:images], tolerance, orders, device)
     save(json, "adaptive", device, {"size": size, "trained on": train, "tolerance": tolerance, **found})
+
+
+def run_online(
+    device: Literal["cpu", "cuda"] = "cpu",
+    json: Path | None = None,
+    size: int = 64,
+    images: int = 5_000,
+    train: int = 6_000,
+    steps: int = 60,
+    every: int = 10,
+    root: Path | None = None,
+) -> None:
+    """Match by what training steps have summed, and set that beside a matching of images with the student after them.
+
+    Args:
+        device: where.
+        json: file of the results; default: under benchmarks/results/speed.
+        size: pixels of a side of the images.
+        images: images of the other matching.
+        train: other images that both networks are trained on.
+        steps: of the distillation, of 64 images each.
+        every: steps from one that sums to the next.
+        root: folder of Fashion-MNIST; default: where Debian's package has it.
+    """
+    distiller, data, numbers = networks(size, train, root, device)
+    found = measure_online(distiller, data, numbers[:images], steps, every, device)
+    print(found, flush=True)
+    save(json, "online-matching", device, {"size": size, "trained on": train, **found})

@@ -264,6 +264,23 @@ def _adaptive(found: dict[str, Any]) -> tuple[str, str]:
     return "An adaptive refresh", text + table(("", "images", "s", *columns), rows)
 
 
+def _online_matching(found: dict[str, Any]) -> tuple[str, str]:
+    names = {"online": f"summed by every {found['every']}th step", "kept": "that from before the steps"}
+    rows = [(names[kind], *(f"{100 * value:.3f}" for value in values)) for kind, values in found["excess"].items()]
+    columns = tuple(f"position {number}, %" for number in range(len(rows[0]) - 1))
+    text = _ONLINE.format(trained=found["trained on"], steps=found["steps"], **found["images"])
+    return "The matching of an online refresh", text + table(("matching", *columns), rows)
+
+
+_ONLINE = """\
+ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, then {steps} steps of distillation, whose
+features of {online:,} images are summed while the student changes. In percent, how much more the matching costs than that of
+{full:,} images with the student as it is after the steps, on all of these. What it does to the student's accuracy is in
+[the study](../benchmarks/results/transfer_online_study.md).
+
+"""
+
+
 _ADAPTIVE = """\
 ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, matched on others. In percent, how much more
 the matching costs than that of {images:,} images (which took {seconds:.0f} s), both on all of these.
@@ -272,7 +289,7 @@ With a tolerance of {tolerance:g} a refresh stops once a matching of half of its
 matchings of two halves of the batches are each tried on the other half, where that one's own is the best. What lies between
 has two parts, on average and to first order equal: what the one lacks on images that it was not made for, and what the other
 gains on those that it was; so half of it is what a matching of half of the images lacks. That of both halves together, which
-is the one taken, lacks about half as much. It is looked at after 256 images and at each doubling.
+is the one taken, lacks about half as much. It is looked at after 240 images and at each doubling.
 
 """
 
@@ -351,6 +368,7 @@ _SHOWN: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "online": _online,
     "refresh": _refresh,
     "adaptive": _adaptive,
+    "online-matching": _online_matching,
     "assign": _assign,
     "profile": _profile,
     "memory": _memory_table,

@@ -215,6 +215,8 @@ def write(name: str, recipe: str, given: list[str], found: dict[str, dict[str, f
     about = (__doc__ or "").partition("    python")[0].strip()
     named = [f"--name {name}"] if name != recipe else []
     more = [f"--recipe {recipe}", *named, *([f"--set {' '.join(given)}"] if given else [])]
+    if named and len(found) < len(VARIANTS):  # not one that grows, variant by variant
+        more.append("-- " + " ".join(f'"{variant}"' for variant in found))
     command = f"`python benchmarks/transfer_study.py --out runs/{name} {' '.join(more)}`"
     text = f"# The study of {name}\n\n{command}\n\n{about}\n\n{markdown(found)}"
     atomic_write(results / f"{name}_study.md", lambda path: path.write_text(text))

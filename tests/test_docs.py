@@ -243,6 +243,9 @@ def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
             monkeypatch.setenv(name, value)
+    for block in found:
+        if block.title is not None:  # a module of the page may have the name of one of the tests'
+            monkeypatch.delitem(sys.modules, Path(block.title).stem, raising=False)
     page = Page()
     for block in found:
         page.run(block)
