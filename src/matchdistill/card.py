@@ -13,7 +13,7 @@ from torch import nn
 
 from matchdistill.data.images import preparation
 from matchdistill.export import Format
-from matchdistill.files import atomic_write, write_json
+from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.folder import RECIPE
 from matchdistill.models import weights_file
 from matchdistill.models.build import ANY_PRETRAINED
@@ -39,7 +39,7 @@ def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: there is none, or it is damaged; or files of the folder that are no export's have the names of those to
-            be written.
+            be written, or are of another student.
     """
     if not (run / RECIPE).is_file():
         raise ValueError(
@@ -49,7 +49,16 @@ def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
         if path.exists() and "matchdistill" not in path.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
     values = read_recipe(run / RECIPE)
-    return plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    recipe = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    if (folder / CONFIG).exists():
+        there, student = read_json(folder / CONFIG), recipe["student"]["name"]
+        name = there.get("name") or f"timm:{there.get('architecture')}"
+        if name not in (student, student.partition(".")[0]):
+            raise ValueError(
+                f"{folder / CONFIG} describes another student, {name}, than {student}: name a file in another folder by "
+                "--out"
+            )
+    return recipe
 
 
 def write_card(

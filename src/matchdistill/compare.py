@@ -21,11 +21,12 @@ from rich.table import Table
 from matchdistill.building import build_module
 from matchdistill.files import atomic_write, write_json
 from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim
+from matchdistill.messages import attempt
 from matchdistill.recipe import Recipe
 from matchdistill.report.page import write_report
 from matchdistill.summary import metric_of, shown, summarise
 from matchdistill.tasks.base import metric_label
-from matchdistill.training import attempt, fit
+from matchdistill.training import fit
 
 TABLE = "metrics.csv"
 
@@ -78,6 +79,7 @@ def compare(
     if trains_teacher:
         recipe.for_teacher().data.setup()
     claim(recipe, out)
+    (out / CELLS).mkdir(exist_ok=True)  # it tells a comparison from a run
     cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
     if trains_teacher:
         terminal.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
@@ -98,6 +100,7 @@ def compare(
             results[cell] = outcome
             terminal.print(f"{cell.method}, seed {cell.seed}: {_told(outcome)}", highlight=False)
     if failures:
+        attempt("write the page", lambda: write_report([out]))
         told = "; ".join(f"{outcome} ({', '.join(places)})" for outcome, places in failures.items())
         kept = f", the others are kept in {out}" if results else ""
         failed = len(cells) - len(results)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ def cause(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def attempt(what: str, work: Callable[[], object]) -> None:
+    """Do what the results do not depend on; if it fails, a warning says so."""
+    try:
+        work()
+    except Exception as error:  # whatever it is
+        warnings.warn(f"could not {what}: {cause(error)}", stacklevel=2)
 
 
 def console(quiet: bool = False) -> Console:

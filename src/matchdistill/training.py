@@ -7,7 +7,6 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,11 @@ from matchdistill.folder import (
     save_student,
 )
 from matchdistill.matching import Matching
-from matchdistill.messages import cause, console
+from matchdistill.messages import attempt, cause, console
 from matchdistill.models import load_weights
 from matchdistill.recipe import Recipe
 from matchdistill.report.evidence import Evidence, look
-from matchdistill.report.page import write_report
+from matchdistill.report.page import REPORT, write_report
 from matchdistill.settings import Machine
 from matchdistill.tasks.base import Task, metric_label
 
@@ -72,6 +71,8 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     if first:
         check_folder(recipe, out, resume, other=CELLS)
     if (done := read_metrics(out)) is not None:
+        if first and not (out / REPORT).exists():  # the run was cut as it made it
+            attempt("write the page", lambda: write_report([out]))
         return done
     terminal = console(quiet=quiet or not first)
     started = time.monotonic()
@@ -109,21 +110,11 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     }
     if trainer.is_global_zero:
         save_student(module.network(), recipe, data, out)
-        # What there is to see must not be what a training of days fails by.
-        module.to(trainer.strategy.root_device)
-        attempt("look at the student", lambda: look(module, data, out))
         write_json(out / METRICS, metrics)
+        look(module, data, out, trainer.strategy.root_device)
         attempt("write the page", lambda: write_report([out]))
     trainer.strategy.barrier()
     return metrics
-
-
-def attempt(what: str, work: Callable[[], object]) -> None:
-    """Do what the results do not depend on; if it fails, a warning says so."""
-    try:
-        work()
-    except Exception as error:  # whatever it is
-        warnings.warn(f"could not {what}: {cause(error)}", stacklevel=2)
 
 
 def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:

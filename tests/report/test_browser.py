@@ -151,6 +151,17 @@ def test_positions_and_channels_are_chosen_by_keyboard(opened, classification):
     assert page.locator("[data-of='channel1.0']:not([hidden])").count() == 1
 
 
+def test_charts_fit_a_screen_that_was_turned_while_they_were_hidden(opened, classification):
+    page = opened(classification)
+    drawn(page)
+    position = page.locator("select[data-group='position1']")
+    position.select_option("0")
+    page.set_viewport_size({"width": 390, "height": 900})
+    position.select_option("2")
+    drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_charts_follow_the_colour_scheme(opened, classification):
     page = opened(classification)
     drawn(page)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import oracles
 from matchdistill.building import build_module
 from matchdistill.capture import Capture
 from matchdistill.files import read_json
-from matchdistill.models import load_weights
+from matchdistill.models import load_weights, save_weights
 from matchdistill.report import evidence
 from matchdistill.settings import Distillation, Training
 from matchdistill.taps import Tap
@@ -25,6 +26,10 @@ from matchdistill.training import fit
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
 EVERY = ("--distillation.method=mgd-amp", "--distillation.refresh_every=1")
+
+
+class StopError(Exception):
+    pass
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.integers(0, 2**16))
@@ -65,6 +70,55 @@ def test_operations_and_latency():
     assert 0 < found["latency"] < 1
 
 
+def test_operations_of_attention():
+    """Projections of 3 + 1 matrices, and two products of tokens with tokens; not every kernel's are counted."""
+    tokens, width = 6, 8
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+        def forward(self, values):
+            return self.attention(values, values, values, need_weights=False)[0]
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    found = evidence.measured(Attends().eval(), torch.zeros(1, tokens, width))
+    assert found["operations"] == 2 * (4 * tokens * width * width + 2 * tokens * tokens * width)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_evidence_is_readable_by_whom_the_results_are(tmp_path):
+    before = os.umask(0o022)
+    try:
+        evidence.save(tmp_path / "seen.safetensors", {"a": torch.zeros(1)}, {})
+        save_weights(nn.Linear(1, 1), tmp_path / "student.safetensors")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [0o644, 0o644]
+
+
+def test_damaged_evidence_does_not_stop_the_training(tiny, tmp_path, monkeypatch):
+    """A run that was cut goes on, whatever is wrong with what it has left to see."""
+    losses, seen = Classification.batch_losses, []
+
+    def cut(self, batch):
+        seen.append(batch)
+        if len(seen) == 5:
+            raise StopError
+        return losses(self, batch)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(Classification, "batch_losses", cut)
+    with pytest.raises(StopError):
+        fit(tiny(*EVERY), out, quiet=True)
+    monkeypatch.setattr(Classification, "batch_losses", losses)
+    (out / evidence.REFRESHES).write_text('{"refreshes": [')
+    with pytest.warns(UserWarning, match=r"could not keep .*: ValueError: .*refreshes\.json"):
+        fit(tiny(*EVERY), out, resume=True, quiet=True)
+    assert (out / "metrics.json").exists()
+
+
 def test_what_is_saved_is_loaded(tmp_path):
     path = tmp_path / "seen.safetensors"
     assert evidence.load(path) is None
@@ -72,7 +126,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     tensors, told = evidence.load(path)
     assert (tensors["a"].tolist(), tensors["b"].tolist(), told) == ([1.5], [[7]], {"told": ["x", None, 0.25]})
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"seen\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"seen\.safetensors is damaged .*: remove it"):
         evidence.load(path)
 
 
@@ -154,10 +208,6 @@ def test_refreshes_are_kept_as_they_come(tiny, tmp_path):
     assert logged["student"]["operations"] < logged["teacher"]["operations"]
 
 
-class StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("online", ["0", "1"])
 @pytest.mark.parametrize("at", [4, 7])
 def test_a_run_that_goes_on_keeps_the_refreshes_of_one_that_was_not_cut(tiny, tmp_path, monkeypatch, online, at):
@@ -185,14 +235,24 @@ def test_a_run_that_goes_on_keeps_the_refreshes_of_one_that_was_not_cut(tiny, tm
     assert [each["step"] for each in found[0]] == [0, 3, 6]
 
 
-def test_a_look_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "what", "left"),
+    [
+        ("measured", "measure the networks", {evidence.PICTURES, evidence.FINAL}),
+        ("_maps", "take pictures", {evidence.FINAL}),
+        ("ignored", "compare the student with its teacher", {evidence.PICTURES}),
+    ],
+)
+def test_a_look_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch, part, what, left):
     def fails(*_):
         raise RuntimeError("no space on the moon")
 
-    monkeypatch.setattr("matchdistill.training.look", fails)
-    with pytest.warns(UserWarning, match="could not look at the student: RuntimeError: no space on the moon"):
-        metrics = fit(tiny(), tmp_path / "run", quiet=True)
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    monkeypatch.setattr(evidence, part, fails)
+    out = tmp_path / "run"
+    with pytest.warns(UserWarning, match=f"could not {what}: RuntimeError: no space on the moon"):
+        metrics = fit(tiny(*EVERY), out, quiet=True)
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert left == {name for name in (evidence.PICTURES, evidence.FINAL) if (out / name).exists()}
 
 
 @pytest.mark.parametrize("method", ["none", "kd", "fitnets"])

@@ -2,15 +2,18 @@
 
 import json
 import re
+import shutil
+import tempfile
 import webbrowser
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from matchdistill import cli
 from matchdistill.compare import compare
-from matchdistill.report import evidence
+from matchdistill.report import charts, evidence
 from matchdistill.report.page import _si, networks, report, write_report
 from matchdistill.report.runs import Run, cells
 from matchdistill.tasks.classification import Classification
@@ -32,7 +35,7 @@ def assert_self_contained(page):
     """Nothing is fetched from anywhere, and it is small."""
     assert len(page.encode()) < LARGEST
     for address in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]+)""", page.partition('id="library"')[0]):
-        assert address.startswith(("data:", "cells/")), address
+        assert address.startswith(("data:", "cells/", "#")), address
     assert "@import" not in page
 
 
@@ -133,14 +136,19 @@ def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
     losses = [trace["name"] for trace in curves["data"] if trace["yaxis"] == "y"]
     assert losses == ["none, seed 0", "mgd-amp, seed 0"]
     found = networks([Run.of(Path(folder)) for folder in folders])
-    assert [row["role"] for row in found["rows"]] == ["teacher", "student alone (none, seed 0)", "mgd-amp, seed 0"]
+    assert [row["role"] for row in found["rows"]] == [
+        "teacher, small_resnet",
+        "student alone (none, seed 0)",
+        "mgd-amp, seed 0",
+    ]
 
 
 def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
-    """Cut in its first epoch, then in its second."""
+    """Cut in its first epoch, and again in its second: losses are by step before there are epochs."""
     out = tmp_path / "run"
     losses = Classification.batch_losses
-    for at, charts in ((2, 5), (2, 5)):
+    arguments = (*EVERY, "--training.epochs=4")
+    for at, expected in ((2, [0, 1]), (5, [2])):
         seen = []
 
         def cut(self, batch, seen=seen, at=at):
@@ -151,17 +159,30 @@ def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Classification, "batch_losses", cut)
         with pytest.raises(KeyError):
-            fit(tiny(*EVERY, "--training.epochs=4"), out, resume=True, quiet=True)
+            fit(tiny(*arguments), out, resume=True, quiet=True)
         page = write_report([out]).read_text()
         assert_self_contained(page)
         assert "Not finished:" in page
-        assert len(figures(page)) >= charts
-        monkeypatch.setattr(Classification, "batch_losses", losses)
-    fit(tiny(*EVERY, "--training.epochs=4"), out, resume=True, quiet=True)
-    page = (out / "report.html").read_text()
-    assert "Not finished:" not in page
-    steps = [point.step for point in Run.of(out).curves["train/task_step"]]
-    assert steps == sorted(set(steps)) == list(range(12))
+        shown = figures(page)
+        assert len(shown) >= 4
+        assert [trace["x"] for trace in shown[0]["data"] if trace["name"] == "loss"] == [expected]
+    monkeypatch.setattr(Classification, "batch_losses", losses)
+    fit(tiny(*arguments), out, resume=True, quiet=True)
+    assert "Not finished:" not in (out / "report.html").read_text()
+    for name in ("train/loss", "val/top1", "seconds/epoch"):
+        assert [point.epoch for point in Run.of(out).curves[name]] == [0, 1, 2, 3]
+
+
+def test_the_total_of_the_losses_by_step(tmp_path):
+    folder = tmp_path / "logs" / "version_0"
+    folder.mkdir(parents=True)
+    (tmp_path / "recipe.yaml").write_text("distillation: {method: mgd-amp}")
+    (folder / "metrics.csv").write_text(
+        "epoch,step,train/task_step,train/features_0_step,train/features_1_step\n0,0,1,2,3\n0,1,4,5,6\n"
+    )
+    (tmp_path / "logs" / "version_0_old").mkdir()
+    (tmp_path / "logs" / "version_0_old" / "metrics.csv").write_text("what, ever\n")
+    assert charts.losses(Run.of(tmp_path)) == [(0, 0, 6.0), (1, 0, 15.0)]
 
 
 def test_a_run_that_has_only_begun(tiny, tmp_path):
@@ -174,8 +195,6 @@ def test_a_run_that_has_only_begun(tiny, tmp_path):
 
 
 def test_a_comparison_that_has_only_begun(runs, tmp_path, tiny):
-    import shutil
-
     shutil.copytree(runs, tmp_path / "grid")
     for name in ("metrics.json", "cells/mgd-amp/seed1/metrics.json", "cells/mgd-amp/seed1/report.html"):
         (tmp_path / "grid" / name).unlink()
@@ -186,6 +205,140 @@ def test_a_comparison_that_has_only_begun(runs, tmp_path, tiny):
     for run in cells(tmp_path / "grid"):
         (run.folder / "metrics.json").unlink(missing_ok=True)
     assert "No run is finished so far." in report([tmp_path / "grid"])
+
+
+def test_a_folder_near_the_root(tiny):
+    with tempfile.TemporaryDirectory() as folder:
+        fit(tiny(*EVERY), Path(folder), resume=True, quiet=True)
+        assert (Path(folder) / "report.html").exists()
+
+
+def test_the_page_of_a_cell_knows_the_student_alone_whatever_came_first(tiny, tmp_path, monkeypatch):
+    """Its page is written anew with that of the comparison; by whatever name its folder is given."""
+    compare(tiny(), tmp_path, ["mgd-amp", "none"], 1)
+    cell = tmp_path / "cells/mgd-amp/seed0"
+    assert "student alone (none, seed 0)" in (cell / "report.html").read_text()
+    monkeypatch.chdir(cell)
+    assert "student alone (none, seed 0)" in report([Path()])
+
+
+def test_a_comparison_whose_runs_failed_has_a_page(tiny, tmp_path, monkeypatch):
+    def fails(recipe, *_, **__):
+        if recipe.distillation.method == "mgd-amp":
+            raise ValueError("no luck")
+        return fit(recipe, *_, **__)
+
+    monkeypatch.setattr("matchdistill.compare.fit", fails)
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
+        compare(tiny(), tmp_path, ["none", "mgd-amp"], 1)
+    assert "cells/none/seed0/report.html" in (tmp_path / "report.html").read_text()
+
+
+def test_means_are_of_finished_runs(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "grid")
+    (tmp_path / "grid/cells/none/seed1/metrics.json").unlink()
+    done = [run for run in cells(tmp_path / "grid") if run.name == "none, seed 0"]
+    figure = charts.by_method(cells(tmp_path / "grid"), "top1").figure
+    (mean,) = [trace for trace in figure.data if trace.name == "none"]
+    assert list(mean.y) == [point.value for point in done[0].curves["val/top1"]]
+
+
+def test_a_run_cut_as_its_page_was_made(tiny, tmp_path, monkeypatch):
+    """It is finished; what can be made without its networks is made when it is resumed."""
+    out = tmp_path / "run"
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr("matchdistill.training.look", cut)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny(*EVERY), out, quiet=True)
+    assert not (out / "report.html").exists()
+    assert fit(tiny(*EVERY), out, resume=True, quiet=True) == json.loads((out / "metrics.json").read_text())
+    page = (out / "report.html").read_text()
+    assert "Not finished:" not in page
+    assert "at the last refresh" in page
+
+
+DAMAGE = {
+    "recipe.yaml": "distillation: abc",
+    "evidence/costs.json": '{"student": {"operations": 3}}',
+    "evidence/refreshes.json": '{"refreshes": [{"step": 0, "epoch": 0, "images": 3, "seconds": 1, "cost": [1, 2, 3]}]}',
+    "evidence/pictures.safetensors": "no tensors",
+    "evidence/final.safetensors": "",
+    "logs/version_0/metrics.csv": "epoch,step,train/loss\n0,0,5.95e-\n",
+    "metrics.json": '{"method": "x", "seed": 0, "epochs": 1, "student": {"top1": null}, "teacher": {}, "parameters": {}, '
+    '"corrupt_images": [], "seconds": 1}',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_told_in_one_line(runs, tmp_path, capsys, name):
+    shutil.copytree(runs / "cells/mgd-amp/seed0", tmp_path / "run")
+    (tmp_path / "run" / name).write_text(DAMAGE[name])
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("matchdistill: error: ")
+    assert str(tmp_path / "run") in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["first", "last", "final", "pictures"])
+def test_what_is_missing_is_left_out(runs, tmp_path, missing):
+    shutil.copytree(runs / "cells/mgd-amp/seed0", tmp_path / "run")
+    (tmp_path / "run" / f"evidence/{missing}.safetensors").unlink()
+    assert len(figures(report([tmp_path / "run"]))) > 10
+
+
+def test_the_run_of_an_older_version(runs, tmp_path):
+    """It left no evidence: its results, its curves, its time."""
+    shutil.copytree(runs / "cells/mgd-amp/seed0", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evidence")
+    log = tmp_path / "run/logs/version_0/metrics.csv"
+    log.write_text(log.read_text().replace("seconds/", "other/"))
+    page = report([tmp_path / "run"])
+    curves, times = figures(page)
+    seconds = json.loads((tmp_path / "run/metrics.json").read_text())["seconds"]
+    assert [trace["x"] for trace in times["data"]] == [[seconds]]
+    assert curves["data"]
+
+
+def test_a_page_that_cannot_be_written(runs, tmp_path, capsys):
+    assert cli.main(["report", str(runs / "cells/none/seed0"), "--out", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+class Matched:
+    """What is kept of a position, of this width."""
+
+    def __init__(self, students, teachers):
+        self.index = torch.randperm(teachers).reshape(students, -1)
+        self.margin, self.margin_norm = torch.zeros(students), None
+        self.name, self.teacher, self.student = "teacher -> student", "teacher", "student"
+        self.teacher_channels, self.student_channels = teachers, students
+
+
+def test_pages_of_large_networks_are_small(runs, tmp_path):
+    """ResNet-50 to ResNet-18 at 224 px and with more positions; two runs, and six."""
+    torch.manual_seed(0)
+    widths, sides = [64, 64, 128, 128, 256, 256, 512, 512], [56, 56, 28, 28, 14, 14, 7, 7]
+    positions = [Matched(width, 4 * width) for width in widths]
+    folders = [tmp_path / f"run{number}" for number in range(6)]
+    for folder in folders:
+        shutil.copytree(runs / "cells/mgd-amp/seed0", folder)
+        costs = [torch.rand(width, 4 * width) * 4 for width in widths]
+        for name in (evidence.FIRST, evidence.LAST, evidence.FINAL):
+            evidence.save_matched(folder / name, positions, costs, {"ignored": [0.5] * 8, "images": 1})
+        tensors = {f"image{number}": torch.randint(256, (3, 224, 224), dtype=torch.uint8) for number in range(4)}
+        for number, side in enumerate(sides):
+            tensors |= {f"{name}{number}": torch.randn(8, 4, side, side) for name in ("student", "target")}
+            tensors[f"members{number}"] = torch.randn(8, 4, 4, side, side)
+        about = {"channels": list(range(8)), "similarity": [0.5] * 8, "members": [[1, 2, 3, 4]] * 8, "group": 4}
+        told = {"images": [{"truth": "x"}] * 4, "positions": [about] * 8}
+        evidence.save(folder / evidence.PICTURES, tensors, told)
+    for count in (1, 2, 4, 6):
+        assert_self_contained(report(folders[:count]))
 
 
 def test_names_are_text_and_not_markup(tiny, tmp_path):

@@ -83,7 +83,8 @@ class MatchingDistillation(pl.Callback):
                 f"{type(pl_module).__name__} optimises manually: its loss cannot be added to; use MatchingDistiller in its "
                 "training_step"
             )
-        teacher = trainer.precision_plugin.convert_module(self.teacher).to(pl_module.device)
+        # A copy, as a precision may change the weights for good.
+        teacher = trainer.precision_plugin.convert_module(copy.deepcopy(self.teacher)).to(pl_module.device)
         distiller = MatchingDistiller(teacher, resolve(pl_module, self.student), **self.options)
         try:
             _train(distiller, trainer.optimizers[0])

@@ -95,19 +95,12 @@ def save_weights(module: nn.Module, path: Path) -> None:
     Raises:
         OSError: the file cannot be written, for example as the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Copies: the format takes no tensors that share memory, as tied weights do.
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(weights, str(temporary))
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {cause(error)}") from error
-
-    atomic_write(path, write)
+    content = save(weights)  # as bytes: the library would make a file that only its owner can read
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _differ_by_classes(shapes: list[tuple[Size, Size]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,11 @@ from matchdistill.tasks.base import metric_label
 
 # Okabe and Ito's, which are told apart with any colour vision; their yellow is too pale on white, black on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
+WHEN = {
+    "first": "before training, at the first refresh",
+    "last": "at the last refresh",
+    "final": "after training, by the matching in force",
+}
 MOST_POINTS = 500  # of a curve
 MOST_MARKS = 60  # refreshes marked by a line
 
@@ -49,17 +55,18 @@ def curves(runs: Sequence[Run]) -> Chart | None:
     single = runs[0] if len(runs) == 1 else None
     rows: dict[str, list[tuple[str, list[Point]]]] = {"loss": [], "features": [], label: [], "matching cost": []}
     for run in runs:
-        rows["loss"].append((run.name, run.curves.get("train/loss", [])))
-        rows[label].append((run.name, run.curves.get(metric, [])))
+        name = escape(run.name)  # Plotly takes some markup
+        rows["loss"].append((name, losses(run)))
+        rows[label].append((name, run.curves.get(metric, [])))
         costs = [[Point(r["step"], r["epoch"], cost) for cost in r["cost"]] for r in run.refreshes]
         if single is None:
-            rows["features"].append((run.name, run.curves.get("train/features", [])))
+            rows["features"].append((name, run.curves.get("train/features", [])))
             means = [Point(*each[0][:2], float(np.mean([point.value for point in each]))) for each in costs]
-            rows["matching cost"].append((run.name, means))
+            rows["matching cost"].append((name, means))
         else:
             for number, each in enumerate(zip(*costs, strict=True)):
-                name = f"position {number}"
-                rows["features"].append((name, run.curves.get(f"train/features_{number}_epoch", [])))
+                name, logged = f"position {number}", f"train/features_{number}"
+                rows["features"].append((name, run.curves.get(f"{logged}_epoch") or run.curves.get(logged, [])))
                 rows["matching cost"].append((name, list(each)))
             if not costs:
                 rows["features"].append(("features", run.curves.get("train/features", [])))
@@ -99,6 +106,18 @@ def curves(runs: Sequence[Run]) -> Chart | None:
     return Chart(_layout(figure, 120 + 170 * len(rows)), f"Training. {' '.join(said)}{marks}")
 
 
+def losses(run: Run) -> list[Point]:
+    """The total loss by epoch; before the end of the first one the sum of what was logged by step."""
+    if loss := run.curves.get("train/loss"):
+        return loss
+    totals: dict[int, Point] = {}
+    for name, points in run.curves.items():
+        for point in points if name.startswith("train/") else ():
+            before = totals.get(point.step, point._replace(value=0.0))
+            totals[point.step] = before._replace(value=before.value + point.value)
+    return [totals[step] for step in sorted(totals)]
+
+
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     """So few that the page stays small, with the last."""
     every = -(-len(points) // MOST_POINTS)
@@ -107,8 +126,8 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
 
 def _course(run: Run, metric: str, label: str) -> str:
     said = []
-    if loss := run.curves.get("train/loss"):
-        said.append(f"the loss goes from {loss[0].value:.4g} to {loss[-1].value:.4g} in {loss[-1].epoch + 1} epochs")
+    if loss := losses(run):
+        said.append(f"the loss goes from {loss[0].value:.4g} to {loss[-1].value:.4g} in {loss[-1].step + 1} steps")
     if values := run.curves.get(metric):
         best = max(point.value for point in values)
         said.append(f"{label} ends at {values[-1].value:.2%} (best {best:.2%})")
@@ -130,12 +149,15 @@ def seconds(run: Run) -> dict[str, float]:
         "refreshes": refreshes,
         "validation": validation,
     }
+    if not epochs and run.metrics:  # of an older version
+        inside = run.teacher is not None and run.teacher.folder.parent == run.folder
+        found["training"] = run.metrics["seconds"] - (teacher if inside else 0.0)
     return {name: value for name, value in found.items() if value > 0}
 
 
 def times(runs: Sequence[Run]) -> Chart | None:
     """Where the time went, a bar for each run."""
-    spent = {run.name: seconds(run) for run in runs}
+    spent = {escape(run.name): seconds(run) for run in runs}
     parts = list(dict.fromkeys(part for own in spent.values() for part in own))
     if not parts:
         return None
@@ -200,7 +222,7 @@ def heat(run: Run, number: int, moment: str) -> Chart:
         go.Heatmap(
             z=values.numpy(),
             zmin=0,
-            zmax=4 if float(values.max()) > 2.5 else 2.5,
+            zmax=4,
             colorscale="Viridis",
             reversescale=True,
             colorbar={"title": "cost", "thickness": 12},
@@ -209,11 +231,7 @@ def heat(run: Run, number: int, moment: str) -> Chart:
     )
     figure.update_xaxes(title_text=f"{teachers} teacher channels", showticklabels=False)
     figure.update_yaxes(title_text=f"{students} student channels", showticklabels=False, autorange="reversed")
-    when = {
-        "first": "before training, at the first refresh",
-        "last": "at the last refresh",
-        "final": "after training, by the matching in force",
-    }[moment]
+    when = WHEN[moment]
     each = "" if max(blocks) == 1 else f" Each cell is the mean of up to {blocks[0]} x {blocks[1]} pairs."
     matched = about["mean cost"]
     return Chart(
@@ -226,12 +244,12 @@ def heat(run: Run, number: int, moment: str) -> Chart:
 def similarity(run: Run, number: int) -> Chart:
     """The similarity of every student channel to its group, before and after the training."""
     figure = go.Figure()
-    moments = [(name, run.matched[name]) for name in ("first", "final") if name in run.matched]
+    moments = [(name, run.matched[name]) for name in run.moments]
     order = moments[-1][1][0][f"similarity{number}"].float().nan_to_num(-2).argsort(descending=True, stable=True)
     said = []
     for place, (moment, (tensors, _)) in enumerate(moments):
         values, index = tensors[f"similarity{number}"].float(), tensors[f"index{number}"]
-        when = "before training" if moment == "first" else "after training"
+        when = WHEN[moment].partition(",")[0]
         figure.add_scatter(
             y=values[order].numpy(),
             customdata=[f"student channel {own}<br>{_members(index[own])}" for own in order.tolist()],
@@ -299,7 +317,7 @@ def differences(summary: Sequence[dict[str, Any]], metric: str, base: str = "non
 
 
 def by_method(runs: Sequence[Run], metric: str) -> Chart | None:
-    """The metric by epoch: a thin line for each run, a thick one for the mean of a method."""
+    """The metric by epoch: a thin line for each run, a thick one for the mean of a method's finished runs."""
     methods = list(dict.fromkeys(run.method for run in runs))
     figure, said = go.Figure(), []
     for number, method in enumerate(methods):
@@ -314,21 +332,23 @@ def by_method(runs: Sequence[Run], metric: str) -> Chart | None:
                 showlegend=False,
                 hoverinfo="skip",
             )
-        if lines:
-            epochs = sorted(set.intersection(*({point.epoch for point in points} for points in lines)))
-            by_epoch = [{point.epoch: point.value for point in points} for points in lines]
+        done = [run.curves.get(f"val/{metric}", []) for run in runs if run.method == method and run.metrics]
+        if done:
+            epochs = sorted(set.intersection(*({point.epoch for point in points} for points in done)))
+            by_epoch = [{point.epoch: point.value for point in points} for points in done]
             means = [float(np.mean([values[epoch] for values in by_epoch])) for epoch in epochs]
             figure.add_scatter(
                 x=[epoch + 1 for epoch in epochs], y=means, name=method, line={"width": 3, "color": colour(number)}
             )
             if means:
-                said.append(f"{method} {means[-1]:.2%} over {len(lines)} runs")
-    if not said:
+                said.append(f"{method} {means[-1]:.2%} over {len(done)} runs")
+    if not figure.data:
         return None
     figure.update_layout(xaxis_title="epoch", yaxis_title=metric_label(metric), yaxis_tickformat=".0%")
     return Chart(
         _layout(figure, 380),
-        f"{metric_label(metric)} by epoch, thin lines by run, thick ones their mean. At the end {', '.join(said)}.",
+        f"{metric_label(metric)} by epoch, thin lines by run, thick ones the mean of those that are finished. At the end "
+        f"{', '.join(said) or 'there is none yet'}.",
     )
 
 

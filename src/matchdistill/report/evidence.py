@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.functional import ignored
 from matchdistill.matching import Matching
+from matchdistill.messages import attempt, cause
 from matchdistill.tasks.base import Task
 from matchdistill.trace import evaluating
 
@@ -41,7 +42,7 @@ PICTURES = f"{FOLDER}/pictures.safetensors"
 
 LOOKED_AT = 512  # training images that the final student is compared with its teacher on
 SHOWN_IMAGES, SHOWN_CHANNELS, SHOWN_MEMBERS = 4, 4, 4  # channels: so many of the best matched, and of the worst
-HEAT = (128, 256)  # cells of a heat map, at most
+HEAT = (96, 192)  # cells of a heat map, at most
 SIDE, MAP_SIDE = 224, 56  # pixels of shown images and maps, at most
 PACKAGES = ("matchdistill", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
 
@@ -60,11 +61,15 @@ class Evidence(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep where the run takes place, and leave out the refreshes after the checkpoint that it goes on from."""
-        self._watch_memory(pl_module.device)
-        if trainer.is_global_zero:
+
+        def keep() -> None:
             write_json(self.out / ENVIRONMENT, environment(pl_module.device, trainer.world_size))
             before = [each for each in read_refreshes(self.out) if each["step"] <= trainer.global_step]
             write_json(self.out / REFRESHES, {"refreshes": before})
+
+        self._watch_memory(pl_module.device)
+        if trainer.is_global_zero:
+            attempt("keep the environment", keep)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the clock."""
@@ -86,8 +91,10 @@ class Evidence(Callback):
         if not matchings or matchings is self._told:
             return
         self._told = matchings
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            attempt("keep what was matched", lambda: self._write(pl_module, matchings))
+
+    def _write(self, pl_module: Task, matchings: Sequence[Matching]) -> None:
         assert isinstance(pl_module.distiller, MatchingDistiller)
         found = {
             **pl_module.moment,
@@ -98,7 +105,7 @@ class Evidence(Callback):
         # Of a run that was cut after a refresh, it is the same once more.
         refreshes = [*(each for each in read_refreshes(self.out) if each["step"] < found["step"]), found]
         costs = [matching.cost for matching in matchings]
-        for place in (LAST, FIRST) if len(refreshes) == 1 else (LAST,):
+        for place in (FIRST, LAST) if len(refreshes) == 1 else (LAST,):
             save_matched(self.out / place, pl_module.distiller.positions, costs, found)
         write_json(self.out / REFRESHES, {"refreshes": refreshes})
 
@@ -118,7 +125,7 @@ class Evidence(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the most memory that was held."""
         if trainer.is_global_zero:
-            write_json(self.out / COSTS, {"memory": self._memory(pl_module.device)})
+            attempt("keep the memory", lambda: write_json(self.out / COSTS, {"memory": self._memory(pl_module.device)}))
 
     @staticmethod
     def _watch_memory(device: torch.device) -> None:
@@ -162,29 +169,42 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
-def look(module: Task, data: Any, out: Path) -> None:
-    """Compare the trained student with its teacher, and keep what is to be seen of it.
+def look(module: Task, data: Any, out: Path, device: torch.device) -> None:
+    """Compare the trained student with its teacher, and keep what is to be seen of it; a warning says what could not be.
 
     Args:
-        module: after the training, on the device that it was trained on.
+        module: after the training.
         data: of the training.
         out: folder of the run.
+        device: that it was trained on.
     """
-    module.eval()
-    costs = read_json(out / COSTS) if (out / COSTS).is_file() else {}
-    networks = {"student": module.network(), "teacher": module.guide()}
-    batch = module.transfer_batch_to_device(_shown_batch(data), module.device, 0)
-    with torch.no_grad():
-        for role, network in networks.items():
+
+    def prepared_batch() -> Any:
+        module.to(device).eval()
+        for network in (module.network(), module.guide()):
             if network is not None:
-                costs[role] = measured(network.eval(), module.alone(batch))
-        write_json(out / COSTS, costs)
-        pictures, described = module.described(batch, data.class_names)
-        tensors, told = _maps(module, batch)
+                network.eval()
+        return module.transfer_batch_to_device(_shown_batch(data), device, 0)
+
+    with torch.no_grad():
+        attempt("measure the networks", lambda: _measure(module, prepared_batch(), out))
+        attempt("take pictures", lambda: _take_pictures(module, prepared_batch(), data.class_names, out))
+        attempt("compare the student with its teacher", lambda: _compare(module.to(device), data, out))
+
+
+def _measure(module: Task, batch: Any, out: Path) -> None:
+    costs = read_json(out / COSTS) if (out / COSTS).is_file() else {}
+    for role, network in (("student", module.network()), ("teacher", module.guide())):
+        if network is not None:
+            costs[role] = measured(network, module.alone(batch))
+    write_json(out / COSTS, costs)
+
+
+def _take_pictures(module: Task, batch: Any, class_names: list[str], out: Path) -> None:
+    pictures, described = module.described(batch, class_names)
+    tensors, told = _maps(module, batch)
     tensors |= {f"image{number}": _small(picture) for number, picture in enumerate(pictures)}
     save(out / PICTURES, tensors, {"images": described, "positions": told})
-    if isinstance(module.distiller, MatchingDistiller):
-        _compare(module, module.distiller, data, out)
 
 
 def measured(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str, float]:
@@ -195,8 +215,14 @@ def measured(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str,
         inputs: what it is called with.
         seconds: how long, about, its latency is measured.
     """
-    with FlopCounterMode(display=False) as counter:  # not of a compiled one, which would be compiled anew
-        network.forward(inputs)
+    # Of attention the counter knows what it is made of, not every fused form.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            network.forward(inputs)  # not of a compiled one, which would be compiled anew
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     latencies: list[float] = []
     network(inputs)
     while len(latencies) < 3 or (sum(latencies) < seconds and len(latencies) < 100):
@@ -218,11 +244,14 @@ def _shown_batch(data: Any) -> Any:
     return data.val_set.__getitems__(torch.linspace(0, len(data.val_set) - 1, count).round().int().tolist())
 
 
-def _compare(module: Task, distiller: MatchingDistiller, data: Any, out: Path) -> None:
+def _compare(module: Task, data: Any, out: Path) -> None:
     """Keep what the matching in force costs the trained student, and what the partial loss ignores."""
+    distiller = module.distiller
+    if not isinstance(distiller, MatchingDistiller):
+        return
     sums = [position.accumulator() for position in distiller.positions]
     counts = torch.zeros(len(sums), 2)
-    with torch.no_grad(), evaluating(distiller), module.trainer.precision_plugin.forward_context():
+    with evaluating(distiller), module.trainer.precision_plugin.forward_context():
         for batch in data.refresh_dataloader(LOOKED_AT, module.trainer.current_epoch):
             captured, mask = distiller.run(batch, module.run_part)
             distiller.add_up(captured, mask, sums)
@@ -365,8 +394,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], told: dict[str, Any]) -> Non
         name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in tensors.items()
     }
-    text = {"told": json.dumps(told)}
-    atomic_write(path, lambda temporary: save_file(plain, temporary, metadata=text))
+    # As bytes: the library would make a file that only its owner can read.
+    content = safetensors.torch.save(plain, metadata={"told": json.dumps(told)})
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -377,9 +407,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """
     if not path.is_file():
         return None
+    content = path.read_bytes()
     try:
-        with safe_open(path, "pt") as file:
-            told = json.loads(file.metadata()["told"])
-            return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118 (it is no mapping)
+        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return safetensors.torch.load(content), json.loads(head["__metadata__"]["told"])
     except Exception as error:  # a damaged file makes readers fail in every way
-        raise ValueError(f"{path} is damaged: remove it, the page can do without it ({error})") from error
+        raise ValueError(f"{path} is damaged ({cause(error)}): remove it, the page can do without it") from error

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from matchdistill.files import atomic_write
 from matchdistill.folder import CELLS, RECIPE
+from matchdistill.messages import cause
 from matchdistill.report import charts
 from matchdistill.report.charts import Chart
 from matchdistill.report.runs import Run, cells
@@ -34,10 +35,12 @@ from matchdistill.summary import metric_of, shown
 from matchdistill.tasks.base import metric_label
 
 REPORT = "report.html"
+MOST_MAPS, MOST_POSITIONS = 12, 24  # positions of a page that are shown with maps, and at all: it is to stay small
+LEVELS = 63  # of a map's colours
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of runs, side by side, or of a comparison.
+    """Write the page of runs, side by side, or of a comparison and of those of its runs that have none.
 
     Args:
         folders: of the runs, finished or not, or of one comparison.
@@ -47,22 +50,41 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         The file.
 
     Raises:
-        ValueError: a folder that holds neither, or a damaged one.
+        ValueError: a folder that holds neither, or a damaged one; or the file cannot be written.
     """
+    if _is_comparison(folders):
+        for run in cells(folders[0]):
+            if run.metrics and (run.alone or not (run.folder / REPORT).exists()):  # which may have come after its page
+                write_report([run.folder])
     text = report(folders)
     path = out or (folders[0] if len(folders) == 1 else Path()) / REPORT
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    try:
+        atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): give --out FILE") from error
     return path
 
 
 def report(folders: Sequence[Path]) -> str:
     """The page as HTML; see `write_report`."""
-    if len(folders) == 1 and (folders[0] / CELLS).is_dir():
-        return _render("comparison", **_comparison(folders[0]))
+    if _is_comparison(folders):
+        return _render("comparison", **_of(folders, lambda: _comparison(folders[0])))
     for folder in folders:
         if (folder / CELLS).is_dir():
             raise ValueError(f"{folder} is a comparison: its page is one of its own, or name its runs")
-    return _render("runs", **_runs(folders))
+    return _render("runs", **_of(folders, lambda: _runs(folders)))
+
+
+def _is_comparison(folders: Sequence[Path]) -> bool:
+    return len(folders) == 1 and (folders[0] / CELLS).is_dir()
+
+
+def _of(folders: Sequence[Path], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is read of folders, whose files may hold anything."""
+    try:
+        return read()
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{' or '.join(map(str, folders))} is damaged: {cause(error)}") from error
 
 
 def _runs(folders: Sequence[Path]) -> dict[str, Any]:
@@ -75,7 +97,7 @@ def _runs(folders: Sequence[Path]) -> dict[str, Any]:
         "title": " and ".join(names) if len(names) < 3 else f"{len(names)} runs",
         "networks": networks(runs),
         "charts": _shown([charts.curves(runs), charts.times(runs)]),
-        "runs": [_details(run) for run in runs],
+        "runs": [_details(run, sum(len(each.positions) for each in runs)) for run in runs],
     }
 
 
@@ -119,7 +141,7 @@ def networks(runs: Sequence[Run]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     metrics: dict[str, None] = {}
 
-    def add(role: str, run: Run, kind: str, gap: float | None = None) -> None:
+    def add(role: str, run: Run, kind: str, time: float | None, gap: float | None = None) -> None:
         assert run.metrics is not None
         found, costs = run.metrics[kind], run.costs.get(kind, {})
         metrics.update(dict.fromkeys(found))
@@ -131,6 +153,7 @@ def networks(runs: Sequence[Run]) -> dict[str, Any]:
             "parameters": "" if count is None else f"{count:,}",
             "operations": _si(costs.get("operations")),
             "latency": f"{1000 * costs['latency']:.2f} ms" if costs else "",
+            "time": "" if time is None else f"{time:,.0f} s",
         }
         same = ("role", "metrics", "parameters")  # runs of one teacher, whose latency each has measured
         if not any(all(row[key] == other[key] for key in same) for other in rows):
@@ -143,15 +166,18 @@ def networks(runs: Sequence[Run]) -> dict[str, Any]:
     done = [run for run in runs if run.metrics]
     for run in done:
         if run.metrics and run.metrics["teacher"]:
-            add("teacher", run, "teacher")
+            trained = run.teacher.metrics if run.teacher else None
+            name = str(run.recipe["teacher"]["name"]).rpartition(":")[2]
+            add(f"teacher, {name}", run, "teacher", trained["seconds"] if trained else None)
     for run in alone.values():
         if run.metrics:
-            add(_named("student alone", run), run, "student")
+            add(_named("student alone", run), run, "student", run.metrics["seconds"])
     for run in done:
         if run.method != "none":
             others = [run.alone] if run.alone else [other for other in alone.values() if other.metrics]
             base = others[0] if len(others) == 1 else None
-            add(_named(run.method, run), run, "student", _gap(run, base))
+            assert run.metrics is not None
+            add(_named(run.method, run), run, "student", run.metrics["seconds"], _gap(run, base))
     unfinished = [run.name for run in runs if not run.metrics]
     return {
         "metrics": [(name, metric_label(name)) for name in metrics],
@@ -189,9 +215,8 @@ def _si(value: float | None) -> str:
     return f"{value / 1000**power:.3g} {' KMGT'[power].strip()}FLOP"
 
 
-def _details(run: Run) -> dict[str, Any]:
-    """What the page shows of one run."""
-    about = (run.matched.get("final") or run.matched.get("last") or ({}, {"positions": []}))[1]
+def _details(run: Run, positions: int) -> dict[str, Any]:
+    """What the page shows of one run, if the runs of the page have so many positions together."""
     return {
         "name": run.name,
         "charts": _shown([charts.churn(run), charts.ignored(run)]),
@@ -201,24 +226,20 @@ def _details(run: Run) -> dict[str, Any]:
                 f"({each['student channels']})",
                 "charts": _shown(
                     [
-                        *(charts.heat(run, number, moment) for moment in _moments(run)),
+                        *(charts.heat(run, number, moment) for moment in run.moments),
                         charts.similarity(run, number),
                         charts.margins(run, number),
                     ]
                 ),
-                "channels": _channels(run, number),
+                "channels": _channels(run, number) if positions <= MOST_MAPS else [],
             }
-            for number, each in enumerate(about["positions"])
+            for number, each in enumerate(run.positions if positions <= MOST_POSITIONS else ())
         ],
+        "left_out": positions > MOST_MAPS,
         "pictures": _pictures(run),
         "recipe": (run.folder / RECIPE).read_text(encoding="utf-8"),
         "environment": run.environment,
     }
-
-
-def _moments(run: Run) -> list[str]:
-    """The first costs, and those of the trained student, or of a run that is not finished the last ones."""
-    return [name for name in ("first", "final" if "final" in run.matched else "last") if name in run.matched]
 
 
 def _channels(run: Run, number: int) -> list[dict[str, Any]]:
@@ -246,7 +267,6 @@ def _channels(run: Run, number: int) -> list[dict[str, Any]]:
                     for image in range(student.shape[1])
                 ],
                 "heads": heads,
-                "images": [_picture(tensors[f"image{image}"]) for image in range(student.shape[1])],
             }
         )
     return found
@@ -290,15 +310,16 @@ def _boxes(found: list[list[Any]]) -> list[dict[str, Any]]:
 
 @functools.cache
 def _palette() -> list[int]:
-    """Blue for negative values, white for zero, red for positive ones: 256 colours as bytes."""
-    colours = plotly.colors.sample_colorscale("RdBu_r", [level / 254 for level in range(255)], colortype="tuple")
-    return [round(255 * part) for colour in [*colours, colours[-1]] for part in colour]
+    """Blue for negative values, white for zero, red for positive ones, as bytes."""
+    places = [level / (LEVELS - 1) for level in range(LEVELS)]
+    colours = plotly.colors.sample_colorscale("RdBu_r", places, colortype="tuple")
+    return [round(255 * part) for colour in colours for part in colour]
 
 
 def _map(values: Tensor) -> str:
     """A map (H, W), relative to its largest magnitude, as an image."""
     relative = values / values.abs().max().clamp_min(1e-6)
-    image = Image.fromarray(((relative + 1) * 127).round().byte().numpy(), "P")
+    image = Image.fromarray(((relative + 1) * (LEVELS // 2)).round().byte().numpy(), "P")
     image.putpalette(_palette())
     return _embedded(image, "PNG")
 
@@ -316,16 +337,20 @@ def _embedded(image: Image.Image, form: str, **options: Any) -> str:
 
 def _shown(found: Sequence[Chart | None]) -> list[dict[str, Any]]:
     """Charts as the page takes them."""
-    return [
-        {
-            "figure": json.dumps(chart.figure.to_plotly_json(), cls=PlotlyJSONEncoder).replace("<", "\\u003c"),
-            "height": chart.figure.layout.height,
-            "caption": chart.caption,
-            "values": charts.values(chart.figure),
-        }
-        for chart in found
-        if chart is not None
-    ]
+    shown_ = []
+    for chart in found:
+        if chart is not None:
+            figure = chart.figure.to_plotly_json()
+            figure["layout"].pop("template", None)  # the page has its own
+            shown_.append(
+                {
+                    "figure": json.dumps(figure, cls=PlotlyJSONEncoder).replace("<", "\\u003c"),
+                    "height": chart.figure.layout.height,
+                    "caption": chart.caption,
+                    "values": charts.values(chart.figure),
+                }
+            )
+    return shown_
 
 
 @functools.cache

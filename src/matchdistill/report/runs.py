@@ -12,6 +12,7 @@ from torch import Tensor
 
 from matchdistill.files import read_json
 from matchdistill.folder import CELLS, METRICS, RECIPE, read_metrics
+from matchdistill.messages import cause
 from matchdistill.recipe import read_recipe
 from matchdistill.report import evidence
 
@@ -53,7 +54,7 @@ class Run:
         if not (folder / RECIPE).is_file():
             raise ValueError(f"{folder} is no folder of a run: it has no {RECIPE}")
         run = cls(folder, name or folder.resolve().name, read_recipe(folder / RECIPE), read_metrics(folder))
-        if name is None and run._cell:
+        if name is None and run._grid:
             run.name = f"{folder.resolve().parent.name}, {run.name.replace('seed', 'seed ')}"
         return run
 
@@ -64,21 +65,24 @@ class Run:
 
     @cached_property
     def curves(self) -> dict[str, list[Point]]:
-        """What was logged, by name; of steps that were taken twice, as the run had been cut, the later ones."""
-        rows: list[dict[str, str]] = []
-        versions = (self.folder / "logs").glob("version_*/metrics.csv")
-        for path in sorted(versions, key=lambda path: int(path.parent.name.partition("_")[2])):
-            with path.open(newline="") as file:
-                own = [row for row in csv.DictReader(file) if row.get("step") and row.get("epoch")]
-            if own:
-                begun = int(own[0]["step"])
-                rows = [row for row in rows if int(row["step"]) < begun] + own
-        found: dict[str, list[Point]] = {}
-        for row in rows:
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    found.setdefault(name, []).append(Point(int(row["step"]), int(row["epoch"]), float(value)))
-        return found
+        """What was logged by epoch, by name; as long as there is no epoch, by step.
+
+        Of steps that were taken twice, as the run had been cut, the later ones.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        by_epoch: dict[str, list[Point]] = {}
+        by_step: dict[str, list[Point]] = {}
+        versions = [path for path in (self.folder / "logs").glob("version_*/metrics.csv") if _version(path) >= 0]
+        for path in sorted(versions, key=_version):
+            try:
+                _read_log(path, by_epoch, by_step)
+            except (ValueError, csv.Error) as error:
+                raise ValueError(
+                    f"{path} is damaged ({cause(error)}): remove it, the page can do without it"
+                ) from error
+        return by_epoch if "train/loss" in by_epoch else {**by_epoch, **by_step}
 
     @cached_property
     def refreshes(self) -> list[dict[str, Any]]:
@@ -91,6 +95,16 @@ class Run:
         places = {"first": evidence.FIRST, "last": evidence.LAST, "final": evidence.FINAL}
         found = {name: evidence.load(self.folder / place) for name, place in places.items()}
         return {name: seen for name, seen in found.items() if seen is not None}
+
+    @property
+    def moments(self) -> list[str]:
+        """Those of `matched` to be set side by side: the first, and the final one, or as long as there is none the last."""
+        return [name for name in ("first", "final" if "final" in self.matched else "last") if name in self.matched]
+
+    @property
+    def positions(self) -> list[dict[str, Any]]:
+        """What is known of each position."""
+        return list(self.matched[self.moments[-1]][1]["positions"]) if self.moments else []
 
     @cached_property
     def pictures(self) -> Seen | None:
@@ -116,22 +130,58 @@ class Run:
         """The run that trained its teacher, beside it in a comparison."""
         if self.method == "none":
             return None
-        own, shared = self.folder / "teacher", self.folder.resolve().parents[2] / "teacher"
-        for folder in (own, *([shared] if self._cell else [])):
-            if (folder / RECIPE).is_file():
-                return Run.of(folder)
-        return None
+        places = [self.folder / "teacher", *([self._grid / "teacher"] if self._grid else [])]
+        return next((Run.of(folder) for folder in places if (folder / RECIPE).is_file()), None)
 
     @cached_property
     def alone(self) -> Run | None:
         """The run of the same seed without a teacher, in the same comparison."""
-        folder = self.folder.resolve().parents[1] / "none" / self.folder.name
-        return Run.of(folder) if self._cell and self.method != "none" and (folder / METRICS).is_file() else None
+        if self._grid is None or self.method == "none":
+            return None
+        folder = self._grid / CELLS / "none" / self.folder.resolve().name
+        return Run.of(folder) if (folder / METRICS).is_file() else None
 
     @property
-    def _cell(self) -> bool:
-        """Whether it is one of a comparison."""
-        return self.folder.resolve().parents[1].name == CELLS
+    def _grid(self) -> Path | None:
+        """The folder of the comparison that it is a run of."""
+        parents = self.folder.resolve().parents
+        return parents[2] if len(parents) > 2 and parents[1].name == CELLS else None
+
+
+def _version(path: Path) -> int:
+    """The number of a log; -1 of anything else."""
+    number = path.parent.name.partition("_")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _read_log(path: Path, by_epoch: dict[str, list[Point]], by_step: dict[str, list[Point]]) -> None:
+    """Add the values of a log, of which there may be millions, to those of earlier ones, in place of what came after it."""
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        names = next(rows, [])
+        if not {"step", "epoch"} <= set(names):
+            return
+        at_step, at_epoch = names.index("step"), names.index("epoch")
+        # A loss is logged by step and by epoch, under names that say so.
+        columns = [
+            (place, name.removesuffix("_step"), by_step if name.endswith("_step") else by_epoch)
+            for place, name in enumerate(names)
+            if place not in (at_step, at_epoch)
+        ]
+        begun = False
+        for row in rows:
+            if len(row) < len(names) or not row[at_step]:
+                continue
+            step, epoch = int(row[at_step]), int(row[at_epoch])
+            if not begun:
+                begun = True
+                for known in (by_epoch, by_step):
+                    for name, points in known.items():
+                        known[name] = [point for point in points if point.step < step]
+            by_epochs = "train/loss" in by_epoch
+            for place, name, into in columns:
+                if row[place] and not (by_epochs and into is by_step):
+                    into.setdefault(name, []).append(Point(step, epoch, float(row[place])))
 
 
 def cells(folder: Path) -> list[Run]:
