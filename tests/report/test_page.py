@@ -120,6 +120,13 @@ def test_the_time_adds_up(runs):
     assert sum(spent.values()) == pytest.approx(epochs)
     assert epochs <= run.metrics["seconds"]
     assert "teacher's training" not in seconds(Run.of(runs / "cells/none/seed0"))
+    assert run.seconds == run.metrics["seconds"]  # the teacher was trained by the comparison
+
+
+def test_the_time_of_a_run_is_without_its_teachers(tiny, tmp_path):
+    fit(tiny("--teacher.weights=null", "--teacher.training.epochs=1"), tmp_path, resume=True, quiet=True)
+    run = Run.of(tmp_path)
+    assert 0 < run.seconds == pytest.approx(run.metrics["seconds"] - run.teacher.metrics["seconds"])
 
 
 def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):

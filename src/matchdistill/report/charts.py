@@ -149,9 +149,8 @@ def seconds(run: Run) -> dict[str, float]:
         "refreshes": refreshes,
         "validation": validation,
     }
-    if not epochs and run.metrics:  # of an older version
-        inside = run.teacher is not None and run.teacher.folder.parent == run.folder
-        found["training"] = run.metrics["seconds"] - (teacher if inside else 0.0)
+    if not epochs and run.seconds is not None:  # of an older version
+        found["training"] = run.seconds
     return {name: value for name, value in found.items() if value > 0}
 
 

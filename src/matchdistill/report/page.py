@@ -166,18 +166,16 @@ def networks(runs: Sequence[Run]) -> dict[str, Any]:
     done = [run for run in runs if run.metrics]
     for run in done:
         if run.metrics and run.metrics["teacher"]:
-            trained = run.teacher.metrics if run.teacher else None
             name = str(run.recipe["teacher"]["name"]).rpartition(":")[2]
-            add(f"teacher, {name}", run, "teacher", trained["seconds"] if trained else None)
+            add(f"teacher, {name}", run, "teacher", run.teacher.seconds if run.teacher else None)
     for run in alone.values():
         if run.metrics:
-            add(_named("student alone", run), run, "student", run.metrics["seconds"])
+            add(_named("student alone", run), run, "student", run.seconds)
     for run in done:
         if run.method != "none":
             others = [run.alone] if run.alone else [other for other in alone.values() if other.metrics]
             base = others[0] if len(others) == 1 else None
-            assert run.metrics is not None
-            add(_named(run.method, run), run, "student", run.metrics["seconds"], _gap(run, base))
+            add(_named(run.method, run), run, "student", run.seconds, _gap(run, base))
     unfinished = [run.name for run in runs if not run.metrics]
     return {
         "metrics": [(name, metric_label(name)) for name in metrics],

@@ -133,6 +133,15 @@ class Run:
         places = [self.folder / "teacher", *([self._grid / "teacher"] if self._grid else [])]
         return next((Run.of(folder) for folder in places if (folder / RECIPE).is_file()), None)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, without its teacher's training; None as long as it is not finished."""
+        if self.metrics is None:
+            return None
+        teacher = self.teacher
+        inside = teacher is not None and teacher.folder == self.folder / "teacher" and teacher.metrics
+        return float(self.metrics["seconds"] - (inside["seconds"] if inside else 0.0))
+
     @cached_property
     def alone(self) -> Run | None:
         """The run of the same seed without a teacher, in the same comparison."""
