@@ -157,9 +157,11 @@ def test_charts_fit_a_screen_that_was_turned_while_they_were_hidden(opened, clas
     position = page.locator("select[data-group='position1']")
     position.select_option("0")
     page.set_viewport_size({"width": 390, "height": 900})
+    page.wait_for_timeout(500)  # what is shown has followed
     position.select_option("2")
-    drawn(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_timeout(500)
+    for plot in drawn(page):
+        assert plot.query_selector(".main-svg").bounding_box()["width"] <= plot.bounding_box()["width"]
 
 
 def test_charts_follow_the_colour_scheme(opened, classification):

@@ -349,11 +349,35 @@ def test_pages_of_large_networks_are_small(runs, tmp_path):
 
 
 def test_names_are_text_and_not_markup(tiny, tmp_path):
-    out = tmp_path / "<b>run</b></script>"
+    out = tmp_path / "<b>run & <a href='x'>"
     fit(tiny(*EVERY), out, quiet=True)
-    page = (out / "report.html").read_text()
+    tensors, told = evidence.load(out / evidence.PICTURES)
+    told["images"][0]["truth"] = "<i>cat</i></script>"
+    evidence.save(out / evidence.PICTURES, tensors, told)
+    page = write_report([out]).read_text()
     assert "<b>run" not in page
+    assert "<i>cat" not in page
+    assert "&lt;i&gt;cat" in page
     assert page.count("</script>") == len(figures(page)) + 3
+    times = figures(page)[1]  # Plotly would make a link of it
+    assert times["data"][0]["y"] == ["&lt;b&gt;run &amp; &lt;a href=&#x27;x&#x27;&gt;"]
+
+
+def measured(method, top1, teacher):
+    metrics = {"student": {"top1": top1}, "teacher": {"top1": teacher} if teacher else {}, "parameters": {}}
+    recipe = {"distillation": {"method": method}, "teacher": {"name": "x:net"}}
+    return Run(Path(f"/runs/{method}"), method, recipe, {**metrics, "seconds": 1.0})
+
+
+def test_the_gap_that_is_recovered():
+    """From 0.5 alone and 0.9 of the teacher, 0.6 is a quarter; of several students alone none is the one."""
+    alone, distilled = measured("none", 0.5, None), measured("mgd-amp", 0.6, 0.9)
+    assert [row["gap"] for row in networks([alone, distilled])["rows"]] == ["", "", "25%"]
+    assert [row["gap"] for row in networks([distilled])["rows"]] == ["", ""]
+    other = measured("none", 0.4, None)
+    other.folder = Path("/runs/other")
+    assert not networks([alone, other, distilled])["has_gap"]
+    assert not networks([measured("none", 0.95, None), distilled])["has_gap"]
 
 
 def test_a_detection_run(small, tmp_path, monkeypatch):
