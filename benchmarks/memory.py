@@ -8,7 +8,7 @@ alone, which is measured in another process, without the profiler.
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import refresh, step
-from benchmarks.harness import in_processes, save
-from benchmarks.pairs import Choice, Pair, chosen, random_batch
+from benchmarks.harness import in_processes
+from benchmarks.pairs import Choice, Pair, by_pair, random_batch
+from matchdistill.measuring import peak_memory, watch_memory
 
 STEPS = ("limit", "matchdistill", "prepared", "original", "fitnets")
 MEASURED = "measured"
@@ -45,28 +46,20 @@ def tensor_peak(build: Build) -> int:
     return peak
 
 
-def cuda_peak(build: Build) -> int:
-    """The same of tensors on the GPU."""
+def held_peak(build: Build, device: str) -> int | None:
+    """The same as the device tells: of tensors on a GPU, else of the whole process, libraries and interpreter with it."""
     work = build()
     work()
-    torch.cuda.reset_peak_memory_stats()
+    watch_memory(torch.device(device))
     work()
-    return torch.cuda.max_memory_allocated()
+    return peak_memory(torch.device(device))
 
 
-def resident_peak(build: Build) -> int | None:
-    """The same of the whole process, libraries and interpreter with it; None where the system is no Linux, which tells."""
-    work = build()
-    work()
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        return None
-    reset.write_text("5")  # sets the peak to what is resident now
-    work()
-    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0])
-
-
-PEAKS: dict[str, Callable[[Build], int | None]] = {"cpu": tensor_peak, "cuda": cuda_peak, "resident": resident_peak}
+PEAKS: dict[str, Callable[[Build], int | None]] = {
+    "cpu": tensor_peak,
+    "cuda": functools.partial(held_peak, device="cuda"),
+    "resident": functools.partial(held_peak, device="cpu"),
+}
 
 
 def measure(kind: str, pair: Pair, name: str, device: str, size: int, batch: int, batches: int) -> int | None:
@@ -103,8 +96,8 @@ def run(
         only: the works to measure beside the limit; default: all.
     """
     kinds = {"tensors": device} | ({"resident": "resident"} if device == "cpu" else {})
-    results: dict[str, Any] = {"size": size, "batch": batch, "pairs": {}}
-    for label, each in chosen(pair).items():
+
+    def measured(label: str, each: Pair) -> dict[str, Any]:
         found = {
             (name, count): {
                 key: in_processes(measure, [(kind, each, name, device, size, batch, count)])[0]
@@ -113,12 +106,12 @@ def run(
             for name, count in [(name, 0) for name in STEPS] + [(name, n) for name in refresh.MAKERS for n in batches]
             if only is None or name in ("limit", "forwards", *only)
         }
-        results["pairs"][label] = {
-            "step": {name: peaks for (name, count), peaks in found.items() if not count},
-            "refresh": [
-                {"work": name, "images": count * batch, **peaks} for (name, count), peaks in found.items() if count
-            ],
-        }
-        for name, peaks in results["pairs"][label]["step"].items():
+        steps = {name: peaks for (name, count), peaks in found.items() if not count}
+        for name, peaks in steps.items():
             print(f"{label}, {name}: {peaks['tensors'] / 2**20:.0f} MiB", flush=True)
-        save(json, "memory", device, results)
+        refreshes = [
+            {"work": name, "images": count * batch, **peaks} for (name, count), peaks in found.items() if count
+        ]
+        return {"step": steps, "refresh": refreshes}
+
+    by_pair("memory", device, json, pair, {"size": size, "batch": batch}, measured)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.harness import save
 from matchdistill import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 
@@ -107,6 +109,21 @@ def chosen(pair: Choice) -> dict[str, Pair]:
     """The pair of that name, or all of them, by "teacher -> student"."""
     makers = {"mobilenet_v2": _mobilenet_v2, "resnet18": _resnet18}
     return {f"resnet50 -> {name}": make() for name, make in makers.items() if pair in ("all", name)}
+
+
+def by_pair(
+    measurement: str,
+    device: str,
+    json: Path | None,
+    pair: Choice,
+    settings: dict[str, Any],
+    measure: Callable[[str, Pair], dict[str, Any]],
+) -> None:
+    """Save the settings, and what is measured of each chosen pair as soon as it is there."""
+    results = {**settings, "pairs": {}}
+    for name, each in chosen(pair).items():
+        results["pairs"][name] = measure(name, each)
+        save(json, measurement, device, results)
 
 
 def random_batch(size: int, batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import refresh, step
-from benchmarks.harness import save
-from benchmarks.pairs import Choice, chosen, random_batch
+from benchmarks.pairs import Choice, Pair, by_pair, random_batch
 from matchdistill.functional import solve_assignment
 
 Work = Callable[[], object]
@@ -77,17 +76,16 @@ def run(
         rounds: how often each is profiled.
     """
     images, labels = random_batch(size, batch, device)
-    results: dict[str, Any] = {"size": size, "batch": batch, "batches": batches, "pairs": {}}
-    for name, each in chosen(pair).items():
+
+    def measured(name: str, each: Pair) -> dict[str, Any]:
         steps = {work: step.MAKERS[work](each, images, labels) for work in ("limit", "matchdistill")}
         whole = {
             "forwards": refresh.forwards(each, images),
             "matchdistill": refresh.matchdistill(each, images, matcher=recorded),
         }
         over = {work: lambda run=run: run([images] * batches) for work, run in whole.items()}
-        results["pairs"][name] = {
-            "step": profiles(steps, rounds, device),
-            "refresh": profiles(over, max(2, rounds // 3), device),
-        }
+        found = {"step": profiles(steps, rounds, device), "refresh": profiles(over, max(2, rounds // 3), device)}
         print(f"{name}: profiled", flush=True)
-        save(json, "profile", device, results)
+        return found
+
+    by_pair("profile", device, json, pair, {"size": size, "batch": batch, "batches": batches}, measured)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, save
 from benchmarks.pairs import Pair, chosen, of_recipe
 from matchdistill import MatchingDistiller
+from matchdistill.measuring import operations
 
 IMAGES = 1_281_167
 REFRESH_IMAGES = 20_000
@@ -56,13 +56,6 @@ def counted(pair: Pair) -> dict[str, int]:
             isinstance(each, nn.Conv2d) and each.groups == each.in_channels for each in student.modules()
         ),
     }
-
-
-def operations(work: Callable[[], object]) -> int:
-    """Floating point operations of the products and convolutions in some work."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def saved(network: nn.Module, work: Callable[[], Tensor]) -> int:

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.harness import Stopwatch, in_processes, interleaved, ratio, save, summary, timed
+from benchmarks.harness import Stopwatch, in_processes, interleaved, ratio, summary, timed
 from benchmarks.original import HAS_SOLVER, Original, assignment
-from benchmarks.pairs import Choice, Pair, chosen, random_batch
+from benchmarks.pairs import Choice, Pair, by_pair, random_batch
 from matchdistill.functional import solve_assignment
 
 Refresh = Callable[[Sequence[Tensor]], Any]
@@ -148,12 +148,13 @@ def run(
     if not HAS_SOLVER:
         print("ortools is not installed: without the original's assignments", flush=True)
     batches = random_batch(size, images, device)[0].split(batch)
-    results: dict[str, Any] = {"size": size, "batch": batch, "pairs": {}}
-    for name, each in chosen(pair).items():
+
+    def measured(name: str, each: Pair) -> dict[str, Any]:
         found = measure(each, batches, max(1, original_images // batch), rounds, HAS_SOLVER, device)
         print(f"{name}: {found['per image']['matchdistill']['ratio']['median']:.3f} of the forward passes", flush=True)
         if processes:
             found["processes"] = measure_processes(each, processes, process_rounds, size, batch, images)
             print(f"{name}: {processes} processes {found['processes']['ratio']['median']:.3f} of one", flush=True)
-        results["pairs"][name] = found
-        save(json, "refresh", device, results)
+        return found
+
+    by_pair("refresh", device, json, pair, {"size": size, "batch": batch}, measured)

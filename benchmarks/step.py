@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.harness import interleaved, save, summary
+from benchmarks.harness import interleaved, summary
 from benchmarks.original import Original
-from benchmarks.pairs import Choice, Pair, chosen, random_batch, training_step
+from benchmarks.pairs import Choice, Pair, by_pair, random_batch, training_step
 from matchdistill.baselines import FitNetsPosition
 from matchdistill.functional import kd_loss
 from matchdistill.prepare import prepared as prepare
@@ -179,16 +179,15 @@ def run(
     """
     names = selection(device, compile, only)
     images, labels = random_batch(size, batch, device)
-    results: dict[str, Any] = {"size": size, "batch": batch, "pairs": {}}
-    for name, each in chosen(pair).items():
+
+    def measured(name: str, each: Pair) -> dict[str, Any]:
         works = {work: MAKERS[work](each, images, labels) for work in names}
-        results["pairs"][name] = {
-            "works": summary(interleaved(works, rounds, device), "limit"),
-            "loss differences": loss_differences(each, images, names),
-        }
-        for work, found in results["pairs"][name]["works"].items():
-            print(f"{name}, {work}: {found['seconds']:.4f} s, {found['ratio']['median']:.3f} of the limit", flush=True)
-        save(json, "step", device, results)
+        found = summary(interleaved(works, rounds, device), "limit")
+        for work, own in found.items():
+            print(f"{name}, {work}: {own['seconds']:.4f} s, {own['ratio']['median']:.3f} of the limit", flush=True)
+        return {"works": found, "loss differences": loss_differences(each, images, names)}
+
+    by_pair("step", device, json, pair, {"size": size, "batch": batch}, measured)
 
 
 def run_online(
@@ -214,8 +213,8 @@ def run_online(
         every: steps from one that sums to the next.
     """
     images, labels = random_batch(size, batch, device)
-    results: dict[str, Any] = {"size": size, "batch": batch, "every": every, "pairs": {}}
-    for name, each in chosen(pair).items():
+
+    def measured(name: str, each: Pair) -> dict[str, Any]:
         works = {
             "limit": limit(each, images, labels),
             "matchdistill": matchdistill(each, images, labels),
@@ -223,9 +222,10 @@ def run_online(
         }
         repeated = {work: functools.partial(_repeat, step, every) for work, step in works.items()}
         found = summary(interleaved(repeated, rounds, device, warmup=1), "matchdistill")
-        results["pairs"][name] = {"works": found}
         print(f"{name}: online {found['online']['ratio']['median']:.4f} of the steps without", flush=True)
-        save(json, "online", device, results)
+        return {"works": found}
+
+    by_pair("online", device, json, pair, {"size": size, "batch": batch, "every": every}, measured)
 
 
 def _repeat(step: Step, times: int) -> None:

@@ -358,7 +358,9 @@ class MatchingDistiller(FeatureDistiller):
             for number, batch in enumerate(loader if left > 0 else ()):
                 count = min(left, len(images_of(batch))) if forward is None else 0
                 if sharded or number % world == rank:
-                    count = self._run_batch(batch, count, forward, halves[batches % len(halves)])
+                    captured, mask = self.run(batch, forward, count)
+                    self.add_up(captured, mask, halves[batches % len(halves)])
+                    count = len(captured.values[0])
                     batches += 1
                 left -= count
                 seen += count * (world if own else 1)
@@ -377,14 +379,6 @@ class MatchingDistiller(FeatureDistiller):
         values = self.teacher_values(captured)
         for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
             total.update(*position.masked_maps(captured.values[place], values[place], mask))
-
-    def _run_batch(
-        self, batch: Any, count: int, forward: Callable[[Any], Any] | None, sums: Sequence[CostAccumulator]
-    ) -> int:
-        """Run both networks on the first images of a batch, all of it with `forward`, and return their number."""
-        captured, mask = self.run(batch, forward, count)
-        self.add_up(captured, mask, sums)
-        return len(captured.values[0])
 
     def run(
         self, batch: Any, forward: Callable[[Any], Any] | None = None, count: int | None = None

@@ -349,7 +349,7 @@ def _goal(target: Tensor, margin: Tensor, dtype: torch.dtype) -> Tensor:
 def ignored(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     """Where the `partial_loss` of the same arguments leaves the student alone, bool (N, Cs, *).
 
-    Example:
+    Examples:
         >>> ignored(torch.tensor([[-2.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([-1.0, -1.0]))
         tensor([[ True, False]])
     """

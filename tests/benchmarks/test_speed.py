@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import assign, memory, profiled, projection, refresh, scale, step
+from benchmarks import assign, memory, pairs, profiled, projection, refresh, scale, step
 from benchmarks.pairs import Pair, chosen, random_batch
 from networks import PLAIN_TAPS, Plain
 
@@ -26,8 +26,7 @@ TINY = Pair(teacher, student, tuple(PLAIN_TAPS), reruns=True)
 @pytest.fixture
 def tiny(monkeypatch):
     """A pair of small networks in place of torchvision's."""
-    for module in (step, refresh, memory, profiled):
-        monkeypatch.setattr(module, "chosen", lambda _: {"tiny": TINY})
+    monkeypatch.setattr(pairs, "chosen", lambda _: {"tiny": TINY})
 
 
 def results(path):

@@ -37,7 +37,7 @@ ROOTS = {
 def preparation(name: str, image_size: int) -> dict[str, Any]:
     """How validation images of a data set are prepared, in timm's words; small gray ones are resized whole.
 
-    Example:
+    Examples:
         >>> prepared = preparation("folder", 224)
         >>> prepared["input_size"], prepared["crop_pct"]
         ([3, 224, 224], 0.875)

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from matchdistill.report.evidence import most_similar_first
 from matchdistill.report.runs import Point, Run
 from matchdistill.summary import summarise
 from matchdistill.tasks.base import metric_label
@@ -156,14 +157,14 @@ def seconds(run: Run) -> dict[str, float]:
 
 def times(runs: Sequence[Run]) -> Chart | None:
     """Where the time went, a bar for each run."""
-    spent = {escape(run.name): seconds(run) for run in runs}
+    spent = {run.name: seconds(run) for run in runs}
     parts = list(dict.fromkeys(part for own in spent.values() for part in own))
     if not parts:
         return None
     figure = go.Figure()
     for number, part in enumerate(parts):
         values = [own.get(part, 0.0) for own in spent.values()]
-        figure.add_bar(y=list(spent), x=values, name=part, orientation="h", marker_color=colour(number))
+        figure.add_bar(y=list(map(escape, spent)), x=values, name=part, orientation="h", marker_color=colour(number))
     figure.update_layout(barmode="stack", xaxis_title="seconds")
     figure.update_yaxes(autorange="reversed", automargin=True, ticklabelstandoff=6)
     said = [
@@ -244,7 +245,7 @@ def similarity(run: Run, number: int) -> Chart:
     """The similarity of every student channel to its group, before and after the training."""
     figure = go.Figure()
     moments = [(name, run.matched[name]) for name in run.moments]
-    order = moments[-1][1][0][f"similarity{number}"].float().nan_to_num(-2).argsort(descending=True, stable=True)
+    order = most_similar_first(moments[-1][1][0][f"similarity{number}"].float())
     said = []
     for place, (moment, (tensors, _)) in enumerate(moments):
         values, index = tensors[f"similarity{number}"].float(), tensors[f"index{number}"]
@@ -275,7 +276,7 @@ def _members(index: Tensor) -> str:
 
 def margins(run: Run, number: int) -> Chart:
     """The distribution of a position's margins."""
-    tensors, told = run.matched.get("final") or run.matched["last"]
+    tensors, told = run.matched[run.moments[-1]]
     values = tensors[f"margin{number}"].float()
     figure = go.Figure(go.Histogram(x=values.numpy(), nbinsx=40, marker_color=COLOURS[0]))
     figure.update_layout(xaxis_title="margin", yaxis_title="student channels", bargap=0.05)

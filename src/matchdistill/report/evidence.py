@@ -6,10 +6,10 @@ Axes: N images, Cs student channels, Ct teacher channels, G group, M members sho
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import platform
-import re
 import shlex
 import sys
 import time
@@ -23,14 +23,13 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.functional import ignored
 from matchdistill.matching import Matching
+from matchdistill.measuring import measured, peak_memory, watch_memory
 from matchdistill.messages import attempt, cause
 from matchdistill.tasks.base import Task
 from matchdistill.trace import evaluating
@@ -67,7 +66,7 @@ class Evidence(Callback):
             before = [each for each in read_refreshes(self.out) if each["step"] <= trainer.global_step]
             write_json(self.out / REFRESHES, {"refreshes": before})
 
-        self._watch_memory(pl_module.device)
+        watch_memory(pl_module.device)
         if trainer.is_global_zero:
             attempt("keep the environment", keep)
 
@@ -125,24 +124,7 @@ class Evidence(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the most memory that was held."""
         if trainer.is_global_zero:
-            attempt("keep the memory", lambda: write_json(self.out / COSTS, {"memory": self._memory(pl_module.device)}))
-
-    @staticmethod
-    def _watch_memory(device: torch.device) -> None:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with contextlib.suppress(OSError):  # only Linux has it
-                Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-
-    @staticmethod
-    def _memory(device: torch.device) -> int | None:
-        """Bytes: on a GPU of its tensors, else resident; None where the system does not tell."""
-        if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device)
-        status = Path("/proc/self/status")
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-        return None if found is None else 1024 * int(found[1])
+            attempt("keep the memory", lambda: write_json(self.out / COSTS, {"memory": peak_memory(pl_module.device)}))
 
 
 def read_refreshes(out: Path) -> list[dict[str, Any]]:
@@ -179,6 +161,7 @@ def look(module: Task, data: Any, out: Path, device: torch.device) -> None:
         device: that it was trained on.
     """
 
+    @functools.cache
     def prepared_batch() -> Any:
         module.to(device).eval()
         for network in (module.network(), module.guide()):
@@ -205,37 +188,6 @@ def _take_pictures(module: Task, batch: Any, class_names: list[str], out: Path) 
     tensors, told = _maps(module, batch)
     tensors |= {f"image{number}": _small(picture) for number, picture in enumerate(pictures)}
     save(out / PICTURES, tensors, {"images": described, "positions": told})
-
-
-def measured(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str, float]:
-    """Operations (a multiplication and its addition are two) of a network for one image, and its median latency in seconds.
-
-    Args:
-        network: in evaluation mode.
-        inputs: what it is called with.
-        seconds: how long, about, its latency is measured.
-    """
-    # Of attention the counter knows what it is made of, not every fused form.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            network.forward(inputs)  # not of a compiled one, which would be compiled anew
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    latencies: list[float] = []
-    network(inputs)
-    while len(latencies) < 3 or (sum(latencies) < seconds and len(latencies) < 100):
-        started = _now()
-        network(inputs)
-        latencies.append(_now() - started)
-    return {"operations": counter.get_total_flops(), "latency": float(torch.tensor(latencies).median())}
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _shown_batch(data: Any) -> Any:
@@ -298,13 +250,12 @@ def heat_map(cost: Tensor, index: Tensor) -> Tensor:
     Student channels come with the least mean cost of their group first, teacher channels as their students do; those
     without a partner last.
 
-    Example:
+    Examples:
         >>> heat_map(torch.tensor([[0.5, 1.0, 3.0], [2.0, 0.1, 4.0]]), torch.tensor([[0], [1]]))
         tensor([[0.1000, 2.0000, 4.0000],
                 [1.0000, 0.5000, 3.0000]])
     """
-    similarity = Matching("", index, cost, 0).similarity
-    rows = similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
+    rows = most_similar_first(Matching("", index, cost, 0).similarity)
     members = index[rows]
     members = members[members >= 0]
     others = torch.ones(cost.shape[1], dtype=torch.bool, device=cost.device)
@@ -312,6 +263,11 @@ def heat_map(cost: Tensor, index: Tensor) -> Tensor:
     columns = torch.cat([members, others.nonzero().flatten()])
     cells = min(cost.shape[0], HEAT[0]), min(cost.shape[1], HEAT[1])
     return F.adaptive_avg_pool2d(cost[rows][:, columns][None], cells)[0]
+
+
+def most_similar_first(similarity: Tensor) -> Tensor:
+    """The student channels in the order of their similarities (Cs,), those without a partner (NaN) last."""
+    return similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
 
 
 def _maps(module: Task, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -332,8 +288,7 @@ def _maps(module: Task, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, A
         sums.update(student, teacher, counted)
         cost = sums.compute().float()
         similarity = Matching(position.name, position.index, cost, 0).similarity
-        order = similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
-        order = order[: int(similarity.isfinite().sum())]
+        order = most_similar_first(similarity)[: int(similarity.isfinite().sum())]
         few = min(SHOWN_CHANNELS, len(order) // 2) or len(order)
         chosen = torch.cat([order[:few], order[few:][-few:]])
         target = student.new_zeros(student.shape)

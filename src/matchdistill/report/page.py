@@ -26,7 +26,7 @@ from plotly.utils import PlotlyJSONEncoder
 from torch import Tensor
 
 from matchdistill.files import atomic_write
-from matchdistill.folder import CELLS, RECIPE
+from matchdistill.folder import CELLS, METRICS, RECIPE
 from matchdistill.messages import cause
 from matchdistill.report import charts
 from matchdistill.report.charts import Chart
@@ -54,7 +54,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """
     if _is_comparison(folders):
         for run in cells(folders[0]):
-            if run.metrics and (run.alone or not (run.folder / REPORT).exists()):  # which may have come after its page
+            if run.metrics and _lacks_page(run):
                 write_report([run.folder])
     text = report(folders)
     path = out or (folders[0] if len(folders) == 1 else Path()) / REPORT
@@ -63,6 +63,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}): give --out FILE") from error
     return path
+
+
+def _lacks_page(run: Run) -> bool:
+    """Whether a run has no page, or one from before the student alone, which it shows, was trained."""
+    page = run.folder / REPORT
+    if not page.exists():
+        return True
+    return run.alone is not None and (run.alone.folder / METRICS).stat().st_mtime > page.stat().st_mtime
 
 
 def report(folders: Sequence[Path]) -> str:
