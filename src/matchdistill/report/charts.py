@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -392,9 +392,9 @@ def values(figure: go.Figure, most: int = 400) -> list[tuple[str, str, str]] | N
             continue
         ys = list(trace.y)
         xs = list(range(len(ys))) if trace.x is None else list(trace.x)
-        rows += [(trace.name or "", _text(x), _text(y)) for x, y in zip(xs, ys, strict=True)]
+        rows += [(_text(trace.name or ""), _text(x), _text(y)) for x, y in zip(xs, ys, strict=True)]
     return rows if 0 < len(rows) <= most else None
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else f"{float(value):.4g}"
+    return unescape(value) if isinstance(value, str) else f"{float(value):.4g}"  # names are escaped for Plotly alone
