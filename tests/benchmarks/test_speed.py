@@ -47,6 +47,18 @@ def test_networks_are_equal_in_every_call_and_look_trained():
     assert own.bn0.momentum == 0.1
 
 
+def test_what_is_measured_is_saved_before_the_next_pair(monkeypatch, tmp_path):
+    def measure(name, pair):
+        if name == "second":
+            raise KeyboardInterrupt
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(pairs, "chosen", lambda _: {"first": TINY, "second": TINY})
+    with pytest.raises(KeyboardInterrupt):
+        pairs.by_pair("step", "cpu", tmp_path / "step.json", "all", {"size": 8}, measure)
+    assert results(tmp_path / "step.json") == {"size": 8, "pairs": {"first": {"seconds": 1.0}}}
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
 def test_the_pairs_have_maps_of_equal_size(name):
     (pair,) = chosen(name).values()
