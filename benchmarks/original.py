@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from benchmarks.pairs import Pair
+from matchdistill.probing import evaluating
 from matchdistill.taps import Tap, resolve
-from matchdistill.trace import evaluating
 
 COST_SCALE = 1e4  # the solver takes whole numbers
 HAS_SOLVER = importlib.util.find_spec("ortools") is not None

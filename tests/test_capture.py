@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from matchdistill import Tap
-from matchdistill.capture import Capture, without_captures
+from matchdistill.capture import Capture
+from matchdistill.probing import copy_of_model
 from networks import PLAIN_TAPS, Plain, conv_bn
 
 TAPS = [Tap.parse(student) for _, student in PLAIN_TAPS]
@@ -329,7 +330,7 @@ def test_a_copy_without_captures() -> None:
     network, calls = plain(), []
     network.relu1.register_forward_pre_hook(lambda module, args: calls.append(1))
     capture = Capture(network, TAPS)
-    copied = without_captures(network)
+    copied = copy_of_model(network)
     hooks = [
         hook for module in copied.modules() for hook in (module._forward_hooks | module._forward_pre_hooks).values()
     ]

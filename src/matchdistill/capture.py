@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from matchdistill.probing import OwnHook
 from matchdistill.taps import Tap, resolve
 from matchdistill.trace import tensors_in
 
@@ -193,7 +193,7 @@ class Capture:
 
 
 @dataclass
-class _Hook:
+class _Hook(OwnHook):
     """A hook that can be copied and pickled along with its model."""
 
     capture: Capture
@@ -218,20 +218,6 @@ class _ArgumentsHook(_Hook):
 def _watch(captured: Captured, number: int, tensors: list[Tensor], training: bool, copied: bool) -> None:
     if not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in tensors):
         captured.watched[number] = _Watched(tensors, [tensor._version for tensor in tensors], training, copied)
-
-
-def without_captures(model: nn.Module) -> nn.Module:
-    """A copy of a model without the hooks of captures."""
-    copied = copy.deepcopy(model)
-    hooks = [
-        hook
-        for module in copied.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ]
-    for hook in hooks:
-        if isinstance(hook, _Hook):
-            hook.capture.remove()
-    return copied
 
 
 def copy_of(arguments: Any) -> Any:

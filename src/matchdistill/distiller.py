@@ -20,10 +20,11 @@ from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
 from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn, regret
 from matchdistill.prepare import Preparation
+from matchdistill.probing import evaluating
 from matchdistill.reduction import Reduction, get_reduction
 from matchdistill.refresh import doublings, from_rank_0, images_of, is_sharded, rank_and_world
 from matchdistill.taps import Tap
-from matchdistill.trace import Operation, evaluating
+from matchdistill.trace import Operation
 
 Matcher = Callable[[Tensor, int], Tensor]
 

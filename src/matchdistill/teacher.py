@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matchdistill.capture import ARGUMENTS, Capture, Captured, ChangedInPlaceError, copy_of, without_captures
+from matchdistill.capture import ARGUMENTS, Capture, Captured, ChangedInPlaceError, copy_of
 from matchdistill.functional import wide
+from matchdistill.probing import copy_of_model
 from matchdistill.taps import Tap
 from matchdistill.trace import tensors_in
 
@@ -90,7 +91,7 @@ class FrozenTeacher:
             self._versions = [(value, value._version) for value in self._values() if not value.is_inference()]
             self._sums = self._summed()
         if device not in self.copies:
-            model = without_captures(self.model).to(device)
+            model = copy_of_model(self.model).to(device)
             if self.prepare is not None:
                 model = self.prepare(model.eval())
             if self.model._compiled_call_impl is not None:  # which copies do not have

@@ -28,8 +28,8 @@ from matchdistill.features import group_norm
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weights_file
 from matchdistill.models.weights import load_weights
+from matchdistill.probing import evaluating
 from matchdistill.taps import Tap, find_taps
-from matchdistill.trace import evaluating
 
 ARCHITECTURES = {
     "retinanet": detection.RetinaNet,

@@ -31,8 +31,8 @@ from matchdistill.functional import ignored
 from matchdistill.matching import Matching
 from matchdistill.measuring import measured, peak_memory, watch_memory
 from matchdistill.messages import attempt, cause
+from matchdistill.probing import evaluating
 from matchdistill.tasks.base import Task
-from matchdistill.trace import evaluating
 
 FOLDER = "evidence"
 ENVIRONMENT, REFRESHES, COSTS = f"{FOLDER}/environment.json", f"{FOLDER}/refreshes.json", f"{FOLDER}/costs.json"

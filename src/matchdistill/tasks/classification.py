@@ -18,10 +18,10 @@ from matchdistill.capture import Capture
 from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
+from matchdistill.probing import evaluating
 from matchdistill.settings import Distillation, Training
 from matchdistill.tasks.base import Task
 from matchdistill.teacher import FrozenTeacher
-from matchdistill.trace import evaluating
 
 
 class Classification(Task):
