@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from matchdistill import MatchingDistiller, Tap, find_taps
 from matchdistill.taps import Candidate, candidates, choose, margin_source, resolve, tapped_operation, unwrapped
+from matchdistill.encoder import encoders
 from matchdistill.trace import Trace
 from networks import PLAIN_TAPS, Function, Plain, conv_bn
 
@@ -52,8 +53,13 @@ def traced(name: str, size: int) -> Trace:
     return Trace(model, (torch.zeros(2, 3, size, size, device="meta"),))
 
 
+def stages(trace: Trace) -> list[list[Candidate]]:
+    (encoder,) = encoders(trace)
+    return candidates(encoder)
+
+
 def preferred(trace: Trace) -> list[Candidate]:
-    return [group[-1] for group in candidates(trace)]
+    return [group[-1] for group in stages(trace)]
 
 
 def chosen(trace: Trace) -> list[str]:
@@ -173,7 +179,7 @@ def test_a_pass_with_numbers_gives_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TOKENS))
 @pytest.mark.parametrize("size", [64, 224])
 def test_every_block_of_a_network_of_one_resolution_is_a_candidate(name: str, size: int) -> None:
-    (group,) = candidates(traced(name, size))
+    (group,) = stages(traced(name, size))
     block = FOUND[name][0].removesuffix("11:output")
     assert [str(candidate.tap) for candidate in group] == outputs(*(f"{block}{number}" for number in range(12)))
     assert {candidate.tap.channel_dim for candidate in group} == {2}

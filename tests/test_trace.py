@@ -3,17 +3,14 @@
 Axes: N images, C channels, H and W positions, T tokens.
 """
 
-import contextlib
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from matchdistill.trace import INPUT, Trace, evaluating, tensors_in
+from matchdistill.trace import INPUT, Trace, tensors_in, traced
 from networks import Function, Plain, conv_bn
 
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -25,10 +22,6 @@ def trace(function: Any, *example: Any, **modules: nn.Module) -> Trace:
 
 def names(traced: Trace) -> list[str]:
     return [operation.name for operation in traced.operations]
-
-
-def cut_names(traced: Trace) -> list[str]:
-    return [operation.name for operation in traced.cuts()]
 
 
 LAYERS = (("conv2d", "conv"), ("batch_norm", "bn"), ("relu", "relu"))
@@ -43,12 +36,10 @@ def test_operations_of_a_plain_network() -> None:
         ("linear", "fc"),
     ]
     assert [operation.inputs for operation in traced.operations] == [(number - 1,) for number in range(11)]
-    assert [operation.last_use for operation in traced.operations] == [*range(1, 11), 10]
     assert traced.operations[3].shape == (2, 8, 4, 4)
     assert traced.operations[1].outputs_of == ["bn0"]
     assert traced.operations[1].inputs_of == ["relu0"]
     assert traced.operations[10].outputs_of == ["fc", ""]
-    assert traced.cuts() == traced.operations
 
 
 def test_inputs_are_found_in_nested_arguments_without_repeats() -> None:
@@ -83,129 +74,7 @@ def test_in_place_operations_pass_the_value_on() -> None:
     assert [operation.inputs for operation in traced.operations] == [(number - 1,) for number in range(7)]
 
 
-class Step(NamedTuple):
-    kind: str  # "out", "in place", "split" or "scalar"
-    sources: tuple[int, ...]
-
-
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(("out", "out", "out", "in place", "split", "scalar")),
-        st.lists(st.integers(0, 30), min_size=1, max_size=3),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
-class Graph(nn.Module):
-    """A random network: every step takes earlier variables, of which the first is the input."""
-
-    def __init__(self, program: list[Step]) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, images: Tensor) -> Tensor:
-        variables = [images]
-        for step in self.program:
-            taken = [variables[source] for source in step.sources]
-            if step.kind == "out":
-                variables.append(torch.stack(taken).sum(0) if len(taken) > 1 else torch.tanh(taken[0]))
-            elif step.kind == "in place":
-                taken[0].mul_(2)
-            elif step.kind == "split":
-                variables.extend(torch.split(taken[0], 2))
-            else:
-                variables.append(taken[0].sum())
-        return variables[-1]
-
-
-def program_of(drawn: list[tuple[str, list[int]]]) -> list[Step]:
-    """Sources within the variables that exist; in-place steps and splits take no scalar and not the input."""
-    whole, count, program = [0], 1, []
-    for kind, numbers in drawn:
-        if kind == "in place" and len(whole) > 1:
-            program.append(Step(kind, (whole[1:][numbers[0] % (len(whole) - 1)],)))
-            continue
-        sources = tuple(whole[number % len(whole)] for number in numbers)
-        program.append(Step("out" if kind == "in place" else kind, sources))
-        if program[-1].kind == "out":
-            whole.append(count)
-        count += 2 if kind == "split" else 1
-    return program
-
-
-def slow_cuts(program: list[Step]) -> list[int]:
-    """Numbers of the operations without which no later operation can be reached from the input or an earlier one."""
-    edges: dict[int, set[int]] = {INPUT: set()}
-    usable, made_by = [], [INPUT]
-
-    def operation(sources: set[int], whole: bool) -> int:
-        number = len(edges) - 1
-        edges[number] = set()
-        for source in sources:
-            edges[source].add(number)
-        if whole:
-            usable.append(number)
-        return number
-
-    for step in program:
-        sources = {made_by[source] for source in step.sources}
-        if step.kind == "out" and len(step.sources) > 1:
-            made_by.append(operation({operation(sources, False)}, True))
-        elif step.kind == "out":
-            made_by.append(operation(sources, True))
-        elif step.kind == "in place":
-            made_by[step.sources[0]] = operation(sources, True)
-        elif step.kind == "split":
-            made_by += [operation({made_by[step.sources[0]]}, False)] * 2
-        else:
-            made_by.append(operation({made_by[step.sources[0]]}, False))
-
-    def reachable(start: int, removed: int) -> set[int]:
-        found, left = set(), [start]
-        while left:
-            for following in edges[left.pop()] - found - {removed}:
-                found.add(following)
-                left.append(following)
-        return found
-
-    return [
-        number
-        for number in usable
-        if not any(later > number for earlier in range(INPUT, number) for later in reachable(earlier, number))
-    ]
-
-
-@settings(deadline=None, max_examples=150, derandomize=True, database=None)
-@given(steps)
-def test_cuts_are_what_separates_later_operations_from_earlier_ones(drawn: list[tuple[str, list[int]]]) -> None:
-    program = program_of(drawn)
-    traced = Trace(Graph(program), (torch.zeros(4, 3),))
-    assert [cut.number for cut in traced.cuts()] == slow_cuts(program)
-
-
-def test_inside_of_a_residual_block_is_no_cut() -> None:
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        x = torch.sigmoid(x)
-        return (torch.tanh(torch.sin(x)) + x).exp()
-
-    assert cut_names(trace(forward)) == ["sigmoid", "add", "exp"]
-
-
-def test_a_late_use_of_the_input_spoils_the_cuts_before_it() -> None:
-    assert cut_names(trace(lambda self, x: (x.sin().cos() + x).exp())) == ["add", "exp"]
-
-
-def test_cuts_have_a_batch_axis_and_another() -> None:
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        windows = x.reshape(8, 3, 4, 4).sin()
-        return windows.reshape(2, 3, 8, 8).mean((1, 2, 3))
-
-    assert cut_names(trace(forward)) == ["reshape"]
-
-
-def test_values_made_together_are_no_cut() -> None:
+def test_values_made_together_have_no_shape() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=2)
         return a + b
@@ -213,7 +82,6 @@ def test_values_made_together_are_no_cut() -> None:
     traced = trace(forward)
     assert traced.operations[0].shape is None
     assert traced.operations[1].inputs == (0,)
-    assert cut_names(traced) == ["add"]
 
 
 def test_modules_are_noted_at_their_last_call() -> None:
@@ -296,7 +164,6 @@ def fused(x: Tensor, y: Tensor) -> Tensor:
 def test_autograd_functions_are_seen_through() -> None:
     traced = trace(lambda self, x: Square.apply(x.sin()).exp())
     assert names(traced) == ["sin", "mul", "exp"]
-    assert cut_names(traced) == ["sin", "mul", "exp"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -312,7 +179,6 @@ def test_scripted_modules_are_seen_through() -> None:
     scripted_module = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
     traced = Trace(nn.Sequential(nn.Identity(), scripted_module, nn.Tanh()), (IMAGES,))
     assert names(traced) == ["convolution", "relu", "tanh"]
-    assert cut_names(traced) == names(traced)
     assert traced.operations[1].inputs_of == ["2"]
 
 
@@ -342,7 +208,6 @@ def test_code_that_no_mode_sees_is_one_operation_per_module() -> None:
 
     traced = trace(lambda self, x: self.hidden(x.sin()).exp(), hidden=Function(forward))
     assert names(traced) == ["sin", "Function", "exp"]
-    assert cut_names(traced) == names(traced)
 
 
 def test_leaves_no_trace_in_the_model() -> None:
@@ -379,16 +244,6 @@ def test_runs_in_evaluation_mode_without_a_graph_and_in_inference_mode_too() -> 
     with torch.inference_mode():
         assert names(trace(forward, torch.zeros(2, 3))) == ["exp", "relu"]
     assert seen == [(False, False, False)] * 2
-
-
-def test_evaluating_restores_every_module() -> None:
-    model, other = Plain(4), Plain(2).eval()
-    model.bn0.eval()
-    with contextlib.suppress(KeyError), evaluating(model, other):
-        assert not any(module.training for module in [*model.modules(), *other.modules()])
-        raise KeyError
-    assert [name for name, module in model.named_modules() if not module.training] == ["bn0"]
-    assert not any(module.training for module in other.modules())
 
 
 class Pair(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from matchdistill.encoder import Dominators, Encoder, arranged, closes_block, encoders, is_feature, layers, leading, level, same_resolution, within
+from matchdistill.layout import image_layout
 from matchdistill.messages import cause, did_you_mean
-from matchdistill.trace import Operation, Trace, tensors_in
+from matchdistill.trace import INPUT, Operation, Trace, tensors_in, traced
 
 Side = Literal["input", "output"]
 
@@ -26,10 +28,11 @@ _ACTIVATIONS = frozenset(
 _ADDING = frozenset("add iadd radd".split())
 # What a value may pass on its way from a batch norm and still be that norm's output, or a sum with it.
 _KEEPING = _ADDING | frozenset("dropout dropout2d stochastic_depth clone contiguous to permute transpose".split())
-_REARRANGING = frozenset("view reshape transpose permute contiguous flatten channel_shuffle dropout".split())
+# A stage's position has at least this share of the stage's weights behind it, if any value has.
+_ENOUGH = 0.6
+# Of the encoder's weights, what a resolution that lies on branches alone has at least; what a block does within it is less.
+_BRANCH = 0.0005
 _COMPUTING = frozenset("conv1d conv2d conv3d linear batch_norm layer_norm group_norm".split())
-# Sizes this much apart count as one resolution: a valid convolution or a class token, not a stride.
-_SAME_RESOLUTION = 1.5
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def tapped_operation(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
             f"channel_dim={tap.channel_dim} of tap {tap} is no channel axis of its value {operation.shape}: "
             f"expected 1 to {axes - 1}, axis 0 is the batch"
         )
-    return replace(operation, channel_dim=tap.channel_dim % axes)
+    return replace(operation, layout=image_layout(operation.shape, tap.channel_dim % axes))
 
 
 def _single(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
@@ -157,7 +160,8 @@ def margin_source(trace: Trace, operation: Operation) -> str | None:
     It is the first of the same width on the way back through the sums of the last block, as in a residual stage the last
     norm of its branch. The norm of an earlier block says nothing of what the later ones have added.
     """
-    ends = {cut.number for cut in trace.cuts() if len(cut.inputs) > 1}
+    source = (operation.sources & -operation.sources).bit_length() - 1  # the first that leads to it
+    ends = {cut.number for cut in Dominators(trace, source).chain(operation) if len(cut.inputs) > 1}
     queue, seen = deque([(operation, False)]), set()
     while queue:
         current, past_end = queue.popleft()
@@ -184,51 +188,141 @@ def _has_scale(norm: nn.Module, channels: int) -> bool:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible position: its tap and the operation that makes the value."""
+    """A possible position: its tap, the operation that makes the value, and the share of the layers before it."""
 
     tap: Tap
     operation: Operation
+    depth: float = 1.0
+    closes_block: bool = False
+
+    @property
+    def in_order(self) -> bool:
+        """Whether its positions lie as they lie in the image, as far as is known."""
+        return self.operation.layout is None or self.operation.layout.in_order
 
 
-def candidates(trace: Trace) -> list[list[Candidate]]:
-    """The candidates of every resolution, finest first; the last of each list is the one to prefer.
+def candidates(encoder: Encoder) -> list[list[Candidate]]:
+    """The candidates of every stage, finest first; the last of each list is the one to prefer.
 
-    Candidates are cuts of the forward pass, values through which everything flows. Where a resolution has a cut that is
-    an activation, they are the values before such; else the sums and concatenations that close its blocks; else any
-    computed value that is a module's output.
+    They are values through which everything flows, at the ends of blocks (sums and concatenations) and before activations.
+    Where a stage has neither, they are any computed values that are modules' outputs. Where its weights lead past all of
+    these (branches of several resolutions, cells that are used twice), it is the end of a block to which the most lead.
     """
-    groups: list[list[Operation]] = []
-    for cut in trace.cuts():
-        if cut.positions < 2:
-            continue
-        for group in groups:
-            ratio = group[0].positions / cut.positions
-            if 1 / _SAME_RESOLUTION < ratio < _SAME_RESOLUTION:
-                group.append(cut)
-                break
-        else:
-            groups.append([cut])
-    found = [chosen for group in groups if (chosen := _of_resolution(trace, group))]
-    return sorted(found, key=lambda group: -group[-1].operation.positions)
+    found: list[list[Candidate]] = []
+    before = 0  # the weights that lead to the stages so far
+    for stage in _resolutions(encoder):
+        chosen = _of_stage(encoder, stage) if stage[0].number in encoder.through else []
+        chosen = _completed(encoder, stage, chosen, before)
+        if chosen:
+            before |= chosen[-1].operation.weights
+            found.append(chosen)
+    depths = layers(encoder.trace)
+    most = max((depths[stage[-1].operation.number] for stage in found), default=1)
+    found = [[replace(one, depth=depths[one.operation.number] / most) for one in stage] for stage in found]
+    return _without_stem(encoder, found)
 
 
-def _of_resolution(trace: Trace, cuts: list[Operation]) -> list[Candidate]:
-    activations = [taken for cut in cuts if cut.name in _ACTIVATIONS and (taken := _before_activation(trace, cut))]
-    if activations:
-        return activations
-    named = [cut for cut in cuts if cut.outputs_of]
-    blocks = [cut for cut in named if _closes_block(trace, cut)]
-    computed = [cut for cut in named if cut.name in _COMPUTING]
-    reason = "end of the last block at its resolution" if blocks else "last value at its resolution"
-    return [Candidate(Tap(cut.outputs_of[0], "output", cut.channel_dim, reason), cut) for cut in blocks or computed]
+def _resolutions(encoder: Encoder) -> list[list[Operation]]:
+    """The encoder's stages, and those of other resolutions that its branches have, finest first."""
+    stages = list(encoder.stages)
+    for operation in leading(encoder):
+        if closes_block(encoder.trace, operation) and not any(same_resolution(s[0], operation) for s in stages):
+            stages.append([operation])
+    return sorted(stages, key=lambda stage: -level(stage[0]))
 
 
-def _closes_block(trace: Trace, cut: Operation) -> bool:
-    """Whether the value is a sum or concatenation, perhaps rearranged."""
-    operation: Operation | None = cut
-    while operation is not None and operation.name in _REARRANGING and len(operation.inputs) == 1:
-        operation = trace.made_by(operation.inputs[0])
-    return operation is not None and len(operation.inputs) > 1
+def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
+    trace = encoder.trace
+    ends: dict[int, Candidate] = {}
+    for value in stage:
+        found = None
+        if value.name in _ACTIVATIONS:
+            found = _before_activation(trace, value)
+        elif value.outputs_of and closes_block(trace, value):
+            tap = Tap(_name(value), "output", value.channel_dim, "end of the last block at its resolution")
+            found = Candidate(tap, value)
+        if found is not None and is_feature(trace, found.operation):
+            root = arranged(trace, found.operation).number
+            if root not in ends or not ends[root].in_order:
+                ends[root] = replace(found, closes_block=closes_block(trace, found.operation))
+    if ends:
+        found = [ends[number] for number in sorted(ends)]
+        return [*found, *_stage_output(encoder, stage, found[-1])]
+    reason = "last value at its resolution"
+    return [
+        Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)
+        for value in stage
+        if value.outputs_of and value.name in _COMPUTING
+    ]
+
+
+def _stage_output(encoder: Encoder, stage: list[Operation], end: Candidate) -> list[Candidate]:
+    """What the module of the stage, or of its last block, returns if a layer follows the end that was found."""
+    others = [other[0].module for other in encoder.stages if other is not stage]
+    others = others or [encoder.stages[0][0].module]
+    for value in reversed(stage):
+        if value.number <= end.operation.number or value.weights == end.operation.weights:
+            break
+        for path in value.outputs_of:
+            inside = within(end.operation.module, path) and path not in end.operation.outputs_of
+            if inside and not any(within(other, path) for other in others):
+                return [Candidate(Tap(path, "output", value.channel_dim, "output of the last block"), value)]
+    return []
+
+
+def _name(value: Operation) -> str:
+    """The module that returns a value: the innermost that has made it, before those that pass it on."""
+    return next((path for path in value.outputs_of if within(value.module, path)), value.outputs_of[0])
+
+
+def _completed(encoder: Encoder, stage: list[Operation], found: list[Candidate], before: int) -> list[Candidate]:
+    """With the end of the block to which the most of the stage's weights lead, where too few lead to what was found."""
+    trace = encoder.trace
+    values = [value for value in leading(encoder) if same_resolution(stage[0], value)]
+    own = 0
+    for value in values:
+        own |= value.weights & ~before
+    covered = found[-1].operation.weights if found else 0
+    whole = trace.elements(own)
+    if trace.elements(own & covered) >= _ENOUGH * whole or (not found and whole < _BRANCH * trace.elements(encoder.deepest.weights)):
+        return found
+    best = covered
+    for value in values:
+        if closes_block(trace, value) and trace.elements(own & value.weights) > trace.elements(own & best):
+            if (candidate := _at(trace, value)) is not None:
+                best, found = value.weights, [*found, replace(candidate, closes_block=True)]
+    return found
+
+
+def _at(trace: Trace, value: Operation) -> Candidate | None:
+    """The tap of a value, before the activation that follows where there is one."""
+    reason = "end of the block to which most of the weights at its resolution lead"
+    for path in value.inputs_of:
+        following = next((o for o in trace.operations if value.number in o.inputs and o.module == path), None)
+        if following is not None and following.name in _ACTIVATIONS:
+            return Candidate(Tap(path, "input", value.channel_dim, reason), value)
+    if value.outputs_of:
+        return Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)
+    if (total := _sum_tap(trace, value, reason)) is not None:
+        return Candidate(total, value)
+    return Candidate(Tap(value.inputs_of[0], "input", value.channel_dim, reason), value) if value.inputs_of else None
+
+
+def _without_stem(encoder: Encoder, stages: list[list[Candidate]]) -> list[list[Candidate]]:
+    """The last stage alone where the network is one of a single resolution behind a stem that reduces the image.
+
+    The stem has no blocks, or it is a convolutional network before a transformer that holds most of the weights.
+    """
+    if len(stages) < 2:
+        return stages
+    blocks = [sum(one.closes_block for one in stage) for stage in stages]
+    tokens = [all(len(one.operation.shape or ()) == 3 for one in stage) for stage in stages]
+    whole, stem = (encoder.trace.elements(stages[place][-1].operation.weights) for place in (-1, -2))
+    if blocks[-1] < 4 or stem > whole / 2:
+        return stages
+    if sum(blocks[:-1]) == 0 or (tokens[-1] and not any(tokens[:-1]) and blocks[-1] >= 0.4 * sum(blocks)):
+        return stages[-1:]
+    return stages
 
 
 def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:
@@ -239,12 +333,12 @@ def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:
         if activation.module in value.inputs_of:
             return Candidate(Tap(activation.module, "input", value.channel_dim, reason), value)
         if value.outputs_of:
-            return Candidate(Tap(value.outputs_of[0], "output", value.channel_dim, reason), value)
+            return Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)
         if (total := _sum_tap(trace, value, reason)) is not None:
             return Candidate(total, value)
     if activation.outputs_of:
         reason = "after the last activation at its resolution: no module returns the value before it"
-        return Candidate(Tap(activation.outputs_of[0], "output", activation.channel_dim, reason), activation)
+        return Candidate(Tap(_name(activation), "output", activation.channel_dim, reason), activation)
     return None
 
 
@@ -257,7 +351,7 @@ def _sum_tap(trace: Trace, value: Operation, reason: str) -> Tap | None:
     for maker in makers:
         if maker is None or maker.shape != value.shape or not (maker.outputs_of or maker.inputs_of):
             return None
-        taps.append(Tap(maker.outputs_of[0]) if maker.outputs_of else Tap(maker.inputs_of[0], "input"))
+        taps.append(Tap(_name(maker)) if maker.outputs_of else Tap(maker.inputs_of[0], "input"))
     return replace(taps[0], channel_dim=value.channel_dim, reason=reason, plus=taps[1])
 
 
@@ -266,29 +360,59 @@ def pair_candidates(
 ) -> list[tuple[Candidate, Candidate]]:
     """Pair the candidates of two networks, at most the `limit` deepest, finest first.
 
-    By resolution; a network of a single one (ViT) takes part with blocks at even distances.
+    By resolution. Where one is of a single resolution (ViT), and for stages of the student that are coarser than all of the
+    teacher's, by the share of the layers before them.
     """
-    if len(teacher) == 1 or len(student) == 1:
-        count = min(limit, *(len(groups[0]) if len(groups) == 1 else len(groups) for groups in (teacher, student)))
-        return list(zip(_spread(teacher, count), _spread(student, count), strict=True))
+    if len(teacher) == len(student) == 1:
+        count = min(limit, len(teacher[0]), len(student[0]))
+        return list(zip(_spread(teacher[0], count), _spread(student[0], count), strict=True))
+    if len(student) == 1:
+        ends = [stage[-1] for stage in teacher][-min(limit, len(student[0])) :]
+        return list(zip(ends, _alike(student[0], ends), strict=True))
+    ends = [stage[-1] for stage in student][-limit:]
+    if len(teacher) == 1:
+        ends = ends[-len(teacher[0]) :]
+        return list(zip(_alike(teacher[0], ends), ends, strict=True))
     pairs = []
-    for group in student:
-        nearest = min(teacher, key=lambda other: _distance(other[-1], group[-1]))
-        if _distance(nearest[-1], group[-1]) < math.log(2):
-            pairs.append((nearest[-1], group[-1]))
-    return pairs[-limit:]
+    last = teacher[-1]
+    deep = [end for end in ends if _same_size(last[-1], end) or level(end.operation) < level(last[-1].operation)]
+    for end in ends[: len(ends) - len(deep)]:
+        nearest = min(teacher, key=lambda stage: _distance(stage[-1], end))
+        if _same_size(nearest[-1], end):
+            pairs.append((nearest[-1], end))
+    if not pairs and not any(_same_size(last[-1], end) for end in deep):
+        return []
+    deep = deep[-len(last) :]
+    return [*pairs, *zip(_alike(last, deep), deep, strict=True)]
 
 
 def _distance(first: Candidate, second: Candidate) -> float:
     """How far two resolutions are from each other: the logarithm of their ratio, without its sign."""
-    return abs(math.log(first.operation.positions / second.operation.positions))
+    return abs(math.log(level(first.operation) / level(second.operation)))
 
 
-def _spread(groups: list[list[Candidate]], count: int) -> list[Candidate]:
-    if len(groups) > 1:
-        return [group[-1] for group in groups[-count:]]
-    blocks = groups[0]
+def _same_size(first: Candidate, second: Candidate) -> bool:
+    return _distance(first, second) < math.log(2)
+
+
+def _spread(blocks: list[Candidate], count: int) -> list[Candidate]:
     return [blocks[(number + 1) * len(blocks) // count - 1] for number in range(count)]
+
+
+def _alike(blocks: list[Candidate], ends: Sequence[Candidate]) -> list[Candidate]:
+    """Of the blocks, one for each of the ends, in their order, each with about the same share of the layers before it.
+
+    The last goes with the last.
+    """
+    chosen: list[Candidate] = []
+    most = len(blocks) - 1
+    for left, end in zip(range(len(ends) - 1, -1, -1), reversed(ends), strict=True):
+        places = range(left, most + 1) if chosen else [most]
+        place = min(places, key=lambda place: abs(blocks[place].depth - end.depth))
+        reason = blocks[place].tap.reason if place == len(blocks) - 1 else "block at the same depth"
+        chosen.append(replace(blocks[place], tap=replace(blocks[place].tap, reason=reason)))
+        most = place - 1
+    return chosen[::-1]
 
 
 def find_taps(
@@ -324,7 +448,9 @@ def choose(teacher: Trace, student: Trace, limit: int = 4) -> list[tuple[Candida
     """
     if limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1 position")
-    groups = candidates(teacher), candidates(student)
+    groups = [
+        [found for encoder in encoders(trace) if (found := candidates(encoder))] for trace in (teacher, student)
+    ]
     for role, trace, found in zip(("teacher", "student"), (teacher, student), groups, strict=True):
         if not found:
             outputs = dict.fromkeys(path for operation in trace.operations for path in operation.outputs_of if path)
@@ -332,9 +458,9 @@ def choose(teacher: Trace, student: Trace, limit: int = 4) -> list[tuple[Candida
                 f"found no position in the {role}: no spatial feature map through which everything flows. Give taps, "
                 f"for example outputs of {_listed(outputs)}"
             )
-    pairs = pair_candidates(*groups, limit)
+    pairs = [pair for both in zip(*groups, strict=False) for pair in pair_candidates(*both, limit)]
     if not pairs:
-        lists = [_listed(f"{group[-1].tap} {group[-1].operation.spatial}" for group in found) for found in groups]
+        lists = [_listed(f"{stage[-1].tap} {stage[-1].operation.grid}" for stage in found[0]) for found in groups]
         raise ValueError(
             f"no two positions have about the same resolution. Teacher: {lists[0]}. Student: {lists[1]}. Give taps, or an "
             "example of the size that you train with"
@@ -382,7 +508,7 @@ def _traced(model: nn.Module, arguments: tuple[Any, ...], role: str) -> Trace:
         return value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype, copy=True)
 
     try:
-        return Trace(model, tree_map_only(Tensor, placed, arguments))
+        return traced(model, tree_map_only(Tensor, placed, arguments))
     except Exception as failure:
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors_in(arguments))
         raise ValueError(
