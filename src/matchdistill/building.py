@@ -13,6 +13,7 @@ from torch import nn
 
 from matchdistill.baselines import BASELINES
 from matchdistill.data import DetectionData, ImageData
+from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
@@ -20,6 +21,7 @@ from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
 from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
+from matchdistill.probing import scratch
 from matchdistill.recipe import Recipe
 from matchdistill.settings import Model, Teacher, parse_method
 from matchdistill.taps import Tap
@@ -43,6 +45,8 @@ def build_module(recipe: Recipe) -> Task:
     """
     data, settings = recipe.data, recipe.distillation
     data.setup()
+    # Of its own, or an untrained teacher would be drawn as the student is.
+    pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
     teacher = build_teacher(recipe, recipe.teacher.weights) if settings.needs_teacher else None
     pl.seed_everything(recipe.seed, verbose=False)
     named = recipe.student
@@ -156,16 +160,13 @@ def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) 
 def check_classes(model: nn.Module, data: ImageData, role: str) -> None:
     """Raise a ValueError unless the model maps images of the data to one logit per class."""
     images = example_images(data)
-    was_training = model.training
     try:
-        with torch.no_grad():
-            output = model.eval()(images)
+        with torch.no_grad(), scratch(model) as probe:
+            output = probe.eval()(images)
     except Exception as error:  # user code can fail in every way
         raise ValueError(
             f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}"
         ) from error
-    finally:
-        model.train(was_training)
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (len(images), data.num_classes):
         raise ValueError(

@@ -18,7 +18,7 @@ from matchdistill.capture import Capture
 from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
-from matchdistill.probing import evaluating
+from matchdistill.probing import scratch
 from matchdistill.settings import Distillation, Training
 from matchdistill.tasks.base import Task
 from matchdistill.teacher import FrozenTeacher
@@ -123,9 +123,8 @@ class Classification(Task):
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Where no validation follows the last step of an epoch, look here at what it did to the weights."""
         if self.trainer.is_last_batch and not self.validates():
-            network = self.network()
-            with torch.no_grad(), evaluating(network):
-                self._check_output(network(batch[0]))
+            with torch.no_grad(), scratch(self.network()) as probe:
+                self._check_output(probe.eval()(batch[0]))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count the student's hits, and the first time the teacher's."""
