@@ -20,7 +20,7 @@ from matchdistill.capture import Capture, Captured
 from matchdistill.functional import batchnorm_margin
 from matchdistill.prepare import Preparation, foldable
 from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
-from matchdistill.teacher import FrozenTeacher
+from matchdistill.teacher import FrozenTeacher, shared_modules
 from matchdistill.trace import Operation
 
 PAPER_FACTOR = 1e4  # of the summed losses at 224 px (MGD, section 4.1)
@@ -170,12 +170,7 @@ class FeatureDistiller(nn.Module):
         prepare: Preparation | None = None,
     ) -> None:
         super().__init__()
-        if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
-            path = next(path for path, module in student.named_modules() if id(module) in shared)
-            raise ValueError(
-                f"teacher and student share the module {path!r}: the frozen teacher needs modules of its own, for example "
-                "copy.deepcopy(teacher)"
-            )
+        shared = shared_modules(teacher, student)
         traces = trace_pair(teacher, student, example)
         if isinstance(taps, str) and taps != "auto":
             raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
@@ -198,7 +193,7 @@ class FeatureDistiller(nn.Module):
         teacher_taps = [position.teacher for position in positions]
         if prepare is not None:
             prepare = functools.partial(prepare, folds=foldable(traces[0], teacher_taps))
-        self._teacher = FrozenTeacher(teacher, teacher_taps, prepare)
+        self._teacher = FrozenTeacher(teacher, teacher_taps, prepare, shared)
         self.position_losses = torch.zeros(len(positions))
 
     @property

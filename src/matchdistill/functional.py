@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
-from torch.autograd.function import once_differentiable
 
 from matchdistill.reduction import Reduction, get_reduction
 
@@ -363,7 +362,10 @@ def _left_alone(differences: Tensor, goal: Tensor) -> Tensor:
 
 
 class _PartialSquares(torch.autograd.Function):
-    """Sum of the squares of partial differences; of all that it computes it keeps the differences alone."""
+    """Sum of the squares of partial differences, and these; of all that it computes it keeps the differences alone.
+
+    They are in the graph too, so that the gradient, which is made of them, can be differentiated.
+    """
 
     @staticmethod
     def forward(student: Tensor, goal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -371,19 +373,23 @@ class _PartialSquares(torch.autograd.Function):
         left_alone = _left_alone(differences, goal)
         if mask is not None:
             left_alone |= _left_out(student, mask)
-        differences.masked_fill_(left_alone, 0)
+        # The sign of the zero tells what is left alone from what has reached its goal: `student - goal` is no -0.0 there.
+        differences.masked_fill_(left_alone, -0.0)
         return differences.square().sum(), differences
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, total: Tensor | None, each: Tensor | None) -> tuple[Tensor | None, None, None]:
         (differences,) = ctx.saved_tensors
-        return differences * (2 * gradient), None, None
+        gradient = None if total is None else differences * (2 * total)
+        if each is not None:
+            own = each.masked_fill((differences == 0) & differences.signbit(), 0)
+            gradient = own if gradient is None else gradient + own
+        return gradient, None, None
 
 
 def squared(differences: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None) -> Tensor:
