@@ -360,6 +360,8 @@ class MatchingDistiller(FeatureDistiller):
                 count = min(left, len(images_of(batch))) if forward is None else 0
                 if sharded or number % world == rank:
                     captured, mask = self.run(batch, forward, count)
+                    if world == 1:  # synchronised batch norms would wait for ranks that have no batch
+                        self.compare_modes(captured)
                     self.add_up(captured, mask, halves[batches % len(halves)])
                     count = len(captured.values[0])
                     batches += 1
