@@ -46,6 +46,7 @@ class Captured:
         calls: of the tapped modules so far.
         inside: whether the model itself runs at the moment.
         taken_inside: the taps whose values it gave, rather than other networks that have a tapped module too.
+        finished: whether the values are complete, sums added up.
     """
 
     values: dict[int, Any] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Captured:
     calls: dict[int, int] = field(default_factory=dict)
     inside: bool = False
     taken_inside: set[int] = field(default_factory=set)
+    finished: bool = False
 
 
 class _Active(threading.local):
@@ -130,6 +132,16 @@ class Capture:
             yield captured
         finally:
             _active.stack = around
+        self.finish(captured)
+
+    def finish(self, captured: Captured) -> None:
+        """See that the pass is complete, learn from it which values need copies, and add up what sums consist of.
+
+        Raises:
+            ValueError: a tap was not reached, or its value was changed in place, the first time.
+        """
+        if captured.finished:
+            return
         missing = [str(tap) for number, tap in enumerate(self._hooked) if number not in captured.values]
         if missing:
             raise ValueError(
@@ -139,6 +151,7 @@ class Capture:
         self.check(captured)
         for number, total in self._sums.items():
             captured.values[total] = captured.values[total] + captured.values.pop(number)
+        captured.finished = True
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -157,6 +170,7 @@ class Capture:
         captured = self.current()
         if captured is None or (number in captured.taken_inside and not captured.inside):
             return
+        captured.finished = False
         if captured.inside:
             captured.taken_inside.add(number)
         tensor = next(iter(tensors_in(value)), None)

@@ -173,6 +173,9 @@ class FeatureDistiller(nn.Module):
         prepare: Preparation | None = None,
     ) -> None:
         super().__init__()
+        for role, model in (("teacher", teacher), ("student", student)):
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"the {role} is a {type(model).__name__}: expected a torch.nn.Module")
         shared = shared_modules(teacher, student)
         traces = trace_pair(teacher, student, example)
         if isinstance(taps, str) and taps != "auto":
@@ -256,6 +259,7 @@ class FeatureDistiller(nn.Module):
         Raises:
             ValueError: a mask that is not bool (N, H, W), or features that are no maps with a mask.
         """
+        self._student_capture.finish(captured)  # the block may go on
         self._student_capture.check(captured)
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_step(captured)
@@ -395,6 +399,11 @@ def _weights(loss_weight: float | Sequence[float] | Literal["paper"], positions:
     weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
     if len(weights) != positions:
         raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
-    if not all(isinstance(weight, numbers.Real) and 0 <= float(weight) < math.inf for weight in weights):
+    if not all(map(amount, weights)):
         raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
     return [float(weight) for weight in weights]
+
+
+def amount(value: Any) -> bool:
+    """Whether a value is a finite number of at least 0."""
+    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
