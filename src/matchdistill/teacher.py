@@ -40,7 +40,7 @@ class FrozenTeacher:
         prepare: Callable[[nn.Module], nn.Module] | None = None,
         shared: Sequence[nn.Module] = (),
     ) -> None:
-        with _training_kept(shared):
+        with training_kept(shared):
             model.eval()
         self.model, self.capture, self.prepare, self.shared = model, Capture(model, taps), prepare, shared
         self.copies: dict[torch.device, FrozenTeacher] = {}
@@ -64,7 +64,7 @@ class FrozenTeacher:
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
         args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
         try:
-            with _training_kept(teacher.shared), torch.no_grad(), teacher.capture(alone=True) as own:
+            with training_kept(teacher.shared), torch.no_grad(), teacher.capture(alone=True) as own:
                 # All or some of it may be part of a larger model that was put into training mode.
                 if any(module.training for module in teacher.model.modules()):
                     teacher.model.eval()
@@ -150,7 +150,7 @@ def _storage(value: Tensor) -> object:
 
 
 @contextlib.contextmanager
-def _training_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+def training_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Modules in evaluation mode, afterwards in the mode that they were in."""
     training = [module for module in modules if module.training]
     for module in training:

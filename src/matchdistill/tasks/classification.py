@@ -22,7 +22,7 @@ from matchdistill.functional import kd_loss
 from matchdistill.probing import scratch
 from matchdistill.settings import Distillation, Training
 from matchdistill.tasks.base import Task
-from matchdistill.teacher import FrozenTeacher
+from matchdistill.teacher import FrozenTeacher, shared_modules
 
 
 class Classification(Task):
@@ -58,7 +58,9 @@ class Classification(Task):
         measures, self._num_classes = (_accuracy(num_classes), _accuracy(num_classes)), num_classes
         super().__init__(student, training, distillation, measures, distiller)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
-        self._teacher = FrozenTeacher(teacher, prepare=prepare) if teacher is not None else None
+        self._teacher = None
+        if teacher is not None:
+            self._teacher = FrozenTeacher(teacher, prepare=prepare, shared=shared_modules(teacher, student))
 
     def guide(self) -> nn.Module | None:
         """The teacher, if there is one."""

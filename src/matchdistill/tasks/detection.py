@@ -21,6 +21,7 @@ from matchdistill.matching import Matching
 from matchdistill.models.detection import padded_batches, pixel_mask
 from matchdistill.settings import Distillation, Training
 from matchdistill.tasks.base import Task
+from matchdistill.teacher import shared_modules, training_kept
 from matchdistill.trace import tensors_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images (3, H, W), targets: boxes (n, 4), labels (n,), ...
@@ -66,8 +67,10 @@ class Detection(Task):
         super().__init__(
             student, training, distillation, (average_precision(masks), average_precision(masks)), distiller
         )
-        # In a tuple: neither trained nor saved with the student.
-        self._teacher = (None if teacher is None else teacher.eval(),)
+        if teacher is not None:
+            with training_kept(shared_modules(teacher, student)):
+                teacher.eval()
+        self._teacher = (teacher,)  # in a tuple: neither trained nor saved with the student
 
     def guide(self) -> nn.Module | None:
         """The whole teacher, if there is one."""
