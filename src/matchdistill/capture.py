@@ -145,8 +145,8 @@ class Capture:
         missing = [str(tap) for number, tap in enumerate(self._hooked) if number not in captured.values]
         if missing:
             raise ValueError(
-                f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block; if it is part of "
-                "something compiled that has run before, call torch.compiler.reset() first"
+                f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block, and tap modules that "
+                "give tensors; if it is part of something compiled that has run before, call torch.compiler.reset() first"
             )
         self.check(captured)
         for number, total in self._sums.items():
@@ -175,7 +175,8 @@ class Capture:
             captured.taken_inside.add(number)
         tensor = next(iter(tensors_in(value)), None)
         if tensor is None:
-            raise ValueError(f"there is no tensor at {self._hooked[number]} in this pass: choose another module")
+            captured.values.pop(number, None)
+            return
         captured.calls[number] = calls = captured.calls.get(number, 0) + 1
         known = 0 if module.training else self._calls.get(number, 0)
         keeps = self.keeps(number, module.training) or calls < known
