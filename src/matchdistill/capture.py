@@ -145,8 +145,8 @@ class Capture:
         missing = [str(tap) for number, tap in enumerate(self._hooked) if number not in captured.values]
         if missing:
             raise ValueError(
-                f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block, and tap modules that "
-                "give tensors; if it is part of something compiled that has run before, call torch.compiler.reset() first"
+                f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block, and tap modules "
+                "that give tensors; if it is part of something compiled that has run, call torch.compiler.reset() first"
             )
         self.check(captured)
         for number, total in self._sums.items():
