@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matchdistill.capture import Capture
 from matchdistill.probing import scratch
-from matchdistill.taps import Tap, resolve
+from matchdistill.taps import Tap, resolve, unwrapped
 from matchdistill.trace import Operation, Trace
 
 
@@ -36,7 +36,7 @@ def changed_by_mode(
     Returns:
         None where the network does not run on these arguments in that mode.
     """
-    with torch.no_grad(), scratch(student) as probe:
+    with torch.no_grad(), scratch(unwrapped(student)) as probe:
         capture = Capture(probe.train(training), taps)
         ran = False
         try:

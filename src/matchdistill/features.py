@@ -10,7 +10,7 @@ import functools
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -178,7 +178,7 @@ class FeatureDistiller(nn.Module):
                 raise TypeError(f"the {role} is a {type(model).__name__}: expected a torch.nn.Module")
         shared = shared_modules(teacher, student)
         traces = trace_pair(teacher, student, example)
-        if isinstance(taps, str) and taps != "auto":
+        if not isinstance(taps, Iterable) or (isinstance(taps, str) and taps != "auto"):
             raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
         pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if taps == "auto" else _pairs(taps)
         found = [
