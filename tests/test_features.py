@@ -274,6 +274,8 @@ def test_data_parallel_without_devices() -> None:
     ("taps", "message"),
     [
         ("all", "taps='all': expected 'auto' or a sequence"),
+        (None, "taps=None: expected 'auto' or a sequence"),
+        (Tap("relu0"), r"taps=Tap\(module='relu0', .*: expected 'auto' or a sequence"),
         ([], "taps is empty"),
         (["relu1:input"], "'relu1:input' in taps: expected a pair"),
         ([("relu1", "relu1", "relu1")], "in taps: expected a pair"),
