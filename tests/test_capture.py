@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from matchdistill import Tap
 from matchdistill.capture import Capture
 from matchdistill.probing import copy_of_model
-from networks import PLAIN_TAPS, Plain, conv_bn
+from networks import PLAIN_TAPS, Function, Plain, conv_bn
 
 TAPS = [Tap.parse(student) for _, student in PLAIN_TAPS]
 
@@ -138,7 +138,7 @@ def test_an_unchanged_value_is_the_tensor_of_the_network() -> None:
     for _ in range(2):
         with capture() as captured:
             network(images())
-    assert captured.values[1] is seen[-1]
+    assert captured.values[1].data_ptr() == seen[-1].data_ptr()
     assert captured.arguments is not None
 
 
@@ -526,3 +526,78 @@ def test_scripted_modules_are_refused(path: str) -> None:
         network = torch.jit.script(network)
     with pytest.raises(ValueError, match=f"module '{path}' is a scripted one"):
         Capture(network, [Tap(path)])
+
+
+def test_gradients_add_up_in_one_order_in_the_first_pass_and_later() -> None:
+    """A tapped value with several uses, of sizes at which the order of the sum shows."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Tanh()) for _ in range(3)))
+    uses = Function(
+        lambda self, x: (y := self.first(x)) * 1e-3 + self.second(y) * 1e3 + y.sin(),
+        first=network[0],
+        second=network[1],
+    )
+    capture = Capture(uses, [Tap("first")])
+    gradients = []
+    for _ in range(3):
+        uses.zero_grad()
+        with capture() as captured:
+            output = uses(images())
+        (output.sum() + (captured.values[0] * 7.7).square().sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in uses.parameters()])
+    for later in gradients[1:]:
+        assert all(map(torch.equal, gradients[0], later))
+
+
+def test_a_compiled_network_that_has_run_is_reached() -> None:
+    for wrap in ("module", "method"):
+        torch.compiler.reset()
+        network = plain()
+        if wrap == "method":
+            network.compile(backend="eager")
+        model = torch.compile(network, backend="eager") if wrap == "module" else network
+        with torch.no_grad():
+            model.eval()(images())
+            with Capture(model, TAPS)() as captured:
+                model(images())
+        assert sorted(captured.values) == list(range(len(TAPS)))
+
+
+def test_other_networks_with_a_tapped_module_do_not_count() -> None:
+    shared = nn.ReLU()
+    networks = [nn.Sequential(nn.Linear(3, 4), shared), nn.Sequential(nn.Linear(3, 4), shared)]
+    capture, x = Capture(networks[0], [Tap("1", "input")]), torch.randn(2, 3)
+    with capture() as captured:
+        networks[1](x)
+        networks[0](x)
+        networks[1](x)
+    assert captured.values[0].equal(networks[0][0](x))
+    with capture() as captured:
+        networks[0](x)
+        with Capture(networks[1], [Tap("1", "input")])(alone=True) as other:
+            networks[1](x)
+        networks[0](2 * x)
+    assert captured.values[0].equal(networks[0][0](2 * x))
+    assert other.values[0].equal(networks[1][0](x))
+
+
+def test_values_in_a_block_that_goes_on() -> None:
+    network = Residual(inplace=False)
+    capture = Capture(network, [Tap.parse("third + third:input"), Tap("out")])
+    with capture() as captured:
+        network(images())
+        capture.finish(captured)
+        assert captured.values[0].equal(captured.values[1])
+        network(images(1))
+        capture.finish(captured)
+        assert captured.values[0].equal(captured.values[1])
+    assert captured.values[0].equal(captured.values[1])
+
+
+def test_a_pass_without_a_tensor_at_a_tap() -> None:
+    network = Function(lambda self, x: self.inner(x), inner=Function(lambda self, x: "text"))
+    with (
+        pytest.raises(ValueError, match=r"did not reach inner:output: .*modules that give tensors"),
+        Capture(network, [Tap("inner")])(),
+    ):
+        network(images())

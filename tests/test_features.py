@@ -274,6 +274,8 @@ def test_data_parallel_without_devices() -> None:
     ("taps", "message"),
     [
         ("all", "taps='all': expected 'auto' or a sequence"),
+        (None, "taps=None: expected 'auto' or a sequence"),
+        (Tap("relu0"), r"taps=Tap\(module='relu0', .*: expected 'auto' or a sequence"),
         ([], "taps is empty"),
         (["relu1:input"], "'relu1:input' in taps: expected a pair"),
         ([("relu1", "relu1", "relu1")], "in taps: expected a pair"),
@@ -349,8 +351,54 @@ def test_two_distillers_of_one_student() -> None:
     torch.testing.assert_close([both[0].loss(first), both[1].loss(second)], alone)
 
 
-def test_networks_that_share_modules_are_refused() -> None:
+def test_networks_that_share_weights_are_refused() -> None:
     teacher = nn.Sequential(conv_bn(3, 8), nn.ReLU())
-    for student in (teacher, nn.Sequential(teacher[0], nn.ReLU())):
-        with pytest.raises(ValueError, match="teacher and student share the module"):
-            MatchingDistiller(teacher, student)
+    own = nn.Sequential(conv_bn(3, 8), nn.ReLU())
+    tied = nn.Sequential(conv_bn(3, 8), nn.ReLU())
+    tied[0][0].weight = nn.Parameter(teacher[0][0].weight.detach()[:4])  # another tensor on the same memory
+    buffers = nn.Sequential(conv_bn(3, 8), nn.ReLU())
+    buffers[0][1].running_mean = teacher[0][1].running_mean
+    named = {"0.0.weight": (teacher, nn.Sequential(teacher[0], nn.ReLU()), tied), "0.1.running_mean": (buffers,)}
+    for name, students in named.items():
+        for student in students:
+            with pytest.raises(ValueError, match=f"teacher and student share the tensor '{name}'"):
+                MatchingDistiller(teacher, student)
+    MatchingDistiller(teacher, own)
+
+
+@pytest.mark.parametrize("order", ["teacher first", "student first"])
+def test_networks_may_share_a_module_without_weights(order: str) -> None:
+    """A single activation for all networks of a process, with taps before it; and dropout, which keeps its mode."""
+    activation, dropout = nn.ReLU(), nn.Dropout(0.5)
+
+    def network(width: int, shared: bool) -> nn.Sequential:
+        torch.manual_seed(width)
+        parts = (activation, dropout) if shared else (nn.ReLU(), nn.Dropout(0.5))
+        return nn.Sequential(conv_bn(3, width), parts[0], nn.Flatten(), parts[1])
+
+    expected, found = (
+        MatchingDistiller(network(8, shared), network(4, shared).train(), [("1:input", "1:input")], example=images())
+        for shared in (False, True)
+    )
+    losses = []
+    for distiller in (expected, found):
+        assert distiller.student[3].training
+        distiller.refresh([images()])
+        assert distiller.student[3].training
+        torch.manual_seed(0)
+        with distiller.capture(*([images()] if order == "teacher first" else [])) as captured:
+            distiller.student(images())
+            network(6, distiller is found)(images(1))  # a third one that has the activation too
+        losses.append(distiller.loss(captured))
+        assert distiller.student[3].training
+        assert not any(module.training for module in distiller.teacher.modules() if module not in (activation, dropout))
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    for teacher, student, role in (
+        (Plain(8), "resnet18", "student is a str"),
+        (None, Plain(4), "teacher is a NoneType"),
+    ):
+        with pytest.raises(TypeError, match=f"the {role}: expected a torch.nn.Module"):
+            MatchingDistiller(teacher, student)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ import oracles
 from matchdistill.functional import (
     batchnorm_margin,
     empirical_margin,
+    kd_loss,
     matching_cost,
     partial_loss,
     random_assignment,
@@ -1185,3 +1186,71 @@ def test_paper_total_equals_the_mean_form_with_weight_5_0176():
     sums = [m * 256 * c * side**2 for m, (c, side) in zip(means, MOBILENET_V1_POSITIONS, strict=True)]
     expected = oracles.total_loss(1.5, means, oracles.mean_loss_weights(4, 5.0176))
     assert oracles.total_loss(1.5, sums, paper) == pytest.approx(expected)
+
+
+def plain_partial_loss(student: Tensor, target: Tensor, margin: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The loss in operations that PyTorch differentiates as often as one likes."""
+    goal = torch.maximum(target, margin.reshape(-1, *[1] * (target.ndim - 2)))
+    left_alone = (student <= goal) & (goal <= 0)
+    if mask is not None:
+        left_alone = left_alone | ~mask[:, None]
+    return torch.where(left_alone, 0, student - goal).square().sum()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_second_derivatives_of_the_partial_loss(masked):
+    torch.manual_seed(0)
+    student = torch.randn(3, 4, 5, dtype=torch.float64)
+    target, margin = torch.randn_like(student), -torch.rand(4, dtype=torch.float64)
+    student[0, 0] = target[0, 0] = torch.tensor([1.0, 0.0, -0.0, -0.5, 0.25])  # at their goals
+    mask = torch.rand(3, 5) > 0.3 if masked else None
+
+    def of(loss):
+        def through(values):
+            return loss(values.sin() + values, target, margin, mask=mask) + values.pow(3).sum()
+
+        return torch.autograd.functional.hessian(through, student)
+
+    assert_allclose(of(partial_loss), of(plain_partial_loss), atol=1e-12)
+    vector = torch.randn_like(student)
+    products = [
+        torch.autograd.functional.hvp(lambda x, f=loss: f(x, target, margin, mask=mask), student, vector)[1]
+        for loss in (partial_loss, plain_partial_loss)
+    ]
+    assert_allclose(*products, atol=1e-12)
+
+
+def test_second_derivatives_where_the_goal_is_reached_from_above():
+    student = torch.tensor([[[0.5, -0.5]]], dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(
+        lambda values: partial_loss(values, student, torch.tensor([-1.0], dtype=torch.float64)), student
+    )
+    assert hessian.flatten().tolist() == [2, 0, 0, 0]
+
+
+FEATURES, INDEX = torch.zeros(2, 6, 4), torch.tensor([[0, 1], [2, 3], [4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: matching_cost(FEATURES.to(torch.complex64), FEATURES), "features must be real"),
+        (lambda: matching_cost(FEATURES[..., :0], FEATURES[..., :0]), "at least one position"),
+        (lambda: reduce_channels(FEATURES, INDEX + 4), "index holds 4 to 9, but there are 6 teacher channels"),
+        (lambda: reduce_channels(FEATURES, INDEX - 2), "index holds -2 to 3"),
+        (lambda: reduce_channels(FEATURES, INDEX.float()), "index must be int64"),
+        (lambda: reduce_channels(FEATURES[0, 0], INDEX), "a batch and a channel axis"),
+        (lambda: reduce_margin(torch.zeros(3), INDEX), "there are 3 teacher channels"),
+        (lambda: reduce_margin(torch.zeros(6, 2), INDEX), r"margin must have shape \(Ct,\)"),
+        (lambda: batchnorm_margin(torch.ones(3), torch.ones(1)), "scale and shift of one shape"),
+        (lambda: empirical_margin(torch.ones(3)), "a batch and a channel axis"),
+        (lambda: solve_assignment(torch.ones(3, 6), 2.0), "group_size=2.0 does not fit"),
+        (lambda: solve_assignment(torch.ones(3, 6).to(torch.complex64)), "cost must be a real matrix"),
+        (lambda: partial_loss(FEATURES.to(torch.complex64), FEATURES, torch.zeros(6)), "features must be real"),
+        (lambda: kd_loss(torch.zeros(3), torch.zeros(3)), "logits must have shape"),
+        (lambda: kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), float("inf")), "temperature=inf"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,3 +188,20 @@ def test_the_graphs_of_a_feature_extractor_are_swapped_back() -> None:
     with evaluating(model):
         assert model(torch.ones(1, 3))["1"].ne(0).all()
     assert model(torch.ones(1, 3))["1"].eq(0).any()
+
+
+def test_what_copies_do_not_get_is_not_looked_at() -> None:
+    class Trained(nn.Linear):
+        def __getstate__(self) -> dict[str, Any]:
+            return {**self.__dict__, "trainer": None}
+
+    model = Trained(3, 3)
+    trainer = [0]
+    model.trainer = [trainer, threading.Lock()]  # type: ignore[assignment]
+    with scratch(model) as probe:
+        assert probe.trainer is None
+    with unchanged(model):
+        trainer[0] += 1
+        model.trainer = None
+    assert trainer == [1]
+    assert model.trainer[0] is trainer

@@ -5,6 +5,7 @@ Axes: N images.
 
 import copy
 import gc
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
 import distributed
 import oracles
@@ -425,3 +426,83 @@ def test_a_step_with_two_processes(ranks: Any) -> None:
     for rank in ranks:
         for found, *expected in zip(rank["step"]["gradients"], *gradients, strict=True):
             torch.testing.assert_close(found, sum(expected) / 2)
+
+
+class Adapter(nn.Conv2d):
+    """Merges an update in evaluation mode, and takes it out in training mode."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 1, bias=False)
+        self.update, self.merged = nn.Parameter(torch.randn(width, width, 1, 1) / 4), False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode == self.merged:
+            self.weight.data += self.update.detach() * (-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight if self.merged else self.weight + self.update, None)
+
+
+def test_modes_after_a_refresh_are_those_before() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Adapter(4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout())
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    found = MatchingDistiller(teacher, student, [("2:input", "4:input")], example=images().float())
+    student.train()
+    student[3].eval()
+    modes = [module.training for module in student.modules()]
+    statistics = student[3].running_mean.clone()
+    for _ in range(2):
+        found.refresh([images().float()])
+        assert [module.training for module in student.modules()] == modes
+        assert not student[2].merged
+    found(images().float())[1].backward()
+    assert student[2].update.grad.abs().sum() > 0
+    assert student[3].running_mean.equal(statistics)
+
+
+def test_images_are_found_beside_other_tensors() -> None:
+    labels = torch.arange(len(images()))
+    expected = refreshed(distiller(), [images()])
+    for batch in (
+        {"labels": labels, "pixel_values": images()},
+        UserDict(labels=labels, images=images()),
+        [labels, images()],
+    ):
+        assert_same(refreshed(distiller(), [batch]), expected)
+    assert images_of((labels, torch.zeros(2, 5))).shape == (2, 5)
+    assert images_of((labels,)) is labels
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "message"),
+    [
+        (torch.zeros(8, 3, 8, 8), {}, "the loader is a tensor: expected batches"),
+        (TensorDataset(torch.zeros(8, 3, 8, 8)), {}, "the loader is a data set"),
+        (7, {}, "the loader is a int"),
+        ([torch.zeros(2, 5, 8, 8)], {}, r"does not take what a batch seems to hold as images, \(2, 5, 8, 8\)"),
+        ([torch.zeros(2, 3, 8, 8).long()], {}, r"images, \(2, 3, 8, 8\) of torch.int64: RuntimeError"),
+        ([torch.zeros(2, 3, 8, 8)], {"max_images": 1e4}, "max_images=10000.0: expected at least 1, a whole number"),
+        ([torch.zeros(2, 3, 8, 8)], {"tolerance": "0.1"}, "tolerance=0.1: expected a share"),
+        ([torch.zeros(2, 3, 8, 8)], {"tolerance": float("nan")}, "tolerance=nan: expected a share"),
+    ],
+)
+def test_what_is_no_loader_is_said_in_a_sentence(loader: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        distiller().refresh(loader, **options)
+
+
+def test_a_student_that_was_not_called_itself() -> None:
+    found = distiller()
+    with pytest.raises(ValueError, match=r"the student itself was not called .*give the teacher's arguments"):
+        found.refresh([images()], forward=found.student.forward)
+
+
+def test_matchers_and_norms_that_do_not_fit() -> None:
+    found = distiller(matcher=lambda cost, group: torch.zeros(1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"position .*: the matcher gives an index \(1, 1\), expected"):
+        found.refresh([images()])
+    with pytest.raises(ValueError, match="norm fails for 4 channels"):
+        distiller(norm=nn.BatchNorm2d(4))

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from matchdistill.building import build_module
 from matchdistill.data import module as data_module
+from matchdistill.models import small_resnet
 from matchdistill.tasks.base import lr_factor
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import check_compiler, fit
@@ -313,3 +315,24 @@ def test_a_run_of_an_older_version_goes_on(tiny, tmp_path):
     assert fit(tiny("--distillation.method=kd"), out, resume=True) == metrics
     with pytest.raises(ValueError, match=r"recipe.yaml differs in training: resume with the same values"):
         fit(tiny("--distillation.method=kd", "--training.ema=0.9"), out, resume=True)
+
+
+def partly_frozen(num_classes):
+    """A student whose builder has put the batch norms of a part into evaluation mode."""
+    model = small_resnet(num_classes, width=2)
+    for module in (model.stem, *model.stem.modules()):
+        module.eval().requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--training.ema=0.5", "--training.validate_every=2"]], ids=["plain", "averaged"]
+)
+def test_what_the_builder_put_into_evaluation_mode_stays_so(tiny, tmp_path, monkeypatch, arguments):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    name = ["--student.name=test_training_options:partly_frozen", "--student.options={}"]
+    fit(tiny(*name, "--distillation.refresh_every=1", *arguments), tmp_path / "run", quiet=True)
+    weights = load_file(tmp_path / "run" / "student.safetensors")
+    counts = {name: int(value) for name, value in weights.items() if name.endswith("num_batches_tracked")}
+    assert {value for name, value in counts.items() if name.startswith("stem")} == {0}
+    assert {value for name, value in counts.items() if not name.startswith("stem")} == {2 * 3}

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from matchdistill.probing import copy_of_model
 from matchdistill.tasks.base import Task
 
 TRAINED = "trained_student"  # in a checkpoint: the weights that the optimiser goes on with
@@ -43,7 +44,7 @@ class WeightAverage(Callback):
         """Begin with the weights as they are, or with the average of the run that goes on."""
         assert isinstance(pl_module, Task)
         self._student = pl_module.network()
-        self._average = AveragedModel(self._student, multi_avg_fn=self._update, use_buffers=True)
+        self._average = AveragedModel(copy_of_model(self._student), multi_avg_fn=self._update, use_buffers=True)
         self._average.n_averaged.fill_(self._steps)
         if self._trained is not None:
             self._student.load_state_dict(self._trained)

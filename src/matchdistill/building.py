@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
 import pytorch_lightning as pl
+import safetensors.torch
 import torch
 from torch import nn
 
 from matchdistill.baselines import BASELINES
 from matchdistill.data import DetectionData, ImageData
+from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
@@ -20,11 +23,12 @@ from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
 from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
+from matchdistill.probing import evaluating, scratch
 from matchdistill.recipe import Recipe
 from matchdistill.settings import Model, Teacher, parse_method
 from matchdistill.taps import Tap
 from matchdistill.tasks.base import Task
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification import Classification, Place, logits_place, tensor_at
 from matchdistill.tasks.detection import Detection
 from matchdistill.trace import Trace
 
@@ -43,11 +47,15 @@ def build_module(recipe: Recipe) -> Task:
     """
     data, settings = recipe.data, recipe.distillation
     data.setup()
+    # Of its own, or an untrained teacher would be drawn as the student is.
+    pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
     teacher = build_teacher(recipe, recipe.teacher.weights) if settings.needs_teacher else None
     pl.seed_everything(recipe.seed, verbose=False)
     named = recipe.student
     student = _build(recipe, named, data.num_classes, named.weights, named.fresh_head)
     check_network(student, data, "student")
+    check_state(student, "student")
+    logits_at = None if isinstance(data, DetectionData) else training_logits(student, data)
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
         student = _synchronised(student)
@@ -57,6 +65,8 @@ def build_module(recipe: Recipe) -> Task:
             for name, part in position.named_children():
                 setattr(position, name, _synchronised(part))
     module = make_task(recipe, student, teacher, distiller)
+    if isinstance(module, Classification):
+        module.logits_at = logits_at
     if recipe.trainer.channels_last:
         module.memory_format = torch.channels_last
         for network in (module, module.guide()):
@@ -142,7 +152,12 @@ def _build(
     recipe: Recipe, named: Model | Teacher, num_classes: int | None, weights: str | Path | None, fresh_head: bool
 ) -> nn.Module:
     own = {"class_names": recipe.data.class_names} if recipe.task == "detection" else {}
-    return BUILDERS[recipe.task](named.name, num_classes, weights, fresh_head, **own, **named.options)
+    model = BUILDERS[recipe.task](named.name, num_classes, weights, fresh_head, **own, **named.options)
+    if any(nn.parameter.is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+        images = example_images(recipe.data) if isinstance(recipe.data, ImageData) else [torch.zeros(3, 48, 64)]
+        with torch.no_grad(), evaluating(model):
+            model(images)  # gives lazy modules their sizes
+    return model
 
 
 def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) -> None:
@@ -153,25 +168,73 @@ def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) 
         check_classes(model, data, role)
 
 
+def check_state(model: nn.Module, role: str) -> None:
+    """Raise a ValueError unless a model's state can be saved as weights: dense tensors alone."""
+    for name, value in model.state_dict().items():
+        if kind := _unsaved(value):
+            raise ValueError(
+                f"the {role}'s state_dict() has {name!r}, {kind}: the weights of a run are files of dense tensors. Keep it "
+                "out of the state (an attribute, or a buffer with persistent=False), or as a dense tensor"
+            )
+
+
+def _unsaved(value: object) -> str | None:
+    """What a value of a state is, if a file of weights cannot hold it."""
+    if not isinstance(value, torch.Tensor):
+        return f"of type {type(value).__name__}"
+    if value.is_quantized or value.is_nested or value.layout != torch.strided:
+        return "a quantized tensor" if value.is_quantized else f"a tensor of layout {value.layout}"
+    try:
+        safetensors.torch.save({"": torch.empty(0, dtype=value.dtype)})
+    except KeyError:
+        return f"a tensor of type {value.dtype}"
+    return None
+
+
 def check_classes(model: nn.Module, data: ImageData, role: str) -> None:
     """Raise a ValueError unless the model maps images of the data to one logit per class."""
     images = example_images(data)
-    was_training = model.training
     try:
-        with torch.no_grad():
-            output = model.eval()(images)
+        with torch.no_grad(), scratch(model) as probe:
+            output = probe.eval()(images)
     except Exception as error:  # user code can fail in every way
         raise ValueError(
             f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}"
         ) from error
-    finally:
-        model.train(was_training)
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (len(images), data.num_classes):
         raise ValueError(
             f"the {role} gives {shape} for {len(images)} images, but the data has {data.num_classes} classes: expected "
             f"({len(images)}, {data.num_classes})"
         )
+
+
+def training_logits(student: nn.Module, data: ImageData) -> Place:
+    """Where a student's output in training mode, which may be another than in evaluation, holds the logits.
+
+    Raises:
+        ValueError: it has none, or the student cannot be trained on images alone.
+    """
+    images = torch.randn(example_images(data).shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad(), scratch(student) as probe:
+            output = probe.train()(images)
+    except Exception as error:  # user code can fail in every way
+        raise ValueError(
+            f"the student does not take images of shape {tuple(images.shape[1:])} in training mode: {cause(error)}"
+        ) from error
+    try:
+        place = logits_place(output, data.num_classes)
+    except ValueError as error:
+        raise ValueError(f"in training mode the student {error}") from error
+    # With its parts in evaluation mode, it gives the logits of evaluation mode where those of training mode are.
+    with contextlib.suppress(Exception), torch.no_grad(), scratch(student) as probe:
+        logits = probe.eval()(images)
+        probe.training = True
+        alike = logits_place(probe(images), data.num_classes, logits)
+        if tensor_at(output, alike).shape == logits.shape:
+            place = alike
+    return place
 
 
 def example_images(data: ImageData) -> torch.Tensor:

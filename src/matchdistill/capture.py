@@ -44,6 +44,9 @@ class Captured:
         copied: makes the copy of a value that is changed later, given the number of its tap; None: a whole one.
         watched: what was taken or copied, to see whether the network changed it.
         calls: of the tapped modules so far.
+        inside: whether the model itself runs at the moment.
+        taken_inside: the taps whose values it gave, rather than other networks that have a tapped module too.
+        finished: whether the values are complete, sums added up.
     """
 
     values: dict[int, Any] = field(default_factory=dict)
@@ -53,6 +56,9 @@ class Captured:
     copied: Callable[[int, Tensor], Any] | None = None
     watched: dict[int, _Watched] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
+    inside: bool = False
+    taken_inside: set[int] = field(default_factory=set)
+    finished: bool = False
 
 
 class _Active(threading.local):
@@ -70,8 +76,9 @@ class Capture:
     """Hooks on a model for a sequence of taps.
 
     The hooks are idle outside of ``with capture() as captured``, and each thread gets the values of its own pass. A value
-    is the tapped tensor itself, in the graph; where the network goes on to change it in place (an in-place activation
-    behind a tapped batch norm), a copy from before. The same holds for the arguments.
+    is a view of the tapped tensor, in the graph; where the network goes on to change it in place (an in-place activation
+    behind a tapped batch norm), a copy from before. The same holds for the arguments. Of a module that other networks have
+    too (one activation for all), the value is the one from inside of this model.
 
     Args:
         model: the network, which is not changed otherwise.
@@ -96,6 +103,8 @@ class Capture:
         for path in ("", *(tap.module for tap in self._hooked)):
             if isinstance(resolve(model, path), torch.jit.ScriptModule):
                 raise ValueError(f"module {path!r} is a scripted one, which takes no hooks: give it unscripted")
+        if any(_is_compiled(module) for module in model.modules()):
+            torch.compiler.reset()  # what has run so far was compiled without the hooks
         self._handles = [model.register_forward_pre_hook(_ArgumentsHook(self), with_kwargs=True)]
         for number, tap in enumerate(self._hooked):
             module = resolve(model, tap.module)
@@ -104,26 +113,45 @@ class Capture:
             else:
                 handle = module.register_forward_hook(_OutputHook(self, number))
             self._handles.append(handle)
+        self._handles.append(model.register_forward_hook(_EndHook(self)))
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[Captured]:
+    def __call__(self, alone: bool = False) -> Iterator[Captured]:
         """Collect the values of the forward passes made in the block.
+
+        Args:
+            alone: whether the captures around the block pause: what runs in it is none of their networks.
 
         Raises:
             ValueError: a tap was not reached.
         """
         captured = Captured()
-        _active.stack.append((id(self), captured))
+        around = _active.stack
+        _active.stack = [*([] if alone else around), (id(self), captured)]
         try:
             yield captured
         finally:
-            _active.stack.pop()
+            _active.stack = around
+        self.finish(captured)
+
+    def finish(self, captured: Captured) -> None:
+        """See that the pass is complete, learn from it which values need copies, and add up what sums consist of.
+
+        Raises:
+            ValueError: a tap was not reached, or its value was changed in place, the first time.
+        """
+        if captured.finished:
+            return
         missing = [str(tap) for number, tap in enumerate(self._hooked) if number not in captured.values]
         if missing:
-            raise ValueError(f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block")
+            raise ValueError(
+                f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block, and tap modules "
+                "that give tensors; if it is part of something compiled that has run, call torch.compiler.reset() first"
+            )
         self.check(captured)
         for number, total in self._sums.items():
             captured.values[total] = captured.values[total] + captured.values.pop(number)
+        captured.finished = True
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -140,17 +168,22 @@ class Capture:
     def take(self, number: int, module: nn.Module, value: Any) -> None:
         """Keep the first tensor of a tapped module's input or output."""
         captured = self.current()
-        if captured is None:
+        if captured is None or (number in captured.taken_inside and not captured.inside):
             return
-        tensor = tensors_in(value)[0]
+        captured.finished = False
+        if captured.inside:
+            captured.taken_inside.add(number)
+        tensor = next(iter(tensors_in(value)), None)
+        if tensor is None:
+            captured.values.pop(number, None)
+            return
         captured.calls[number] = calls = captured.calls.get(number, 0) + 1
         known = 0 if module.training else self._calls.get(number, 0)
         keeps = self.keeps(number, module.training) or calls < known
-        # An addend has other uses. As a view it is a node of the graph, as a copy is: gradients add up in the same order in
-        # the first pass, which copies, and in later ones, and a resumed run ends as the one that was not cut.
-        unchanged = tensor.view_as(tensor) if number in self._addends else tensor
         if keeps:
-            captured.values[number] = unchanged
+            # As a view it is a node of the graph, as a copy is: gradients add up in the same order in the first pass, which
+            # copies, and in later ones, and a resumed run ends as the one that was not cut.
+            captured.values[number] = tensor.view_as(tensor) if tensor.requires_grad else tensor
         elif captured.copied is not None and calls == known and number not in self._addends:
             captured.values[number] = captured.copied(number, tensor)
         else:
@@ -162,9 +195,15 @@ class Capture:
         captured = self.current()
         if captured is None:
             return
+        captured.inside = True
         keeps = self.keeps(ARGUMENTS, module.training)
         captured.arguments = arguments if keeps else copy_of(arguments)
         _watch(captured, ARGUMENTS, tensors_in(arguments), module.training, not keeps)
+
+    def end(self) -> None:
+        """Note that the model has run."""
+        if (captured := self.current()) is not None:
+            captured.inside = False
 
     def keeps(self, number: int, training: bool) -> bool:
         """Whether the passes in that mode leave the value of a tap, or the `ARGUMENTS`, unchanged, as far as is known."""
@@ -213,6 +252,15 @@ class _OutputHook(_Hook):
 class _ArgumentsHook(_Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.capture.take_arguments(module, (args, kwargs))
+
+
+class _EndHook(_Hook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.capture.end()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule)
 
 
 def _watch(captured: Captured, number: int, tensors: list[Tensor], training: bool, copied: bool) -> None:

@@ -6,7 +6,6 @@ Axes: N batch, Cs student channels, Ct teacher channels, G group, * position axe
 from __future__ import annotations
 
 import functools
-import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 
 from matchdistill.alignment import align_mask, channels_second
 from matchdistill.capture import Captured
-from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition
+from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition, amount
 from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn, regret
+from matchdistill.messages import cause
 from matchdistill.prepare import Preparation
 from matchdistill.probing import evaluating
 from matchdistill.reduction import Reduction, get_reduction
-from matchdistill.refresh import doublings, from_rank_0, images_of, is_sharded, rank_and_world
+from matchdistill.refresh import check_loader, doublings, from_rank_0, images_of, is_sharded, rank_and_world
 from matchdistill.taps import Tap
 from matchdistill.trace import Operation
 
@@ -77,7 +77,13 @@ class Position(FeaturePosition):
         own = f"{self.name} {reduction if isinstance(reduction, str) else 'own'}"
         self.register_buffer("signature", torch.tensor(zlib.crc32(own.encode())))
         self.register_load_state_dict_pre_hook(_check_signature)  # type: ignore[no-untyped-call]
-        self.norm = norm(self.student_channels)
+        try:
+            self.norm = norm(self.student_channels)
+        except Exception as error:  # user code can fail in every way
+            raise ValueError(
+                f"norm fails for {self.student_channels} channels: {cause(error)}. Expected a function of their number that "
+                "makes a module, such as nn.BatchNorm2d"
+            ) from error
         self.matching: Matching | None = None
 
     @property
@@ -150,9 +156,14 @@ class Position(FeaturePosition):
             ValueError: a cost that is not finite; the position is named.
         """
         try:
-            return self.matcher(self._sticky(cost), self.index.shape[1]).to(self.index.device)
+            index = self.matcher(self._sticky(cost), self.index.shape[1]).to(self.index.device)
         except ValueError as error:
             raise ValueError(f"position {self.name}: {error}") from error
+        if index.shape != self.index.shape:
+            raise ValueError(
+                f"position {self.name}: the matcher gives an index {tuple(index.shape)}, expected {tuple(self.index.shape)}"
+            )
+        return index
 
     def solve(self, sums: CostAccumulator) -> Matching:
         """Match by the summed costs and take the margins from the teacher as it is now.
@@ -252,9 +263,9 @@ class MatchingDistiller(FeatureDistiller):
         online: int = 0,
     ) -> None:
         get_reduction(reduction)
-        if online < 0:
-            raise ValueError(f"online={online}: expected a number of steps, or 0")
-        if not 0 <= hysteresis < math.inf:
+        if not isinstance(online, int) or online < 0:
+            raise ValueError(f"online={online!r}: expected a number of steps, or 0")
+        if not amount(hysteresis):
             raise ValueError(f"hysteresis={hysteresis}: expected a finite number of at least 0")
 
         position = functools.partial(Position, reduction=reduction, norm=norm, matcher=matcher, hysteresis=hysteresis)
@@ -321,10 +332,10 @@ class MatchingDistiller(FeatureDistiller):
         images; the costs are added up, so that all ranks get the matching of one process over all of the images.
 
         Args:
-            loader: batches; the first tensor of each holds the images. If it deals the images out to the ranks (by a
-                `DistributedSampler`, or as Accelerate has prepared it) it is used whole, else each rank takes every
-                world-th batch. None: no image is run, the costs are those of the training steps since the last refresh
-                (or `forget`), for distillers made with `online`.
+            loader: batches; the first tensor with at least three axes holds the images, without such the first one. If the
+                loader deals the images out to the ranks (by a `DistributedSampler`, or as Accelerate has prepared it) it is
+                used whole, else each rank takes every world-th batch. None: no image is run, the costs are those of the
+                training steps since the last refresh (or `forget`), for distillers made with `online`.
             max_images: the most images, over all ranks; with `forward`, up to the end of a batch.
             forward: runs the student on a batch, for students that are parts of larger models, which then see whole
                 batches; None: ``student(images)``. A bool tensor that it returns is the batch's mask, as of `loss`: the
@@ -341,9 +352,10 @@ class MatchingDistiller(FeatureDistiller):
         """
         if loader is None:
             return self._solve([self._seen])
-        if max_images < 1:
-            raise ValueError(f"max_images={max_images}: expected at least 1")
-        if tolerance is not None and not tolerance >= 0:
+        check_loader(loader)
+        if not isinstance(max_images, int) or max_images < 1:
+            raise ValueError(f"max_images={max_images!r}: expected at least 1, a whole number")
+        if tolerance is not None and not amount(tolerance):
             raise ValueError(f"tolerance={tolerance}: expected a share of the objective, 0 or more, or None")
         rank, world = rank_and_world()
         halves = [[position.accumulator() for position in self.positions] for _ in range(1 if tolerance is None else 2)]
@@ -360,6 +372,8 @@ class MatchingDistiller(FeatureDistiller):
                 count = min(left, len(images_of(batch))) if forward is None else 0
                 if sharded or number % world == rank:
                     captured, mask = self.run(batch, forward, count)
+                    if world == 1:  # synchronised batch norms would wait for ranks that have no batch
+                        self.compare_modes(captured)
                     self.add_up(captured, mask, halves[batches % len(halves)])
                     count = len(captured.values[0])
                     batches += 1
@@ -397,13 +411,24 @@ class MatchingDistiller(FeatureDistiller):
         mask = None
         with self.capture() as captured:
             if forward is None:
-                device = self.positions[0].index.device
-                self.student(images_of(batch)[:count].to(device, non_blocking=True))
+                images = images_of(batch)[:count].to(self.positions[0].index.device, non_blocking=True)
+                self._run_student(images)
             else:
                 returned = forward(batch)
                 mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
         captured.teacher_values = self._teacher(captured)
         return captured, mask
+
+    def _run_student(self, images: Tensor) -> None:
+        try:
+            self.student(images)
+        except (TypeError, RuntimeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"the student does not take what a batch seems to hold as images, {tuple(images.shape)} of {images.dtype}: "
+                f"{cause(error)}. Give forward=, which runs the student on a batch"
+            ) from error
 
     def _settled(self, halves: Sequence[Sequence[CostAccumulator]], checks: list[int], tolerance: float | None) -> bool:
         """Whether the images so far are enough, at the first of the checks, which every rank has come to."""

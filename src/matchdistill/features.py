@@ -9,18 +9,21 @@ import contextlib
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from matchdistill.alignment import align_maps, align_masked, channels_second
 from matchdistill.capture import Capture, Captured
+from matchdistill.checks import changed_by_mode, leads_to, modules_before, other_modes_problem, trains_any
 from matchdistill.functional import batchnorm_margin
 from matchdistill.prepare import Preparation, foldable
 from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
-from matchdistill.teacher import FrozenTeacher
+from matchdistill.teacher import FrozenTeacher, shared_modules
 from matchdistill.trace import Operation
 
 PAPER_FACTOR = 1e4  # of the summed losses at 224 px (MGD, section 4.1)
@@ -170,22 +173,26 @@ class FeatureDistiller(nn.Module):
         prepare: Preparation | None = None,
     ) -> None:
         super().__init__()
-        if shared := {id(module) for module in teacher.modules()} & {id(module) for module in student.modules()}:
-            path = next(path for path, module in student.named_modules() if id(module) in shared)
-            raise ValueError(
-                f"teacher and student share the module {path!r}: the frozen teacher needs modules of its own, for example "
-                "copy.deepcopy(teacher)"
-            )
+        for role, model in (("teacher", teacher), ("student", student)):
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"the {role} is a {type(model).__name__}: expected a torch.nn.Module")
+        shared = shared_modules(teacher, student)
         traces = trace_pair(teacher, student, example)
-        if isinstance(taps, str) and taps != "auto":
+        if not isinstance(taps, Iterable) or (isinstance(taps, str) and taps != "auto"):
             raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
         pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if taps == "auto" else _pairs(taps)
+        found = [
+            (tapped_operation(traces[0], teacher, one), tapped_operation(traces[1], student, two)) for one, two in pairs
+        ]
+        like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
+        self._modes_compared = False
+        if example is not None:
+            lasting = self._lasting(student, [tap for _, tap in pairs], found, placed(example, like), taps == "auto")
+            pairs, found = [pairs[number] for number in lasting], [found[number] for number in lasting]
         positions = []
-        for first, second in pairs:
-            values = tapped_operation(traces[0], teacher, first), tapped_operation(traces[1], student, second)
+        for (first, second), values in zip(pairs, found, strict=True):
             path = margin_source(traces[0], values[0])
             positions.append(position(first, second, values, None if path is None else (path, resolve(teacher, path))))
-        like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
         modules = nn.ModuleList(positions).to(like.device, torch.promote_types(like.dtype, torch.float32))
         self.positions = cast("Sequence[FeaturePosition]", modules)
         self._weights = _weights(loss_weight, len(positions))
@@ -194,11 +201,15 @@ class FeatureDistiller(nn.Module):
         self._loss_reduction: Literal["mean", "sum"] = "sum" if loss_weight == "paper" else loss_reduction
         self.student = student
         self._student_capture = Capture(student, [position.student for position in positions])
+        # Of each position the modules that its value comes from, and the positions that train none of them.
+        self._before = [modules_before(traces[1], student_value) for _, student_value in found]
+        self._frozen: set[int] = set()
+        self._graphs_seen = False
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
         teacher_taps = [position.teacher for position in positions]
         if prepare is not None:
             prepare = functools.partial(prepare, folds=foldable(traces[0], teacher_taps))
-        self._teacher = FrozenTeacher(teacher, teacher_taps, prepare)
+        self._teacher = FrozenTeacher(teacher, teacher_taps, prepare, shared)
         self.position_losses = torch.zeros(len(positions))
 
     @property
@@ -248,7 +259,10 @@ class FeatureDistiller(nn.Module):
         Raises:
             ValueError: a mask that is not bool (N, H, W), or features that are no maps with a mask.
         """
+        self._student_capture.finish(captured)  # the block may go on
         self._student_capture.check(captured)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._check_step(captured)
         teacher_values = self.teacher_values(captured)
         # Sums are per image of the batch; means are already.
         share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
@@ -258,6 +272,78 @@ class FeatureDistiller(nn.Module):
         ]
         self.position_losses = torch.stack(losses).detach()
         return torch.stack(losses).sum()
+
+    def _check_step(self, captured: Captured) -> None:
+        """See that a step trains the student by each position: at the first one in the graphs, then at a glance.
+
+        Raises:
+            ValueError: values without a graph, or of other shapes than in evaluation mode.
+        """
+        if getattr(self, "_is_replica", False):  # its weights are copies in the graph
+            return
+        weights = None if self._graphs_seen else {id(weight) for weight in self.student.parameters()}
+        self._graphs_seen = True
+        lost, frozen = [], []
+        for number, value in captured.values.items():
+            if value.requires_grad and (weights is None or leads_to(value, weights)):
+                continue
+            if not trains_any(self.student, self._before[number]):
+                frozen.append(number)
+            elif not value.requires_grad:
+                lost.append(number)
+        if lost:
+            raise ValueError(
+                f"the distillation loss at {self._listed(lost)} reaches no weight of the student, though weights before it "
+                "are to be trained: the value has no graph. The student's last call in the block was made under "
+                "torch.no_grad(), as to measure it, or the value is detached, or lies in a checkpoint with "
+                "use_reentrant=True (give use_reentrant=False). To look at the loss alone, call distiller.eval() first"
+            )
+        if news := [number for number in frozen if number not in self._frozen]:
+            self._frozen.update(news)
+            warnings.warn(
+                f"nothing before {self._listed(news)} is to be trained: the distillation has no effect there. Leave "
+                "these positions out, or unfreeze what is before them",
+                stacklevel=2,
+            )
+        if self.student.training:
+            self.compare_modes(captured)
+
+    def _listed(self, positions: Sequence[int]) -> str:
+        return ", ".join(str(self.positions[number].student) for number in positions)
+
+    def compare_modes(self, captured: Captured) -> None:
+        """See, once, that the student's values have the same shapes in the mode that it is not in.
+
+        Raises:
+            ValueError: they have not.
+        """
+        if self._modes_compared or captured.arguments is None:
+            return
+        self._modes_compared = True
+        taps, training = [position.student for position in self.positions], not self.student.training
+        shapes = [tuple(captured.values[number].shape) for number in range(len(taps))]
+        if changed := changed_by_mode(self.student, taps, shapes, captured.arguments, training):
+            raise ValueError(other_modes_problem(taps, shapes, changed, "training" if training else "evaluation"))
+
+    def _lasting(
+        self,
+        student: nn.Module,
+        taps: Sequence[Tap],
+        values: Sequence[tuple[Operation, Operation]],
+        arguments: tuple[Any, ...],
+        chosen: bool,
+    ) -> list[int]:
+        """The numbers of the taps whose values have the same shapes in training mode; chosen ones may be fewer.
+
+        Raises:
+            ValueError: given taps, or all, have other values.
+        """
+        shapes = [value.shape or () for _, value in values]
+        changed = changed_by_mode(student, taps, shapes, (arguments, {}))
+        self._modes_compared = changed is not None
+        if changed and not (chosen and len(changed) < len(taps)):
+            raise ValueError(other_modes_problem(taps, shapes, changed, "training"))
+        return [number for number in range(len(taps)) if number not in (changed or ())]
 
     def teacher_values(self, captured: Captured) -> dict[int, Any]:
         """The teacher's values for what `capture` collected, by a run of it unless it has run."""
@@ -275,6 +361,16 @@ class FeatureDistiller(nn.Module):
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
         lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
         return "\n".join([*lines, ")"])
+
+
+def placed(example: Tensor | tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
+    """An example as arguments on a weight's device and, where they are floating, in its type."""
+
+    def place(value: Tensor) -> Tensor:
+        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+    arguments: tuple[Any, ...] = tree_map_only(Tensor, place, example if isinstance(example, tuple) else (example,))
+    return arguments
 
 
 def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]:
@@ -303,6 +399,11 @@ def _weights(loss_weight: float | Sequence[float] | Literal["paper"], positions:
     weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
     if len(weights) != positions:
         raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
-    if not all(isinstance(weight, numbers.Real) and 0 <= float(weight) < math.inf for weight in weights):
+    if not all(map(amount, weights)):
         raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
     return [float(weight) for weight in weights]
+
+
+def amount(value: Any) -> bool:
+    """Whether a value is a finite number of at least 0."""
+    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
-from torch.autograd.function import once_differentiable
 
 from matchdistill.reduction import Reduction, get_reduction
 
@@ -47,6 +46,11 @@ def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
         raise ValueError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must agree in every axis but the "
             "channels (axis 1): feed both the same batch, and pool or interpolate the larger map"
+        )
+    if student.is_complex() or teacher.is_complex() or 0 in student.shape[2:]:
+        raise ValueError(
+            f"features must be real and have at least one position, got student {student.dtype} {tuple(student.shape)}, "
+            f"teacher {teacher.dtype} {tuple(teacher.shape)}"
         )
     # Autocast would run the product in half precision, whose sums over N * P terms lose the small differences.
     with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
@@ -133,13 +137,15 @@ def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
         tensor([[0, 2],
                 [1, 3]])
     """
-    if cost.ndim != 2 or 0 in cost.shape:
-        raise ValueError(f"cost must be a matrix (Cs, Ct) with at least one entry, got shape {tuple(cost.shape)}")
+    if cost.ndim != 2 or 0 in cost.shape or cost.is_complex():
+        raise ValueError(
+            f"cost must be a real matrix (Cs, Ct) with at least one entry, got {cost.dtype} of shape {tuple(cost.shape)}"
+        )
     students, teachers = cost.shape
     group = max(1, teachers // students) if group_size is None else group_size
-    if group < 1 or (group > 1 and group * students > teachers):
+    if not isinstance(group, int) or group < 1 or (group > 1 and group * students > teachers):
         raise ValueError(
-            f"group_size={group_size} does not fit {students} student and {teachers} teacher channels: expected 1 to "
+            f"group_size={group_size!r} does not fit {students} student and {teachers} teacher channels: expected 1 to "
             f"{max(1, teachers // students)}, or None for the largest"
         )
     matrix = cost.detach().to("cpu", torch.float64)
@@ -200,14 +206,16 @@ def reduce_channels(
         (N, Cs, *) without a graph; zeros where a student channel has no teacher channel.
 
     Raises:
-        ValueError: an unknown reduction, or one that is one-to-one with G > 1.
+        ValueError: an unknown reduction, or one that is one-to-one with G > 1; or an index that does not fit.
 
     Examples:
         >>> teacher = torch.tensor([[[1.0, -3.0], [-2.0, 2.0]]])
         >>> reduce_channels(teacher, torch.tensor([[0, 1]]), "amp")
         tensor([[[-2., -3.]]])
     """
-    rule = _checked(index, reduction)
+    if teacher.ndim < 2:
+        raise ValueError(f"features need a batch and a channel axis (N, C, *), got teacher {tuple(teacher.shape)}")
+    rule = _checked(index, reduction, teacher.shape[1])
     with torch.no_grad():
         unguided = (index[:, 0] < 0).reshape(-1, *[1] * (teacher.ndim - 2))
         return rule.channels(teacher, index.clamp_min(0), generator).masked_fill(unguided, 0)
@@ -230,16 +238,24 @@ def reduce_margin(
         (Cs,); 0 where a student channel has no teacher channel.
 
     Raises:
-        ValueError: an unknown reduction, or one that is one-to-one with G > 1.
+        ValueError: an unknown reduction, or one that is one-to-one with G > 1; or an index that does not fit.
     """
-    rule = _checked(index, reduction)
+    if margin.ndim != 1:
+        raise ValueError(f"margin must have shape (Ct,), got {tuple(margin.shape)}")
+    rule = _checked(index, reduction, len(margin))
     return rule.margin(margin.detach()[index.clamp_min(0)], generator) * (index[:, 0] >= 0)
 
 
-def _checked(index: Tensor, reduction: str | Reduction) -> Reduction:
+def _checked(index: Tensor, reduction: str | Reduction, teachers: int) -> Reduction:
+    """The rule of a reduction, for an index into so many teacher channels."""
     rule = get_reduction(reduction)
-    if index.ndim != 2 or index.shape[1] < 1:
-        raise ValueError(f"index must have shape (Cs, G), got {tuple(index.shape)}")
+    if index.ndim != 2 or index.shape[1] < 1 or index.dtype != torch.int64:
+        raise ValueError(f"index must be int64 of shape (Cs, G), got {index.dtype} {tuple(index.shape)}")
+    if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < teachers:
+        raise ValueError(
+            f"index holds {int(index.min())} to {int(index.max())}, but there are {teachers} teacher channels: expected "
+            f"numbers from 0 to {teachers - 1}, or -1 for none"
+        )
     if rule.one_to_one and index.shape[1] != 1:
         raise ValueError(
             f"reduction {reduction!r} takes one teacher channel per student channel, got groups of {index.shape[1]}: "
@@ -258,10 +274,17 @@ def batchnorm_margin(weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (C,), at most 0; ``-3 |weight|`` where less than one value in a thousand is negative.
 
+    Raises:
+        ValueError: shapes that are not one (C,).
+
     Examples:
         >>> batchnorm_margin(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, -2.0, 9.0]))
         tensor([-0.7979, -2.0000, -3.0000])
     """
+    if weight.ndim != 1 or weight.shape != bias.shape:
+        raise ValueError(
+            f"a batch norm has scale and shift of one shape (C,), got {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
     dtype = wide(weight.device)
     scale = weight.detach().to(dtype).abs()
     shift = bias.detach().to(dtype)
@@ -294,7 +317,12 @@ def empirical_margin(features: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Returns:
         (C,), float32 for half precision input; 0 for a channel that is never negative.
+
+    Raises:
+        ValueError: features without a channel axis, or a mask that does not fit.
     """
+    if features.ndim < 2:
+        raise ValueError(f"features need a batch and a channel axis (N, C, *), got {tuple(features.shape)}")
     total, count = negative_sum(features, mask)
     return (total / count.clamp_min(1)).to(torch.promote_types(features.dtype, torch.float32))
 
@@ -335,6 +363,8 @@ def partial_loss(
         )
     if reduction not in ("sum", "mean"):
         raise ValueError(f"unknown reduction {reduction!r}: expected 'sum' or 'mean'")
+    if student.is_complex() or target.is_complex():
+        raise ValueError(f"features must be real, got student {student.dtype}, target {target.dtype}")
     student = student.to(torch.promote_types(student.dtype, torch.float32))
     total, _ = _PartialSquares.apply(student, _goal(target, margin, student.dtype), mask)
     return _averaged(total, student, reduction, mask)
@@ -363,7 +393,10 @@ def _left_alone(differences: Tensor, goal: Tensor) -> Tensor:
 
 
 class _PartialSquares(torch.autograd.Function):
-    """Sum of the squares of partial differences; of all that it computes it keeps the differences alone."""
+    """Sum of the squares of partial differences, and these; of all that it computes it keeps the differences alone.
+
+    They are in the graph too, so that the gradient, which is made of them, can be differentiated.
+    """
 
     @staticmethod
     def forward(student: Tensor, goal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -371,19 +404,23 @@ class _PartialSquares(torch.autograd.Function):
         left_alone = _left_alone(differences, goal)
         if mask is not None:
             left_alone |= _left_out(student, mask)
-        differences.masked_fill_(left_alone, 0)
+        # The sign of the zero tells what is left alone from what has reached its goal: `student - goal` is no -0.0 there.
+        differences.masked_fill_(left_alone, -0.0)
         return differences.square().sum(), differences
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, total: Tensor | None, each: Tensor | None) -> tuple[Tensor | None, None, None]:
         (differences,) = ctx.saved_tensors
-        return differences * (2 * gradient), None, None
+        gradient = None if total is None else differences * (2 * total)
+        if each is not None:
+            own = each.masked_fill((differences == 0) & differences.signbit(), 0)
+            gradient = own if gradient is None else gradient + own
+        return gradient, None, None
 
 
 def squared(differences: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None) -> Tensor:
@@ -425,7 +462,9 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -> Tenso
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must have one shape: give "
             "both networks the same classes"
         )
-    if not temperature > 0:
+    if student.ndim != 2:
+        raise ValueError(f"logits must have shape (N, classes), got {tuple(student.shape)}")
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature}: expected a positive number")
     divergence = F.kl_div(
         F.log_softmax(student.float() / temperature, -1),

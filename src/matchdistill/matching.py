@@ -87,10 +87,11 @@ class CostAccumulator:
         """Mean of each teacher channel's negative values (Ct,), float64.
 
         Raises:
-            ValueError: no image was seen.
+            ValueError: no image was seen, or the margins were not measured.
         """
         self._check_seen()
-        assert self._margins
+        if len(self._sums) == 1:
+            raise ValueError("the margins were not measured: expected CostAccumulator(margins=True)")
         _, total, count = self._sums
         return total / count.clamp_min(1)
 

@@ -14,22 +14,25 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from matchdistill.probing import unchanged
+
 
 def measured(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str, float]:
     """Operations (a multiplication and its addition are two) of a network for one image, and its median latency in seconds.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode; its state is put back afterwards.
         inputs: what it is called with.
         seconds: how long, about, its latency is measured.
     """
-    counted = operations(lambda: network.forward(inputs))  # not of a compiled one, which would be compiled anew
     latencies: list[float] = []
-    network(inputs)
-    while len(latencies) < 3 or (sum(latencies) < seconds and len(latencies) < 100):
-        started = _now()
+    with unchanged(network):
+        counted = operations(lambda: network.forward(inputs))  # not of a compiled one, which would be compiled anew
         network(inputs)
-        latencies.append(_now() - started)
+        while len(latencies) < 3 or (sum(latencies) < seconds and len(latencies) < 100):
+            started = _now()
+            network(inputs)
+            latencies.append(_now() - started)
     return {"operations": counted, "latency": float(torch.tensor(latencies).median())}
 
 

@@ -158,9 +158,21 @@ def _held_by(model: nn.Module) -> list[Any]:
             queue += held.values()
         elif isinstance(held, (list, tuple, set, frozenset, deque)):
             queue += held
+        elif isinstance(held, nn.Module):
+            found[id(vars(held))] = vars(held)
+            queue += _state_of(held).values()
         elif not isinstance(held, Tensor) and hasattr(held, "__dict__"):
             queue.append(vars(held))
     return list(found.values())
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    """What a module holds, without what its copies do not get, such as the trainer of a LightningModule."""
+    try:
+        state = module.__getstate__() if hasattr(module, "__getstate__") else None  # type: ignore[no-untyped-call]
+    except Exception:  # scripted modules have none
+        state = None
+    return state if isinstance(state, dict) else vars(module)
 
 
 def _restoring(held: Any) -> Callable[[], Any] | None:

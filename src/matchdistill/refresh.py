@@ -5,11 +5,12 @@ Axes: N batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from matchdistill.trace import tensors_in
 
@@ -51,18 +52,27 @@ def doublings(first: int, below: int) -> list[int]:
 
 
 def images_of(batch: Any) -> Tensor:
-    """The images of a batch: its first tensor.
+    """The images of a batch: its first tensor that can be images, (N, C, ...); else its first (N, C); else its first.
 
     Raises:
         ValueError: a batch without a tensor.
     """
-    found = tensors_in(batch)
+    found = tensors_in(dict(batch) if isinstance(batch, Mapping) else batch)
     if not found:
         raise ValueError(
             f"found no images in a batch of type {type(batch).__name__}: expected a tensor, or tuples, lists or "
-            "dictionaries of which the first tensor holds the images; else give forward="
+            "dictionaries of which one tensor holds the images; else give forward="
         )
-    return found[0]
+    return next((value for axes in (3, 2) for value in found if value.ndim >= axes), found[0])
+
+
+def check_loader(loader: Any) -> None:
+    """Raise a ValueError unless a loader gives batches."""
+    if isinstance(loader, Tensor) or (hasattr(loader, "__getitem__") and isinstance(loader, Dataset)):
+        kind = "tensor" if isinstance(loader, Tensor) else "data set"
+        raise ValueError(f"the loader is a {kind}: expected batches, such as a DataLoader or [images]")
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise ValueError(f"the loader is a {type(loader).__name__}: expected batches, such as a DataLoader or [images]")
 
 
 def is_sharded(loader: Iterable[Any]) -> bool:

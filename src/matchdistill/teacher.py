@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ class FrozenTeacher:
         model: the teacher, put into evaluation mode.
         taps: where to take its features; none for its output alone.
         prepare: makes a copy of it run faster, which runs in its place; None: it runs itself.
+        shared: modules that the student has too, as of `shared_modules`: they are in the student's modes but for its runs.
 
     Raises:
         ValueError: a tap on a module that the teacher does not have.
@@ -35,8 +38,11 @@ class FrozenTeacher:
         model: nn.Module,
         taps: Sequence[Tap] = (),
         prepare: Callable[[nn.Module], nn.Module] | None = None,
+        shared: Sequence[nn.Module] = (),
     ) -> None:
-        self.model, self.capture, self.prepare = model.eval(), Capture(model, taps), prepare
+        with training_kept(shared):
+            model.eval()
+        self.model, self.capture, self.prepare, self.shared = model, Capture(model, taps), prepare, shared
         self.copies: dict[torch.device, FrozenTeacher] = {}
         # What the copies were made of: tensors with their versions, and sums.
         self._versions: list[tuple[Tensor, int]] = []
@@ -48,19 +54,31 @@ class FrozenTeacher:
         The teacher's own output is left in ``captured.teacher_output``. Where a value has to be copied since the teacher
         changes it later, `copied` may make of it what is needed.
         """
-        assert captured.arguments is not None
-        teacher = self.on(tensors_in(captured.arguments)[0].device)
-        # All or some of it may be part of a larger model that was put into training mode.
-        if any(module.training for module in teacher.model.modules()):
-            teacher.model.eval()
+        if captured.arguments is None:
+            raise ValueError(
+                "the student itself was not called in the block, only its forward() or parts of it, which no hook sees: "
+                "call student(images), or give the teacher's arguments to distiller.capture(images)"
+            )
+        tensors = tensors_in(captured.arguments)
+        teacher = self.on(tensors[0].device) if tensors else self
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
         args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
         try:
-            with torch.no_grad(), teacher.capture() as own:
+            with training_kept(teacher.shared), torch.no_grad(), teacher.capture(alone=True) as own:
+                # All or some of it may be part of a larger model that was put into training mode.
+                if any(module.training for module in teacher.model.modules()):
+                    teacher.model.eval()
                 own.copied = copied
                 captured.teacher_output = teacher.model(*args, **kwargs)
         except ChangedInPlaceError:  # fewer calls of a module than in the passes before: now it is known
             return self(captured, copied)
+        except TypeError as error:
+            if misfit := _misfit(teacher.model, args, kwargs):
+                raise ValueError(
+                    f"the teacher ({type(teacher.model).__name__}) does not take what the student was called with: "
+                    f"{misfit}. Both are run on the same arguments: give both the same signature, or wrap the teacher"
+                ) from error
+            raise
         return own.values
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -94,7 +112,60 @@ class FrozenTeacher:
             model = copy_of_model(self.model).to(device)
             if self.prepare is not None:
                 model = self.prepare(model.eval())
+            self.copies[device] = FrozenTeacher(model, self.capture.taps)
             if self.model._compiled_call_impl is not None:  # which copies do not have
                 model.compile()
-            self.copies[device] = FrozenTeacher(model, self.capture.taps)
         return self.copies[device]
+
+
+def shared_modules(teacher: nn.Module, student: nn.Module) -> list[nn.Module]:
+    """The modules that both networks have, such as one activation for all networks of a process: they hold no tensors.
+
+    Raises:
+        ValueError: the networks share tensors.
+    """
+    own = {storage: name for name, value in _named_values(teacher) if (storage := _storage(value)) is not None}
+    for name, value in _named_values(student):
+        if (storage := _storage(value)) in own:
+            raise ValueError(
+                f"teacher and student share the tensor {name!r} ({own[storage]!r} in the teacher): the frozen teacher needs "
+                "weights and buffers of its own, for example copy.deepcopy(teacher)"
+            )
+    of_student = set(student.modules())
+    return [module for module in teacher.modules() if module in of_student]
+
+
+def _named_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())
+
+
+def _storage(value: Tensor) -> object:
+    """What two tensors have in common that share memory; None for a tensor without any."""
+    if nn.parameter.is_lazy(value) or value.layout != torch.strided:
+        return None
+    if value.device.type == "meta":
+        return id(value)
+    storage = value.untyped_storage()
+    return (value.device, storage.data_ptr()) if storage.nbytes() else None
+
+
+@contextlib.contextmanager
+def training_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules in evaluation mode, afterwards in the mode that they were in."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()
+
+
+def _misfit(model: nn.Module, args: Any, kwargs: Any) -> str | None:
+    """Why arguments do not fit the signature of a model's forward, if so."""
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return None

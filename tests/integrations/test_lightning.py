@@ -7,13 +7,15 @@ import contextlib
 import copy
 import itertools
 import pickle
+import threading
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import BackboneFinetuning, ModelCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from matchdistill import MatchingDistiller
@@ -109,7 +111,7 @@ def callback_of(teacher, **options):
     return MatchingDistillation(teacher, **{"refresh_every": 2, "example": EXAMPLE, **options})
 
 
-def plain_loop(parameters=everything, epochs=3, accumulate=1, autocast=contextlib.nullcontext, scaled=False):
+def plain_loop(parameters=everything, epochs=3, accumulate=1, autocast=contextlib.nullcontext, scaled=False, clip=None):
     """The same training by hand: the distiller with the normalisation in the group of the scales."""
     teacher, student = networks()
     distiller = MatchingDistiller(teacher, student, example=EXAMPLE)
@@ -126,6 +128,10 @@ def plain_loop(parameters=everything, epochs=3, accumulate=1, autocast=contextli
                 output, loss = distiller(images)
                 scaler.scale((F.cross_entropy(output, labels) + loss).div(accumulate)).backward()
             if (number + 1) % accumulate == 0:
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(
+                        [each for group in optimizer.param_groups for each in group["params"]], clip
+                    )
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
@@ -360,6 +366,89 @@ class Itself(Classifier):
 
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class ByName(pl.Callback):
+    """Looks every parameter of the optimiser up by its name, wherever Lightning lets it."""
+
+    def __init__(self):
+        self.looked = 0
+
+    def look(self, pl_module, optimizer):
+        names = {parameter: name for name, parameter in pl_module.named_parameters()}
+        assert all(names[parameter] for group in optimizer.param_groups for parameter in group["params"])
+        assert all(parameter in names for parameter in optimizer.state)
+        self.looked += 1
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.look(pl_module, trainer.optimizers[0])
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.look(pl_module, optimizer)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.look(pl_module, trainer.optimizers[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_callbacks_that_know_the_parameters_by_name(tmp_path, first):
+    teacher, student = networks()
+    module, callback, other = Classifier(student), callback_of(teacher), ByName()
+    more, callbacks = ((other,), callback) if first else ((callback,), other)
+    made = trainer(tmp_path, callbacks, *more, gradient_clip_val=0.5)
+    made.fit(module, DataLoader(data(), BATCH))
+    assert other.looked == 3 * (1 + 2 * BATCHES)
+    made.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    (group,) = saved["optimizer_states"][0]["param_groups"]
+    assert len(group["params"]) == len(list(module.parameters()))
+    assert [sorted(state) for state in saved["matching_distillation_optimizer"]] == [["momentum_buffer"]] * 6
+    assert "configure_gradient_clipping" not in vars(module)
+
+
+def test_clipped_gradients_are_those_of_a_plain_loop(tmp_path):
+    teacher, student = networks()
+    module, callback = Classifier(student), callback_of(teacher)
+    fitted(tmp_path, module, callback, gradient_clip_val=0.1)
+    assert_as_by_hand(module, callback, plain_loop(clip=0.1))
+
+
+def test_a_backbone_that_is_unfrozen_later(tmp_path):
+    teacher, student = networks()
+
+    class Module(Classifier):
+        def __init__(self):
+            super().__init__(student)
+            self.backbone = nn.ModuleList(
+                [student.conv0, student.bn0, student.conv1, student.bn1, student.conv2, student.bn2]
+            )
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([each for each in self.parameters() if each.requires_grad], 0.05, momentum=0.9)
+
+    module, before = Module(), copy.deepcopy(student.state_dict())
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(student.conv0.weight.equal(before["conv0.weight"]))
+
+    with pytest.warns(UserWarning, match="provided params to be frozen already exist"):  # the norms, which stay trained
+        trainer(tmp_path, callback_of(teacher), BackboneFinetuning(1), Watch()).fit(module, DataLoader(data(), BATCH))
+    assert seen == [True, False, False]
+
+
+@pytest.mark.parametrize("method", ["weight norm", "lock"])
+def test_teachers_that_deepcopy_refuses(tmp_path, method):
+    teacher, student = networks()
+    if method == "lock":
+        teacher.lock = threading.Lock()
+        with pytest.raises(ValueError, match="Plain cannot be copied"):
+            fitted(tmp_path, Classifier(student), callback_of(teacher))
+        return
+    torch.nn.utils.weight_norm(teacher.conv0)
+    teacher(torch.randn(2, 3, 8, 8))
+    fitted(tmp_path, Classifier(student), callback_of(teacher), epochs=1)
 
 
 def test_the_module_itself_as_the_student(tmp_path):

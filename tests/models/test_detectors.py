@@ -6,7 +6,7 @@ from torch import nn
 
 from detectors import DETECTOR, FEW, SmallBackbone
 from matchdistill.models import build_detector, detector, save_weights
-from matchdistill.models.detection import padded_batches, pixel_mask
+from matchdistill.models.detection import _spans, check_detector, padded_batches, pixel_mask
 from matchdistill.recipe import load_recipe
 
 IMAGES = [torch.rand(3, 40, 60), torch.rand(3, 64, 48)]
@@ -360,3 +360,31 @@ def outputs(model, features):
         return [*found, *([predictor(torch.ones(1, 256, 4, 4))] if predictor else [])]
     head = model.head.classification_head
     return [head(features).movedim(-1, 1)]  # (N, positions and anchors, labels)
+
+
+class Counting(nn.Module):
+    """Counts the images that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images):
+        self.seen += len(images)
+        return images
+
+
+def test_looking_at_a_detector_leaves_it_as_it_was():
+    model = small(frozen_stages=1)
+    counting = model.backbone.body.counting = Counting()
+    model.backbone.body.register_forward_pre_hook(lambda body, args: (body.counting(*args),))
+    model.train()
+    model.backbone.fpn.eval()
+    modes, drawn = [module.training for module in model.modules()], torch.get_rng_state()
+    check_detector(model, False, "student")
+    spans = _spans(model.backbone.body)
+    assert counting.seen == 0
+    assert [module.training for module in model.modules()] == modes
+    assert torch.get_rng_state().equal(drawn)
+    assert set(spans) <= set(model.backbone.body.modules())
+    assert spans

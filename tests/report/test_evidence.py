@@ -70,6 +70,23 @@ def test_operations_and_latency():
     assert 0 < found["latency"] < 1
 
 
+def test_measuring_leaves_the_network_as_it_was():
+    class Counts(nn.Linear):
+        calls, last = 0, None
+
+        def forward(self, values):
+            self.calls, self.last = self.calls + 1, values
+            self.weight.data *= 0.5
+            return super().forward(values)
+
+    network = Counts(3, 3).eval()
+    weight = network.weight.clone()
+    evidence.measured(network, torch.zeros(1, 3))
+    assert network.calls == 0
+    assert network.last is None
+    assert network.weight.equal(weight)
+
+
 def test_operations_of_attention():
     """Projections of 3 + 1 matrices, and two products of tokens with tokens; not every kernel's are counted."""
     tokens, width = 6, 8

@@ -14,8 +14,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.probing import copy_of_model
 from matchdistill.refresh import due, from_rank_0, rank_and_world
 from matchdistill.taps import resolve
+from matchdistill.trace import tensors_in
+
+GUESTS = "matching_distillation_optimizer"  # in a checkpoint
 
 
 class MatchingDistillation(pl.Callback):
@@ -25,7 +29,8 @@ class MatchingDistillation(pl.Callback):
     part more, from the features of the step's last call of the student. The module's state has the entries of the plain
     module; matching, margins and the student-side normalisation are in the callback's part of the checkpoint, and a resumed
     run continues as it would have. The normalisation is trained by the module's optimiser, in the parameter group of the
-    student's scales and biases. Logged are "distillation_loss" at every step, and at every refresh "matching/cost_0" and
+    student's scales and biases, and is there only while the optimiser steps: callbacks find the parameters that the module
+    has given it. Logged are "distillation_loss" at every step, and at every refresh "matching/cost_0" and
     "matching/churn_0" of each position.
 
     For one device or DDP. It works with ``lightning.pytorch`` as well, given in a list: ``Trainer(callbacks=[...])``.
@@ -69,12 +74,16 @@ class MatchingDistillation(pl.Callback):
         self.max_images, self.forward, self.loader, self.options = max_images, forward, loader, options
         self.distiller: MatchingDistiller | None = None
         self._state: dict[str, Any] = {}
-        self._own_step: Any = None
+        self._guests: _Guests | None = None
+        # What an optimiser knew of the normalisation: the last one, and the one of a checkpoint to go on from.
+        self._known: list[dict[str, Any]] = []
+        self._loaded: list[dict[str, Any]] = []
+        self._own: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget the run before, where a new one begins."""
         if stage == "fit" and trainer.global_step == 0:
-            self._state = {}
+            self._state, self._loaded = {}, []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build the distiller, now that the module has its final form and place, and put it into the training step."""
@@ -84,19 +93,27 @@ class MatchingDistillation(pl.Callback):
                 "training_step"
             )
         # A copy, as a precision may change the weights for good.
-        teacher = trainer.precision_plugin.convert_module(copy.deepcopy(self.teacher)).to(pl_module.device)
+        teacher = trainer.precision_plugin.convert_module(copy_of_model(self.teacher)).to(pl_module.device)
         distiller = MatchingDistiller(teacher, resolve(pl_module, self.student), **self.options)
         try:
-            _train(distiller, trainer.optimizers[0])
+            guests = _Guests(distiller, trainer.optimizers[0])
         except ValueError:
             distiller.release()
             raise
-        for value in _positions(distiller).state_dict().values():
+        for value in tensors_in(_positions(distiller).state_dict()):
             value.copy_(from_rank_0(value))  # as DDP does with what it wraps
-        self.distiller = distiller
-        self._own_step = vars(pl_module).get("training_step")
-        pl_module.training_step = self._distilled(pl_module, pl_module.training_step)  # type: ignore[method-assign]
+        self.distiller, self._guests = distiller, guests
+        # Called after every other hook before a step. Scaled gradients are looked at earlier.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        replaced = {"training_step": self._distilled(pl_module, pl_module.training_step)}
+        if not scaled:
+            replaced["configure_gradient_clipping"] = guests.before(pl_module.configure_gradient_clipping)
+        self._enters_early = scaled
+        self._own = {name: vars(pl_module).get(name) for name in replaced}
+        vars(pl_module).update(replaced)
         self.load_state_dict(self._state)
+        guests.load_state_dict(self._loaded)
+        self._loaded = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refresh the matching where it is due."""
@@ -111,13 +128,30 @@ class MatchingDistillation(pl.Callback):
         if not self.distiller.matched:
             self._refresh(trainer, pl_module)
 
+    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Forget the gradients of the normalisation too."""
+        if self.distiller is not None:
+            _positions(self.distiller).zero_grad()
+
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Average the gradients of the normalisation over the processes: DDP has wrapped the module without it."""
+        if self.distiller is None:
+            return
         world = rank_and_world()[1]
-        if self.distiller is not None and world > 1:
+        if world > 1:
             for parameter in _positions(self.distiller).parameters():
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad.div_(world))
+        assert self._guests is not None
+        if self._enters_early:
+            self._guests.enter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave the optimiser as the module made it, also where it did not step."""
+        if self._guests is not None:
+            self._guests.leave()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the module as it was."""
@@ -139,6 +173,20 @@ class MatchingDistillation(pl.Callback):
         if self.distiller is not None and state_dict:
             _positions(self.distiller).load_state_dict(state_dict)
             self.distiller.matched = True
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what the optimiser knows of the normalisation, such as its momentum."""
+        checkpoint[GUESTS] = self._known if self._guests is None else self._guests.state_dict()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with what the optimiser knew."""
+        self._loaded = checkpoint.get(GUESTS, [])
+        if self._guests is not None:
+            self._guests.load_state_dict(self._loaded)
 
     def _distilled(self, pl_module: pl.LightningModule, step: Callable[..., Any]) -> Callable[..., Any]:
         """A training step whose loss has the distillation loss added."""
@@ -179,12 +227,16 @@ class MatchingDistillation(pl.Callback):
     def _release(self, pl_module: pl.LightningModule) -> None:
         if self.distiller is None:
             return
-        self._state = self.state_dict()
+        assert self._guests is not None
+        self._guests.leave()
+        self._state, self._known = self.state_dict(), self._guests.state_dict()
+        self._guests.remove()
         self.distiller.release()
-        self.distiller = None
-        del pl_module.training_step
-        if self._own_step is not None:
-            pl_module.training_step = self._own_step  # type: ignore[method-assign]
+        self.distiller = self._guests = None
+        for name, own in self._own.items():
+            del vars(pl_module)[name]
+            if own is not None:
+                vars(pl_module)[name] = own
 
 
 class _NoLossError(Exception):
@@ -217,20 +269,79 @@ def _has_loss(output: Any) -> bool:
     return isinstance(output, Tensor) or (isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor))
 
 
-def _train(distiller: MatchingDistiller, optimizer: Optimizer) -> None:
-    """Add the normalisation to the parameter group of the student's scales and biases, else to its first group.
+class _Guests:
+    """The parameters of the normalisation, which are in the module's optimiser only while it steps.
 
-    No group of its own: a scheduler that was made before could not set its learning rate.
+    They belong to the parameter group of the student's scales and biases, else to its first group. In a group of their own
+    a scheduler that was made before could not set their learning rate; and callbacks look the parameters of an optimiser up
+    among those of the module.
+
+    Raises:
+        ValueError: the optimiser trains no parameter of the student, though some are to be trained.
     """
-    student = {id(parameter) for parameter in distiller.student.parameters()}
-    shares = [
-        [parameter for parameter in group["params"] if id(parameter) in student] for group in optimizer.param_groups
-    ]
-    if not any(shares):
-        raise ValueError(
-            "the optimiser of configure_optimizers trains no parameter of the student: expected one that does, to train the "
-            "student-side normalisation with"
-        )
-    scales = [any(parameter.ndim == 1 for parameter in share) for share in shares]
-    place = scales.index(True) if any(scales) else next(number for number, share in enumerate(shares) if share)
-    optimizer.param_groups[place]["params"] += _positions(distiller).parameters()
+
+    def __init__(self, distiller: MatchingDistiller, optimizer: Optimizer) -> None:
+        of_student = {id(parameter) for parameter in distiller.student.parameters()}
+        shares = [
+            [parameter for parameter in group["params"] if id(parameter) in of_student]
+            for group in optimizer.param_groups
+        ]
+        # A student that is frozen at first may come to the optimiser later.
+        if not any(shares) and any(parameter.requires_grad for parameter in distiller.student.parameters()):
+            raise ValueError(
+                "the optimiser of configure_optimizers trains no parameter of the student: expected one that does, to train "
+                "the student-side normalisation with"
+            )
+        scales = [any(parameter.ndim == 1 for parameter in share) for share in shares]
+        chosen = scales if any(scales) else [bool(share) for share in shares]
+        self._place = chosen.index(True) if any(chosen) else 0
+        self._optimizer, self._inside = optimizer, False
+        self._parameters = list(_positions(distiller).parameters())
+        self._states: dict[Tensor, Any] = {}
+        self._handle = optimizer.register_step_post_hook(lambda *_: self.leave())
+
+    def before(self, clip: Callable[..., Any]) -> Callable[..., Any]:
+        """The clipping of gradients, which is the last thing before a step, with them in the optimiser."""
+
+        @functools.wraps(clip)
+        def clipping(*args: Any, **kwargs: Any) -> Any:
+            self.enter()
+            return clip(*args, **kwargs)
+
+        return clipping
+
+    def enter(self) -> None:
+        """Join the group."""
+        if not self._inside:
+            self._inside = True
+            self._optimizer.param_groups[self._place]["params"] += self._parameters
+            self._optimizer.state.update(self._states)
+
+    def leave(self) -> None:
+        """Leave the group, with what the optimiser has kept of the parameters."""
+        if self._inside:
+            self._inside = False
+            own, group = set(self._parameters), self._optimizer.param_groups[self._place]["params"]
+            group[:] = [parameter for parameter in group if parameter not in own]
+            self._states = {parameter: self._optimizer.state.pop(parameter, {}) for parameter in self._parameters}
+
+    def remove(self) -> None:
+        """Take the hook off the optimiser."""
+        self._handle.remove()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What the optimiser has kept, by parameter; empty before its first step."""
+        return [self._states[parameter] for parameter in self._parameters if parameter in self._states]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on with what it had kept."""
+        group = self._optimizer.param_groups[self._place]
+        counts = group.get("capturable") or group.get("fused")  # then the count of steps is on the device too
+
+        def there(parameter: Tensor, name: str, value: Any) -> Any:
+            return value.to(parameter.device) if isinstance(value, Tensor) and (name != "step" or counts) else value
+
+        self._states = {
+            parameter: {name: there(parameter, name, value) for name, value in state.items()}
+            for parameter, state in zip(self._parameters, states, strict=bool(states))
+        }

@@ -28,7 +28,7 @@ from matchdistill.features import group_norm
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weights_file
 from matchdistill.models.weights import load_weights
-from matchdistill.probing import evaluating
+from matchdistill.probing import scratch
 from matchdistill.taps import Tap, find_taps
 
 ARCHITECTURES = {
@@ -190,8 +190,9 @@ def _body(name: str, weights: str | None) -> tuple[nn.Module, list[int]]:
         _check_strides(name, ends)
         body = IntermediateLayerGetter(whole, {ends[stride]: str(stride) for stride in STRIDES})
     try:
-        with torch.no_grad(), evaluating(body):
-            shapes = [tuple(level.shape) for level in _maps(body(torch.zeros(1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE)))]
+        with torch.no_grad(), scratch(body) as probe:
+            levels = _maps(probe.eval()(torch.zeros(1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE)))
+            shapes = [tuple(level.shape) for level in levels]
     except Exception as error:  # some take one size only
         raise ValueError(f"backbone {name!r} does not take images of {EXAMPLE_SIZE} px: {cause(error)}") from error
     if [EXAMPLE_SIZE // shape[-1] for shape in shapes] != list(STRIDES):
@@ -222,14 +223,15 @@ def _spans(model: nn.Module) -> dict[nn.Module, tuple[int, int]]:
         if len(ends) == 2 and min(ends[0].shape[2], ends[1].shape[2]) > 1:
             spans[module] = (EXAMPLE_SIZE // ends[0].shape[2], EXAMPLE_SIZE // ends[1].shape[2])
 
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(torch.zeros(1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return spans
+    with torch.no_grad(), scratch(model) as probe:
+        originals = dict(zip(probe.modules(), model.modules(), strict=True))
+        handles = [module.register_forward_hook(note) for module in originals]
+        try:
+            probe.eval()(torch.zeros(1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE))
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {originals[module]: strides for module, strides in spans.items()}
 
 
 def _freeze(body: nn.Module, stages: int, trained_norms: str) -> None:
@@ -384,8 +386,8 @@ def check_detector(model: nn.Module, masks: bool, role: str) -> None:
             )
     wanted = ["boxes", "scores", "labels", *(["masks"] if masks else [])]
     try:
-        with torch.no_grad(), evaluating(model), padded_batches(model) as batches:
-            found = model([torch.zeros(3, 48, 64)])
+        with torch.no_grad(), scratch(model) as probe, padded_batches(probe) as batches:
+            found = probe.eval()([torch.zeros(3, 48, 64)])
         missing = [name for name in wanted if name not in found[0]]
         of_batch = [tuple(size) for size in batches[0].image_sizes]
     except Exception as error:  # user code can fail in every way

@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from matchdistill.functional import ignored
 from matchdistill.matching import Matching
 from matchdistill.measuring import measured, peak_memory, watch_memory
 from matchdistill.messages import attempt, cause
-from matchdistill.probing import evaluating
+from matchdistill.probing import evaluating, unchanged
 from matchdistill.tasks.base import Task
 
 FOLDER = "evidence"
@@ -161,18 +161,26 @@ def look(module: Task, data: Any, out: Path, device: torch.device) -> None:
         device: that it was trained on.
     """
 
+    networks = [network for network in (module.network(), module.guide()) if network is not None]
+
     @functools.cache
     def prepared_batch() -> Any:
-        module.to(device).eval()
-        for network in (module.network(), module.guide()):
-            if network is not None:
-                network.eval()
         return module.transfer_batch_to_device(_shown_batch(data), device, 0)
 
-    with torch.no_grad():
-        attempt("measure the networks", lambda: _measure(module, prepared_batch(), out))
-        attempt("take pictures", lambda: _take_pictures(module, prepared_batch(), data.class_names, out))
-        attempt("compare the student with its teacher", lambda: _compare(module.to(device), data, out))
+    def look_at(what: str, work: Callable[[], None]) -> None:
+        """Each finds the networks as the training left them."""
+
+        def undone() -> None:
+            module.to(device)
+            with unchanged(*networks):
+                work()
+
+        attempt(what, undone)
+
+    with torch.no_grad(), evaluating(module, *networks):
+        look_at("measure the networks", lambda: _measure(module, prepared_batch(), out))
+        look_at("take pictures", lambda: _take_pictures(module, prepared_batch(), data.class_names, out))
+        look_at("compare the student with its teacher", lambda: _compare(module, data, out))
 
 
 def _measure(module: Task, batch: Any, out: Path) -> None:
@@ -203,7 +211,7 @@ def _compare(module: Task, data: Any, out: Path) -> None:
         return
     sums = [position.accumulator() for position in distiller.positions]
     counts = torch.zeros(len(sums), 2)
-    with evaluating(distiller), module.trainer.precision_plugin.forward_context():
+    with module.trainer.precision_plugin.forward_context():
         for batch in data.refresh_dataloader(LOOKED_AT, module.trainer.current_epoch):
             captured, mask = distiller.run(batch, module.run_part)
             distiller.add_up(captured, mask, sums)

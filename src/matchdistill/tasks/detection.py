@@ -6,6 +6,7 @@ Axes: N batch, n boxes of an image, H height, W width.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,8 @@ from matchdistill.matching import Matching
 from matchdistill.models.detection import padded_batches, pixel_mask
 from matchdistill.settings import Distillation, Training
 from matchdistill.tasks.base import Task
+from matchdistill.teacher import shared_modules, training_kept
+from matchdistill.trace import tensors_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images (3, H, W), targets: boxes (n, 4), labels (n,), ...
 
@@ -64,8 +67,10 @@ class Detection(Task):
         super().__init__(
             student, training, distillation, (average_precision(masks), average_precision(masks)), distiller
         )
-        # In a tuple: neither trained nor saved with the student.
-        self._teacher = (None if teacher is None else teacher.eval(),)
+        if teacher is not None:
+            with training_kept(shared_modules(teacher, student)):
+                teacher.eval()
+        self._teacher = (teacher,)  # in a tuple: neither trained nor saved with the student
 
     def guide(self) -> nn.Module | None:
         """The whole teacher, if there is one."""
@@ -87,7 +92,13 @@ class Detection(Task):
         return {**losses, "features": self.distiller.loss(captured, pixel_mask(padded[0]))}
 
     def _own_losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return dict(self.student(images, targets))
+        losses = self.student(images, targets)
+        if not isinstance(losses, Mapping):
+            raise ValueError(
+                f"in training mode the student returns a {type(losses).__name__} for images and targets: expected a "
+                "dictionary of losses, as torchvision's detectors return"
+            )
+        return dict(losses)
 
     def refresh(self, loader: BatchLoader) -> list[Matching]:
         """Solve the matching over a loader's images, resized as in training."""
@@ -146,7 +157,7 @@ class Detection(Task):
 
     def on_train_epoch_end(self) -> None:
         """See that the weights are finite too: a detector drops what is not from its output."""
-        weights = [value for value in self.student.state_dict().values() if value.is_floating_point()]
+        weights = [value for value in tensors_in(self.student.state_dict()) if value.is_floating_point()]
         largest = torch.stack([value.detach().abs().amax().float() for value in weights if value.numel()])
         self.check_finite({"the largest of the student's weights": largest.amax()})
         super().on_train_epoch_end()
