@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from matchdistill.encoder import Dominators, encoders, is_feature, level
-from matchdistill.trace import INPUT, Trace
-from networks import Function, conv_bn
+from matchdistill.axes import INPUT
+from matchdistill.encoder import Dominators
+from matchdistill.trace import Trace
+from networks import Function
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 
@@ -148,5 +149,3 @@ def test_other_inputs_and_constants_do_not_count() -> None:
     assert through(forward, IMAGES, IMAGES.clone()) == ["sin", "mul", "add", "exp"]
     found = trace(forward, IMAGES, IMAGES.clone())
     assert [o.name for o in Dominators(found, 1).chain(found.operations[-1])] == ["cos", "add", "exp"]
-
-

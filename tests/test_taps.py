@@ -18,8 +18,10 @@ import torchvision
 from torch import Tensor, nn
 
 from matchdistill import MatchingDistiller, Tap, find_taps
-from matchdistill.taps import Candidate, candidates, choose, margin_source, resolve, tapped_operation, unwrapped
+from matchdistill.candidates import Candidate, candidates
+from matchdistill.choice import choose
 from matchdistill.encoder import encoders
+from matchdistill.taps import margin_source, resolve, tapped_operation, unwrapped
 from matchdistill.trace import Trace
 from networks import PLAIN_TAPS, Function, Plain, conv_bn
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matchdistill.trace import INPUT, Trace, tensors_in, traced
+from matchdistill.axes import INPUT
+from matchdistill.trace import Trace, tensors_in
 from networks import Function, Plain, conv_bn
 
 IMAGES = torch.zeros(2, 3, 8, 8)

@@ -13,11 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from matchdistill.functional import masked
+from matchdistill.layout import Layout
 
 
 def channels_second(features: Tensor, channel_dim: int) -> Tensor:
     """A view with the channels in axis 1: (N, T, C) -> (N, C, T), (N, H, W, C) -> (N, C, H, W)."""
     return features.movedim(channel_dim, 1)
+
+
+def as_map(features: Tensor, layout: Layout | None, channel_dim: int) -> Tensor:
+    """Features with the channels in axis 1, and their positions as they lie in the image as far as the layout tells.
+
+    Args:
+        features: as they were tapped.
+        layout: of the value in the pass that found the tap; None: unknown.
+        channel_dim: axis of the channels.
+
+    Raises:
+        ValueError: positions that lie in another order, as in windows, of another number than in that pass.
+    """
+    if layout is None or layout.is_map or layout.grid is None:
+        return channels_second(features, channel_dim)
+    if tuple(features.shape[1:]) == layout.shape[1:]:
+        return layout.to_map(features)
+    if not layout.in_order:
+        raise ValueError(
+            f"features {tuple(features.shape)} whose positions lie in windows of a map of {layout.grid} positions: expected "
+            f"{('N', *layout.shape[1:])}; give example=, an input of the size that you train with"
+        )
+    return channels_second(features, channel_dim)
 
 
 def align_maps(student: Tensor, teacher: Tensor, sequences: bool = False) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from matchdistill.capture import Capture
-from matchdistill.probing import scratch
-from matchdistill.taps import Tap, resolve, unwrapped
-from matchdistill.trace import Operation, Trace
+from matchdistill.taps import Tap, resolve, tapped_operation, unwrapped
+from matchdistill.trace import Operation, Trace, traced
 
 
 def changed_by_mode(
@@ -27,7 +24,7 @@ def changed_by_mode(
     """The taps, by number, whose values have other shapes in a mode, or none; each with what it gives there.
 
     Args:
-        student: the network; a copy of it is run.
+        student: the network, which stays as it is.
         taps: where to look.
         shapes: of the values in the other mode, for the same arguments.
         arguments: positional and keyword arguments of the network.
@@ -36,26 +33,21 @@ def changed_by_mode(
     Returns:
         None where the network does not run on these arguments in that mode.
     """
-    with torch.no_grad(), scratch(unwrapped(student)) as probe:
-        capture = Capture(probe.train(training), taps)
-        ran = False
+    args, kwargs = arguments
+    try:
+        trace = traced(unwrapped(student), args, kwargs, training)
+    except Exception:  # it needs more than in the other mode, such as labels
+        return None
+    changed = {}
+    for number, (tap, shape) in enumerate(zip(taps, shapes, strict=True)):
         try:
-            with capture() as captured:
-                args, kwargs = arguments
-                probe(*args, **kwargs)
-                ran = True
-        except Exception:  # a tap that is not reached; or it needs more than it does in evaluation, such as labels
-            if not ran:
-                return None
-        finally:
-            capture.remove()
-    found = captured.values
-    given = {number: tuple(found[number].shape) if number in found else None for number in range(len(taps))}
-    return {
-        number: "nothing" if shape is None else f"values {shape}"
-        for number, shape in given.items()
-        if shape != tuple(shapes[number])
-    }
+            given = tapped_operation(trace, student, tap).shape
+        except ValueError:
+            changed[number] = "nothing"
+            continue
+        if given != tuple(shape):
+            changed[number] = f"values {given}"
+    return changed
 
 
 def other_modes_problem(

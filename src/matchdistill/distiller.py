@@ -137,7 +137,7 @@ class Position(FeaturePosition):
     def reduces_early(self) -> bool:
         """Whether the teacher's value can be reduced as it comes: maps of the student's size, and nothing is drawn."""
         plain = self.channel_dims == (1, 1) and self.spatial[0] == self.spatial[1] and len(self.spatial[0]) == 2
-        return plain and self.reduction in ("amp", "sm", "max", "mean")
+        return plain and self.are_maps and self.reduction in ("amp", "sm", "max", "mean")
 
     def accumulator(self) -> CostAccumulator:
         """What adds up costs, and margins where they are measured, for `solve`."""

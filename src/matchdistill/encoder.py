@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from matchdistill.trace import INPUT, Operation, Trace
+from matchdistill.axes import INPUT
+from matchdistill.trace import Operation, Trace
 
 # Sizes this much apart count as one resolution: a valid convolution or a class token, not a stride.
 SAME_RESOLUTION = 1.5
@@ -45,16 +46,6 @@ class Encoder:
     def deepest(self) -> Operation:
         """The last value."""
         return self.stages[-1][-1]
-
-
-def is_feature(trace: Trace, operation: Operation) -> bool:
-    """Whether the value has the channels of every position of an image, as far as is known, and more than one position."""
-    shape = operation.shape
-    if shape is None or not 3 <= len(shape) <= 5 or shape[0] != trace.batch:
-        return False
-    if operation.name == "pad" or (operation.layout is not None and operation.layout.grid is None):
-        return False
-    return math.prod(operation.grid) > 1
 
 
 def level(operation: Operation) -> int:
@@ -116,7 +107,7 @@ def encoders(trace: Trace) -> list[Encoder]:
 
 def _encoder(trace: Trace, source: int) -> Encoder | None:
     dominators = Dominators(trace, source)
-    led = [o for o in trace.operations if o.number in dominators.before and is_feature(trace, o)]
+    led = [o for o in trace.operations if o.number in dominators.before and trace.is_feature(o)]
     # What has lost an axis of the image, or come by its shape in an unknown way, is a feature where there is no other.
     most = max((len(o.layout.grid or ()) for o in led if o.layout is not None), default=0)
     features = [o for o in led if o.layout is not None and len(o.layout.grid or ()) == most] or led
@@ -164,7 +155,7 @@ def _is_stage(dominators: Dominators, stages: list[list[Operation]], deepest: Op
         return False
     enlarged = _enlarged(trace)
     return not any(
-        is_feature(trace, o) and same_resolution(o, stages[-2][0]) and len(o.grid) == len(deepest.grid)
+        trace.is_feature(o) and same_resolution(o, stages[-2][0]) and len(o.grid) == len(deepest.grid)
         for o in _led_to(trace, deepest)
         if o.number not in enlarged
     )
@@ -203,7 +194,9 @@ def _deepest(dominators: Dominators, features: list[Operation]) -> Operation:
     enlarged = _enlarged(trace)
     alike = {o.number for o in features if (o.number in enlarged) == (best.number in enlarged)}
     alike |= {o.number for o in _led_to(trace, best, level(best) * SAME_RESOLUTION)}
-    return max((o for o in features if o.number in alike and least[o.number] > 0 and same_resolution(best, o)), key=weight)
+    return max(
+        (o for o in features if o.number in alike and least[o.number] > 0 and same_resolution(best, o)), key=weight
+    )
 
 
 def _led_to(trace: Trace, start: Operation, largest: float = math.inf) -> list[Operation]:
@@ -212,7 +205,7 @@ def _led_to(trace: Trace, start: Operation, largest: float = math.inf) -> list[O
     for operation in trace.operations[start.number + 1 :]:
         if reached.isdisjoint(operation.inputs):
             continue
-        if operation.layout is not None and is_feature(trace, operation) and level(operation) > largest:
+        if operation.layout is not None and trace.is_feature(operation) and level(operation) > largest:
             continue
         found.append(operation)
         reached.add(operation.number)
@@ -224,8 +217,13 @@ def _enlarged(trace: Trace) -> set[int]:
     found: set[int] = set()
     for operation in trace.operations:
         makers = [trace.operations[number] for number in operation.inputs if number > INPUT]
-        before = [level(maker) for maker in makers if is_feature(trace, maker)]
-        grows = before and operation.name not in _INSIDE and is_feature(trace, operation) and level(operation) > SAME_RESOLUTION * max(before)
+        before = [level(maker) for maker in makers if trace.is_feature(maker)]
+        grows = (
+            before
+            and operation.name not in _INSIDE
+            and trace.is_feature(operation)
+            and level(operation) > SAME_RESOLUTION * max(before)
+        )
         if grows or not found.isdisjoint(operation.inputs):
             found.add(operation.number)
     return found
@@ -235,7 +233,7 @@ def _stages(dominators: Dominators, deepest: Operation) -> list[list[Operation]]
     """The values on the way to the deepest, by resolution."""
     stages: list[list[Operation]] = []
     for operation in dominators.chain(deepest):
-        if is_feature(dominators.trace, operation):
+        if dominators.trace.is_feature(operation):
             if not stages or not same_resolution(stages[-1][0], operation):
                 stages.append([])
             stages[-1].append(operation)
@@ -258,7 +256,9 @@ def _module(trace: Trace, stages: list[list[Operation]], deepest: Operation) -> 
         if len(set(names)) > 1:
             break
         path.append(names[0])
-    layer_modules = [trace.operations[o].module for o in _leading_to(trace, deepest) if trace.operations[o].name in _LAYERS]
+    layer_modules = [
+        trace.operations[o].module for o in _leading_to(trace, deepest) if trace.operations[o].name in _LAYERS
+    ]
     while path:
         module = ".".join(path)
         inside = sum(
@@ -306,5 +306,5 @@ def _leading_to(trace: Trace, operation: Operation) -> set[int]:
 def leading(encoder: Encoder) -> Iterator[Operation]:
     """The maps and tokens that lead to the deepest feature, in their order."""
     for number in sorted(encoder.inside):
-        if is_feature(encoder.trace, operation := encoder.trace.operations[number]):
+        if encoder.trace.is_feature(operation := encoder.trace.operations[number]):
             yield operation

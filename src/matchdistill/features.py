@@ -10,6 +10,7 @@ import functools
 import math
 import numbers
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from matchdistill.alignment import align_maps, align_masked, channels_second
+from matchdistill.alignment import align_maps, align_masked, as_map, channels_second
 from matchdistill.capture import Capture, Captured
 from matchdistill.checks import changed_by_mode, leads_to, modules_before, other_modes_problem, trains_any
+from matchdistill.choice import choose, trace_pair
 from matchdistill.functional import batchnorm_margin
 from matchdistill.prepare import Preparation, foldable
-from matchdistill.taps import Tap, choose, margin_source, resolve, tapped_operation, trace_pair
+from matchdistill.taps import Tap, margin_source, resolve, tapped_operation
 from matchdistill.teacher import FrozenTeacher, shared_modules
-from matchdistill.trace import Operation
+from matchdistill.trace import Operation, Trace
 
 PAPER_FACTOR = 1e4  # of the summed losses at 224 px (MGD, section 4.1)
 
@@ -63,7 +65,12 @@ class FeaturePosition(nn.Module):
         student: the tap of the student.
         values: the operations that make their values.
         margin_norm: path and module of the batch norm that the teacher's value comes from; None: there is none.
+
+    Attributes:
+        guided_share: the part of the student's body, by weights, that leads to its value.
     """
+
+    guided_share = 1.0
 
     def __init__(
         self, teacher: Tap, student: Tap, values: tuple[Operation, Operation], margin_norm: tuple[str, nn.Module] | None
@@ -72,6 +79,7 @@ class FeaturePosition(nn.Module):
         self.teacher, self.student = teacher, student
         self._margin_norm = margin_norm  # in a tuple, as it is the teacher's: not a submodule
         self.channel_dims = values[0].channels_axis, values[1].channels_axis
+        self._layouts = values[0].layout, values[1].layout
         self.spatial = values[0].spatial, values[1].spatial
         self.teacher_channels, self.student_channels = values[0].channels, values[1].channels
 
@@ -104,8 +112,25 @@ class FeaturePosition(nn.Module):
         both = self._channels_second(student, teacher)
         return align_masked(*both, mask.to(student.device), self._sequences(student, teacher))
 
+    @property
+    def are_maps(self) -> bool:
+        """Whether both values are maps whose positions lie as they lie in the image, as far as is known."""
+        return all(layout is None or layout.is_map for layout in self._layouts)
+
     def _channels_second(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        return channels_second(student, self.channel_dims[1]), channels_second(teacher, self.channel_dims[0])
+        teacher_dim, student_dim = self.channel_dims
+        if self.are_maps or self._same_tokens(student, teacher):
+            return channels_second(student, student_dim), channels_second(teacher, teacher_dim)
+        teacher_layout, student_layout = self._layouts
+        return as_map(student, student_layout, student_dim), as_map(teacher, teacher_layout, teacher_dim)
+
+    def _same_tokens(self, student: Tensor, teacher: Tensor) -> bool:
+        """Whether both are as many tokens in the same order: class tokens, too, are then compared."""
+        alike = (
+            student.ndim == teacher.ndim == 3
+            and student.shape[3 - self.channel_dims[1]] == (teacher.shape[3 - self.channel_dims[0]])
+        )
+        return alike and all(layout is None or layout.in_order for layout in self._layouts)
 
     def _sequences(self, student: Tensor, teacher: Tensor) -> bool:
         """Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence."""
@@ -127,9 +152,10 @@ class FeaturePosition(nn.Module):
         return self.loss(student, teacher, reduction, mask)
 
     def extra_repr(self) -> str:
-        """Taps, widths and map sizes."""
+        """Taps, widths, map sizes, and the share of the student's body that the position guides."""
         teacher_size, student_size = self.spatial
-        return f"{self.name}, {self.teacher_channels} x {teacher_size} -> {self.student_channels} x {student_size}"
+        sizes = f"{self.teacher_channels} x {teacher_size} -> {self.student_channels} x {student_size}"
+        return f"{self.name}, {sizes}, {self.guided_share:.0%} of the body"
 
 
 class FeatureDistiller(nn.Module):
@@ -153,6 +179,9 @@ class FeatureDistiller(nn.Module):
         student: the student, as it was given.
         positions: the positions, from shallow to deep.
         position_losses: each position's weighted loss in the last forward pass (n,), detached.
+        guided_share: the part of the student's body, by weights, that leads to a position; the body is what makes maps or
+            tokens, without a head on pooled features.
+        unguided: the paths of the body's other weights.
 
     Raises:
         ValueError: taps that do not exist or cannot be found, or weights that do not fit them.
@@ -160,6 +189,8 @@ class FeatureDistiller(nn.Module):
 
     positions: Sequence[FeaturePosition]
     position_losses: Tensor
+    guided_share: float
+    unguided: list[str]
 
     def __init__(
         self,
@@ -203,6 +234,7 @@ class FeatureDistiller(nn.Module):
         self._student_capture = Capture(student, [position.student for position in positions])
         # Of each position the modules that its value comes from, and the positions that train none of them.
         self._before = [modules_before(traces[1], student_value) for _, student_value in found]
+        self._guides(traces[1], [student_value for _, student_value in found])
         self._frozen: set[int] = set()
         self._graphs_seen = False
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
@@ -211,6 +243,26 @@ class FeatureDistiller(nn.Module):
             prepare = functools.partial(prepare, folds=foldable(traces[0], teacher_taps))
         self._teacher = FrozenTeacher(teacher, teacher_taps, prepare, shared)
         self.position_losses = torch.zeros(len(positions))
+
+    def _guides(self, trace: Trace, values: Sequence[Operation]) -> None:
+        """Note which of the student's weights the positions guide; warn where it is the smaller part."""
+        body = trace.body()
+        whole = max(1, trace.elements(body))
+        left = body
+        for position, value in zip(self.positions, values, strict=True):
+            position.guided_share = trace.elements(body & value.weights) / whole
+            left &= ~value.weights
+        self.guided_share, self.unguided = 1 - trace.elements(left) / whole, trace.named(left)
+        if self.guided_share < 0.5:
+            sizes: Counter[str] = Counter()
+            for name in self.unguided:
+                sizes[".".join(name.split(".")[:2])] += trace.sizes[trace.weights.index(name)]
+            largest = ", ".join(f"{path} ({size / whole:.0%})" for path, size in sizes.most_common(3))
+            warnings.warn(
+                f"only {self.guided_share:.0%} of the student's body, by weights, leads to a position: the rest learns from "
+                f"the task alone, most of it in {largest}. To guide it as well, give taps behind it (taps=)",
+                stacklevel=4,
+            )
 
     @property
     def teacher(self) -> nn.Module:
@@ -360,7 +412,7 @@ class FeatureDistiller(nn.Module):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
         lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
-        return "\n".join([*lines, ")"])
+        return "\n".join([*lines, f") guides {self.guided_share:.0%} of the student's body"])
 
 
 def placed(example: Tensor | tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:

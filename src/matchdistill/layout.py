@@ -112,7 +112,9 @@ class Layout:
         assert self.channel_dim is not None
         assert self.grid is not None
         features = features.movedim(self.channel_dim, 1)
-        for number, axis in enumerate([a for place, a in enumerate(self.axes) if place not in (0, self.channel_dim)], 2):
+        for number, axis in enumerate(
+            [a for place, a in enumerate(self.axes) if place not in (0, self.channel_dim)], 2
+        ):
             for part in axis:
                 if isinstance(part.of, Extra):
                     features = features.narrow(number, part.of.before, _size(part.of.image))
@@ -243,7 +245,9 @@ def contracted(layout: Layout, channels: int) -> Layout:
             if isinstance(part.of, int):
                 steps[part.of] = min(part.stride, steps.get(part.of, part.stride))
     axes = [
-        tuple(part._replace(stride=part.stride // steps[part.of]) if isinstance(part.of, int) else part for part in axis)
+        tuple(
+            part._replace(stride=part.stride // steps[part.of]) if isinstance(part.of, int) else part for part in axis
+        )
         for axis in layout.axes[:-1]
     ]
     return Layout((*axes, (Part(CHANNELS, 1, channels),)))
@@ -255,7 +259,9 @@ def joined(layouts: Sequence[Layout | None], sizes: Sequence[int], dim: int, sha
     places = [
         number
         for number, layout in enumerate(layouts)
-        if layout is not None and layout.axes[dim] and not {part.of for part in layout.axes[dim]} & {BATCH, CHANNELS, OTHER}
+        if layout is not None
+        and layout.axes[dim]
+        and not {part.of for part in layout.axes[dim]} & {BATCH, CHANNELS, OTHER}
     ]
     if first is None or not places:
         return first and resized(first, shape)
@@ -270,14 +276,20 @@ def joined(layouts: Sequence[Layout | None], sizes: Sequence[int], dim: int, sha
     return Layout((*first.axes[:dim], axis, *first.axes[dim + 1 :]))
 
 
+def stacked(layouts: Sequence[Layout | None]) -> Layout | None:
+    """Of single images that are put together to a batch."""
+    first = layouts[0]
+    if first is None or any(part.of == BATCH for axis in first.axes for part in axis):
+        return None
+    return Layout(((Part(BATCH, 1, len(layouts)),), *first.axes))
+
+
 def without(layout: Layout, dim: int) -> Layout:
     """Of one element of an axis."""
     return Layout((*layout.axes[:dim], *layout.axes[dim + 1 :]))
 
 
-def product(
-    rows: Layout | None, columns: Layout | None, shape: Sequence[int], row_dim: int = -2
-) -> Layout | None:
+def product(rows: Layout | None, columns: Layout | None, shape: Sequence[int], row_dim: int = -2) -> Layout | None:
     """Of a matrix product, or attention: the rows of the first, the columns of the second; None: a factor without the image.
 
     Rows without the image, the queries of a decoder, are no positions of it; columns without it are channels.

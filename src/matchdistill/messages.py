@@ -47,3 +47,10 @@ def console(quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 200)
+
+
+def listed(names: Iterable[str], most: int = 30) -> str:
+    """Names with commas between, the first of them where they are many."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

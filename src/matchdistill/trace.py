@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from matchdistill import layout as layouts
+from matchdistill.axes import INPUT, Axes, Call, Known, input_layout
 from matchdistill.layout import Layout
 from matchdistill.probing import evaluating, scratch
-
-INPUT = -1  # the number of the network's first input, which no operation made; -2 is the second's
-
-_CHANNELS_SECOND = frozenset("batch_norm group_norm instance_norm".split())
-_CHANNELS_LAST = frozenset("linear layer_norm rms_norm embedding".split())
-# What leaves out axes or changes their order; "get" reads a property, mT or T.
-_PERMUTING = frozenset(
-    "permute transpose swapaxes swapdims movedim moveaxis adjoint get t mean sum amax amin logsumexp".split()
-)
-_RESHAPING = frozenset("reshape view flatten unflatten squeeze unsqueeze reshape_as view_as".split())
-_PRODUCTS = frozenset("matmul bmm rmatmul scaled_dot_product_attention multi_head_attention_forward".split())
-_JOINING = frozenset("cat concat concatenate".split())
 
 
 @dataclass
@@ -100,32 +88,16 @@ class Operation:
         return self.shape[self.channels_axis]
 
 
-class Call(NamedTuple):
-    """A call as it is recorded: the function, (args, kwargs), and the tensors that it made or changed."""
-
-    name: str
-    arguments: tuple[Any, Any]
-    made: list[Tensor]
-    function: Callable[..., Any] | None = None
-
-
-class Known(NamedTuple):
-    """What is known of a tensor: the operation that made it (None: it does not depend on the input), and its origins."""
-
-    number: int | None = None
-    weights: int = 0
-    sources: int = 0
-    layout: Layout | None = None
-
-
 class Trace:
     """The operations of a forward pass that depend on its input, in order of execution.
 
-    The pass runs the model that it is given, in evaluation mode without a graph; `traced` runs a copy.
+    The pass runs the model that it is given, without a graph; `traced` runs a copy.
 
     Args:
         model: the network.
         example: its positional arguments.
+        options: its keyword arguments.
+        training: the mode; in training mode the model stays in it.
 
     Attributes:
         model: the network.
@@ -134,34 +106,43 @@ class Trace:
         inputs: the shapes of the tensors in the example.
     """
 
-    def __init__(self, model: nn.Module, example: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: tuple[Any, ...],
+        options: dict[str, Any] | None = None,
+        training: bool = False,
+    ) -> None:
+        options = options or {}
         self.model = model
         self.operations: list[Operation] = []
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._entered: list[tuple[str, Any]] = []
         self._noted: dict[tuple[str, str], list[str]] = {}
+        self._elements: dict[int, int] = {}
         parameters = dict(model.named_parameters())
         self.weights = list(parameters)
         self.sizes = [0 if nn.parameter.is_lazy(value) else value.numel() for value in parameters.values()]
-        self.batch, inputs = _batch(example)
+        self.batch, inputs = _batch((*example, *options.values()))
+        self._axes = Axes(self.batch, self._origin)
         self.inputs = [tuple(value.shape) for value, _ in inputs]
         for buffer in model.buffers():
             self._known[buffer] = Known()
         for bit, parameter in enumerate(parameters.values()):
             self._known[parameter] = Known(weights=1 << bit)
         for bit, (value, whole) in enumerate(inputs):
-            self._known[value] = Known(INPUT - bit, 0, 1 << bit, _input_layout(value, whole))
+            self._known[value] = Known(INPUT - bit, 0, 1 << bit, input_layout(value, whole))
         with (
             self._hooked(model),
-            evaluating(model),
+            contextlib.nullcontext(model.train()) if training else evaluating(model),
             torch.inference_mode(False),
             torch.no_grad(),
             _Beneath(),  # type: ignore[no-untyped-call]
             _Recorder(self._record),
         ):
-            output = model(*example)
+            output = model(*example, **options)
         # Numbers of the operations whose values it returned.
-        made = [self._known.get(value, Known()).number for value in tensors_in(output)]
+        made = [self._origin(value).number for value in tensors_in(output)]
         self.outputs = {number for number in made if number is not None}
         self._known = WeakTensorKeyDictionary()
 
@@ -169,20 +150,32 @@ class Trace:
         """The operation of that number; None for the network's input."""
         return None if number <= INPUT else self.operations[number]
 
-    def weights_before(self, operations: Iterable[Operation]) -> set[str]:
-        """The paths of the weights that lead to the values of these operations."""
-        bits = 0
-        for operation in operations:
-            bits |= operation.weights
-        return {path for number, path in enumerate(self.weights) if bits >> number & 1}
+    def named(self, weights: int) -> list[str]:
+        """The paths of weights that are given as bits."""
+        return [path for number, path in enumerate(self.weights) if weights >> number & 1]
 
     def elements(self, weights: int) -> int:
-        """The number of elements of the weights, given as bits."""
-        return sum(size for number, size in enumerate(self.sizes) if weights >> number & 1)
+        """The number of elements of weights that are given as bits."""
+        if weights not in self._elements:
+            self._elements[weights] = sum(size for number, size in enumerate(self.sizes) if weights >> number & 1)
+        return self._elements[weights]
 
-    def taken_by(self, operation: Operation) -> list[Operation]:
-        """The operations that take a value."""
-        return [other for other in self.operations[operation.number + 1 :] if operation.number in other.inputs]
+    def is_feature(self, operation: Operation) -> bool:
+        """Whether a value has the channels of every position of an image, as far as is known, and several positions."""
+        shape = operation.shape
+        if shape is None or not 3 <= len(shape) <= 5 or shape[0] != self.batch or operation.name == "pad":
+            return False
+        if operation.layout is not None and operation.layout.grid is None:
+            return False
+        return math.prod(operation.grid) > 1
+
+    def body(self) -> int:
+        """The weights, as bits, that maps or tokens are made with: all but those of a head on pooled features."""
+        found = 0
+        for operation in self.operations:
+            if self.is_feature(operation):
+                found |= operation.weights
+        return found
 
     @contextlib.contextmanager
     def _hooked(self, model: nn.Module) -> Iterator[None]:
@@ -220,7 +213,7 @@ class Trace:
         """Note a module at the operation that made its first value, and only there: the last call counts."""
         if (earlier := self._noted.pop((side, path), None)) is not None:
             earlier.remove(path)
-        number = self._known.get(values[0], Known()).number if values else None
+        number = self._origin(values[0]).number if values else None
         if number is not None and number > INPUT:
             noted: list[str] = getattr(self.operations[number], side)
             noted.append(path)
@@ -229,7 +222,7 @@ class Trace:
     def _record(self, call: Call, module: str | None = None) -> None:
         if not call.made:
             return
-        taken = [(value, known) for value in tensors_in(call.arguments) if (known := self._known.get(value))]
+        taken = [(value, known) for value in tensors_in(call.arguments) if (known := self._find(value))]
         inputs = tuple(dict.fromkeys(known.number for _, known in taken if known.number is not None))
         weights = sources = 0
         for _, known in taken:
@@ -240,7 +233,7 @@ class Trace:
                 self._known[value] = Known(weights=weights)
             return
         number = len(self.operations)
-        found = self._layouts(call)
+        found = self._axes.made(call, [value for value, known in taken if known.number is not None])
         self.operations.append(
             Operation(
                 number,
@@ -256,99 +249,12 @@ class Trace:
         for value, layout in zip(call.made, found, strict=True):
             self._known[value] = Known(number, weights, sources, layout)
 
-    def _layout(self, value: Any) -> Layout | None:
-        return self._known.get(value, Known()).layout if isinstance(value, Tensor) else None
+    def _find(self, value: Tensor) -> Known | None:
+        found: Known | None = self._known.get(value)  # type: ignore[no-untyped-call]
+        return found
 
-    def _layouts(self, call: Call) -> list[Layout | None]:
-        """The layouts of the tensors that a call has made."""
-        try:
-            found = [self._layout_of(call, made) for made in call.made]
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError):  # a form of the call that is not known here
-            return [None] * len(call.made)
-        shapes = [tuple(made.shape) for made in call.made]
-        return [
-            layout if layout is not None and layout.shape == shape else None
-            for layout, shape in zip(found, shapes, strict=True)
-        ]
-
-    def _layout_of(self, call: Call, made: Tensor) -> Layout | None:
-        args, kwargs = call.arguments
-        shape = tuple(made.shape)
-        given = [value for value in tensors_in(call.arguments) if self._known.get(value, Known()).number is not None]
-        source, first = given[0], self._layout(given[0])
-        if call.name in _JOINING:
-            parts = list(args[0])
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % len(shape)
-            return layouts.joined([self._layout(part) for part in parts], [part.shape[dim] for part in parts], dim, shape)
-        if call.name == "stack" and first is not None and first.axes and len(given) == self.batch == len(shape[:1] * shape[0]):
-            return Layout(((layouts.Part(layouts.BATCH, 1, shape[0]),), *first.axes))
-        if call.name in _PRODUCTS:
-            rows = args[0] if args else kwargs["query"]
-            columns = args[-1] if call.name in ("matmul", "bmm") else kwargs.get("value", args[2] if len(args) > 2 else None)
-            if call.name == "rmatmul":
-                rows, columns = args[1], args[0]
-            fixed = [self._known.get(value, Known()).number is None for value in (rows, columns)]
-            both = [self._layout(value) for value in (rows, columns)]
-            if any(layout is None and not constant for layout, constant in zip(both, fixed, strict=True)):
-                return None
-            return layouts.product(*both, shape, 0 if call.name == "multi_head_attention_forward" else -2)
-        if call.name == "unfold" and source.ndim == 4 and len(shape) == 3:
-            return layouts.product(None, layouts.image_layout(shape, 1), shape, 2)  # patches of places, not places
-        if call.name == "fold":
-            return layouts.image_layout(shape, 1)
-        if call.name.startswith("conv"):
-            return self._convolved(first, source, shape)
-        if first is None or (call.name == "linear" and self._known[source].number <= INPUT):
-            return self._guessed(call.name, shape)
-        if call.name == "linear" and first.channel_dim in (None, len(shape) - 1):
-            return layouts.contracted(first, shape[-1])
-        if call.name in _PERMUTING and call.function is not None:
-            # A tensor whose sizes are all different shows where the function puts each axis.
-            sizes = list(range(2, 2 + source.ndim))
-            order = call.function(torch.empty(sizes, device="meta"), *args[1:], **kwargs).shape
-            if set(order) <= set(sizes):
-                return layouts.permuted(first, [size - 2 for size in order])
-        if call.name in _RESHAPING:
-            return layouts.reshaped(first, shape)
-        if (dim := _taken(call, source.ndim)) is not None:
-            return layouts.without(first, dim)
-        same = [layout for value in given if value.shape == made.shape and (layout := self._layout(value))]
-        if same:
-            return next((layout for layout in same if layout.grid is not None), same[0])
-        return layouts.resized(first, shape)
-
-    def _convolved(self, layout: Layout | None, source: Tensor, shape: tuple[int, ...]) -> Layout | None:
-        if layout is None or source.ndim != len(layout.axes):
-            return layouts.image_layout(shape, 1) if shape[0] == self.batch else None
-        channels = layouts.image_layout(shape, 1).axes[1]
-        places = (layouts.scaled(axis, size, number) for number, (axis, size) in enumerate(zip(layout.axes[2:], shape[2:], strict=True)))
-        return Layout((layout.axes[0], channels, *places))
-
-    def _guessed(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """By what the operation expects; None where it expects nothing, or where tokens come from maps in an unknown way."""
-        if len(shape) < 3 or shape[0] != self.batch:
-            return None
-        if len(shape) == 3 and any(o.layout is not None and o.layout.grid is not None for o in self.operations):
-            return None
-        if name in _CHANNELS_SECOND:
-            return layouts.image_layout(shape, 1)
-        return layouts.image_layout(shape, len(shape) - 1) if name in _CHANNELS_LAST else None
-
-
-def _taken(call: Call, axes: int) -> int | None:
-    """The axis of which the call takes a single element; None where it does something else."""
-    args, kwargs = call.arguments
-    if call.name in ("unbind", "select"):
-        return int(kwargs.get("dim", args[1] if len(args) > 1 else 0)) % axes
-    if call.name == "getitem":
-        index = args[1] if isinstance(args[1], tuple) else (args[1],)
-        if any(item is None or isinstance(item, Tensor) for item in index):
-            return None
-        numbers = [place for place, item in enumerate(index) if isinstance(item, int)]
-        if len(numbers) == 1:
-            behind = Ellipsis in index[: numbers[0]]
-            return numbers[0] - len(index) + axes if behind else numbers[0]
-    return None
+    def _origin(self, value: Tensor) -> Known:
+        return self._find(value) or Known()
 
 
 def _batch(example: tuple[Any, ...]) -> tuple[int, list[tuple[Tensor, bool]]]:
@@ -357,42 +263,51 @@ def _batch(example: tuple[Any, ...]) -> tuple[int, list[tuple[Tensor, bool]]]:
     Images of a list, each (C, H, W), are a batch.
     """
     for argument in example:
-        if isinstance(argument, (list, tuple)) and argument and all(isinstance(v, Tensor) for v in argument):
-            if all(value.ndim == 3 and value.is_floating_point() for value in argument):
-                others = [value for other in example if other is not argument for value in tensors_in(other)]
-                return len(argument), [*((value, False) for value in argument), *((value, True) for value in others)]
+        images = argument if isinstance(argument, (list, tuple)) else ()
+        if images and all(isinstance(v, Tensor) and v.ndim == 3 and v.is_floating_point() for v in images):
+            others = [value for other in example if other is not argument for value in tensors_in(other)]
+            return len(images), [*((value, False) for value in images), *((value, True) for value in others)]
     values = tensors_in(example)
     image = next((value for value in values if value.ndim > 2 and value.is_floating_point()), None)
     first = image if image is not None else next((value for value in values if value.ndim), None)
     return 0 if first is None else len(first), [(value, True) for value in values]
 
 
-def _input_layout(value: Tensor, whole: bool) -> Layout | None:
-    """Of an image as it is given; None for other inputs."""
-    if not whole:
-        return layouts.image_layout(value.shape, 0, batch=False)
-    if value.ndim < 4 or not value.is_floating_point():
-        return None
-    few = [axis for axis in (1, value.ndim - 1, 2) if value.shape[axis] <= 4]
-    return layouts.image_layout(value.shape, few[0] if few else 1)
-
-
-def traced(model: nn.Module, example: tuple[Any, ...]) -> Trace:
+def traced(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    options: dict[str, Any] | None = None,
+    training: bool = False,
+    values: bool = True,
+) -> Trace:
     """The trace of a pass that leaves the model as it is: of a copy, on tensors that have shapes and no values.
 
     Where a pass needs values (a number that is computed in it decides what follows), they are those of a copy, or of the
     model itself, whose state is put back.
+
+    Args:
+        model: as of `Trace`.
+        example: as of `Trace`.
+        options: as of `Trace`.
+        training: as of `Trace`.
+        values: whether a pass with values is made where one without fails.
+
+    Raises:
+        Exception: whatever the model raises.
     """
+    arguments = example, options or {}
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # type: ignore[no-untyped-call]
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             with _Shapes(mode):
                 copied = copy.deepcopy(model)
-            trace = Trace(copied, tree_map_only(Tensor, lambda value: mode.from_tensor(value).clone(), example))
-    except Exception as error:
-        if not _needs_values(error):
+            args, kwargs = tree_map_only(Tensor, lambda value: mode.from_tensor(value).clone(), arguments)
+            trace = Trace(copied, args, kwargs, training)
+    except Exception:  # anything may fail for want of values
+        if not values:
             raise
         with scratch(model) as probe:
-            trace = Trace(probe, tree_map_only(Tensor, torch.clone, example))
+            args, kwargs = tree_map_only(Tensor, torch.clone, arguments)
+            trace = Trace(probe, args, kwargs, training)
     trace.model = model
     return trace
 
@@ -411,11 +326,6 @@ class _Shapes(TorchFunctionMode):
                 memo[id(tensor)] = self.mode.from_tensor(tensor)
             return memo[id(tensor)]
         return func(*args, **(kwargs or {}))
-
-
-def _needs_values(error: BaseException) -> bool:
-    """Whether a pass may fail for want of values alone."""
-    return True
 
 
 class _Beneath(TorchDispatchMode):  # type: ignore[no-untyped-call]

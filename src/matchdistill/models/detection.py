@@ -24,12 +24,13 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
+from matchdistill.choice import find_taps
 from matchdistill.features import group_norm
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weights_file
 from matchdistill.models.weights import load_weights
 from matchdistill.probing import scratch
-from matchdistill.taps import Tap, find_taps
+from matchdistill.taps import Tap
 
 ARCHITECTURES = {
     "retinanet": detection.RetinaNet,
