@@ -312,7 +312,6 @@ def build_detector(
         if entry not in list_models(detection):
             hint = did_you_mean(entry, list_models(detection))
             raise ValueError(f"model {name!r}: torchvision has no such detector{hint}")
-        options.setdefault("weights_backbone", None)
         num_classes += 1
         if known and weights is not None and file is None:
             model = build_model(name, None, weights, **options)

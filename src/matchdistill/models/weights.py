@@ -274,6 +274,7 @@ def _chosen(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Te
     # Beside a student is what it was trained with; beside anything else may be the rest of another network.
     inside = {nests[name] for name in named if name.startswith(prefix)}
     others = [n for n, value in named.items() if nests[n] in inside and not n.startswith(prefix) and value.ndim]
+    others = [name for name in others if not FOLLOWERS.search(name)]
     if others and "student" not in prefix.split("."):
         warnings.warn(
             f"{path}: the {len(under[prefix])} tensors under {prefix!r} fit and are taken; {len(others)} beside them, such "
