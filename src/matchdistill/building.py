@@ -18,7 +18,7 @@ from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
-from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
+from matchdistill.models.detection import check_detector, check_same_input, check_targets, detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
 from matchdistill.recipe import Recipe
 from matchdistill.settings import Model, Teacher, parse_method
@@ -48,6 +48,8 @@ def build_module(recipe: Recipe) -> Task:
     named = recipe.student
     student = _build(recipe, named, data.num_classes, named.weights, named.fresh_head)
     check_network(student, data, "student")
+    if isinstance(data, DetectionData):
+        check_targets(student, data.masks)
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
         student = _synchronised(student)

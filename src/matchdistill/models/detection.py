@@ -394,6 +394,26 @@ def check_detector(model: nn.Module, masks: bool, role: str) -> None:
     assert len(of_batch) == 1
 
 
+def check_targets(model: nn.Module, masks: bool) -> None:
+    """Raise a ValueError if a detector of torchvision's is trained on what the data does not give.
+
+    Args:
+        model: the student.
+        masks: whether the data gives masks beside boxes.
+    """
+    heads = getattr(model, "roi_heads", None)
+    kind = type(model).__name__
+    if not masks and getattr(heads, "mask_head", None) is not None:
+        raise ValueError(
+            f"the student ({kind}) learns masks, which the data does not give: set data.masks to true, or take a detector "
+            "of boxes, such as faster_rcnn"
+        )
+    if getattr(heads, "keypoint_head", None) is not None:
+        raise ValueError(
+            f"the student ({kind}) learns keypoints, which the data has none of: take a detector of boxes or masks"
+        )
+
+
 def distilled_part(model: nn.Module, pyramid: bool) -> nn.Module:
     """The part of a detector whose features are distilled: the body of its backbone, or all of that with the pyramid."""
     backbone = model.get_submodule("backbone")
