@@ -6,10 +6,11 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, BinaryIO
 
 from matchdistill.messages import cause
 
@@ -47,6 +48,29 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """A file to read bytes from; what is no file is refused, as reading a pipe or a device may never end.
+
+    Raises:
+        ValueError: it is a folder, a pipe, a device or the like.
+        OSError: it cannot be opened.
+    """
+    # Without waiting for the other end of a pipe.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a socket')}, not a file")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; raises as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
 def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -55,7 +79,7 @@ def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
         required: the types of the entries that it must have.
 
     Raises:
-        ValueError: it is damaged, no object, or lacks an entry.
+        ValueError: it is damaged, no object, has a key twice, or lacks an entry.
 
     Examples:
         >>> import tempfile
@@ -64,8 +88,9 @@ def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
         >>> read_json(path, seed=int)
         {'seed': 3}
     """
+    content = read_bytes(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(content, object_pairs_hook=_once)  # of bytes it finds out the encoding, by their first ones
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no JSON ({cause(error)})") from error
     if not isinstance(value, dict):
@@ -73,6 +98,15 @@ def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
     if wrong := [key for key, kind in required.items() if key not in value or not isinstance(value[key], kind)]:
         raise ValueError(f"{path} has no {', '.join(wrong)}, or of another type than expected")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice it is not known which one is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
 
 
 def _finite(value: Any) -> Any:

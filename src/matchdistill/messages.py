@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -32,6 +33,16 @@ def cause(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def printable(name: str) -> str:
+    """A file's name as any terminal and page can show it: of one that is not UTF-8, the bytes that are not as ``\\xe9``.
+
+    Examples:
+        >>> print(printable("caf\\udce9.png"), printable("café.png"))
+        caf\\xe9.png café.png
+    """
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def attempt(what: str, work: Callable[[], object]) -> None:

@@ -77,6 +77,8 @@ class ImageData(DataModule):
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
             and mirrored (the others).
         skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
+        white: the value that is white in images of more than 8 bits; null: 65535, and of floating-point numbers 1.
+        max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
         download: whether fashion-mnist may be downloaded into ``root``.
         seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
 
@@ -109,6 +111,8 @@ class ImageData(DataModule):
         val_limit: int | None = None,
         augment: bool = True,
         skip_corrupt: bool = False,
+        white: float | None = None,
+        max_pixels: int | None = None,
         download: bool = False,
         seed: int = 0,
     ) -> None:
@@ -121,7 +125,17 @@ class ImageData(DataModule):
             problems.append(f"data.name is {name!r}: give {ROOTS[name]} as data.root")
         problems += too_small("image_size", image_size, 1)
         super().__init__(
-            problems, batch_size, workers, train_part, val_part, train_limit, val_limit, skip_corrupt, seed
+            problems,
+            batch_size,
+            workers,
+            train_part,
+            val_part,
+            train_limit,
+            val_limit,
+            skip_corrupt,
+            white,
+            max_pixels,
+            seed,
         )
         self.name: str = name
         self.root = None if root is None else Path(root).expanduser()
@@ -157,7 +171,8 @@ class ImageData(DataModule):
         augment = training and self.augment
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
-            return FolderDataset(images, image_transform(self.image_size, augment), self.skip_corrupt, fewest)
+            transform = image_transform(self.image_size, augment)
+            return FolderDataset(images, transform, self.skip_corrupt, fewest, self.read)
         # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
         shift = self.image_size // 8 if augment else 0
         return TensorDataset(images.resized(self.image_size), shift, flip=augment and self.name == "fashion-mnist")

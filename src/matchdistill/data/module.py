@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -20,6 +22,7 @@ from matchdistill.data.loading import (
     mix_seed,
     strided_batches,
 )
+from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.refresh import rank_and_world
 
@@ -39,6 +42,8 @@ class DataModule(pl.LightningDataModule, ABC):
         train_limit: how many of the training images, a random choice by ``seed``.
         val_limit: how many of the validation images, a random choice that is the same for every ``seed``.
         skip_corrupt: leave out images that cannot be read.
+        white: the value of white in images of more than 8 bits.
+        max_pixels: the most pixels of an image.
         seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
 
     Raises:
@@ -61,6 +66,8 @@ class DataModule(pl.LightningDataModule, ABC):
         train_limit: int | None,
         val_limit: int | None,
         skip_corrupt: bool,
+        white: float | None,
+        max_pixels: int | None,
         seed: int,
     ) -> None:
         super().__init__()
@@ -71,6 +78,9 @@ class DataModule(pl.LightningDataModule, ABC):
             *too_small("train_limit", train_limit, 1),
             *too_small("val_limit", val_limit, 1),
         ]
+        problems += too_small("max_pixels", max_pixels, 1)
+        if white is not None and not 0 < white < math.inf:
+            problems.append(f"data.white is {white}: expected a finite number of more than 0, or null")
         for argument, part in (("train_part", train_part), ("val_part", val_part)):
             if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
                 problems.append(
@@ -85,6 +95,7 @@ class DataModule(pl.LightningDataModule, ABC):
         self.train_limit = train_limit
         self.val_limit = val_limit
         self.skip_corrupt = skip_corrupt
+        self.read = functools.partial(read_picture, white=white, max_pixels=max_pixels)
         self.seed = seed
 
     @abstractmethod

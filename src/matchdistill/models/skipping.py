@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-_InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one of which opcodes can be replaced
+_InPython: Any = pickle._Unpickler  # the one of which opcodes can be replaced
 
 
 class Skipped(dict[Any, Any]):
