@@ -85,7 +85,10 @@ def write_card(
     others = [each for each in ("safetensors", "onnx", "pt2") if exported.with_suffix(f".{each}").is_file()]
     files = {each: exported.with_suffix(f".{each}").name for each in others} | {str(kind): exported.name}
     text = _card(recipe, described, metrics, config, files, sum(value.numel() for value in model.parameters()))
-    atomic_write(exported.with_name(CARD), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(
+        exported.with_name(CARD),
+        lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"),
+    )
 
 
 def _config(model: nn.Module, described: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,11 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
     class_names = sorted(train)
     found = [_scan([split.get(name) for name in class_names]) for split in (train, val)]
     for split, (_, labels) in zip((root / "train", val_root), found, strict=True):
-        empty = {name for label, name in enumerate(class_names) if label not in set(labels)}
+        seen = set(labels)
+        empty = [name for label, name in enumerate(class_names) if label not in seen]
         if not labels or (empty and split != val_root):
             raise ValueError(
-                f"class folder {split / min(empty)} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
+                f"class folder {split / empty[0]} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
                 "add some or remove the folder"
             )
         if empty:

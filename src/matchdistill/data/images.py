@@ -11,7 +11,7 @@ from torch import Tensor
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, too_small
+from matchdistill.data.module import DataModule
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
     IMAGENET_MEAN,
@@ -22,11 +22,12 @@ from matchdistill.data.tensors import (
     load_digits,
     load_fashion_mnist,
 )
-from matchdistill.messages import did_you_mean
+from matchdistill.messages import did_you_mean, whole
 
 Images = GrayImages | ImageFiles
 
 IMAGE_SIZES = {"digits": 16, "fashion-mnist": 32, "folder": 224, "imagenet": 224, "cub200": 224}
+LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
 ROOTS = {
     "folder": "the folder that holds train/ and val/",
     "imagenet": "the folder that holds train/ and val/, or the official archives",
@@ -123,7 +124,7 @@ class ImageData(DataModule):
             )
         if name in ROOTS and root is None:
             problems.append(f"data.name is {name!r}: give {ROOTS[name]} as data.root")
-        problems += too_small("image_size", image_size, 1)
+        problems += whole("data.image_size", image_size, 1, LARGEST_IMAGE)
         super().__init__(
             problems,
             batch_size,

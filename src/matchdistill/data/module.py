@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -24,7 +23,10 @@ from matchdistill.data.loading import (
 )
 from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
+from matchdistill.messages import LARGEST, number, whole
 from matchdistill.refresh import rank_and_world
+
+MOST_WORKERS = 1024
 
 
 class DataModule(pl.LightningDataModule, ABC):
@@ -73,16 +75,15 @@ class DataModule(pl.LightningDataModule, ABC):
         super().__init__()
         problems = [
             *problems,
-            *too_small("batch_size", batch_size, 1),
-            *too_small("workers", workers, 0),
-            *too_small("train_limit", train_limit, 1),
-            *too_small("val_limit", val_limit, 1),
+            *whole("data.batch_size", batch_size, 1),
+            *whole("data.workers", workers, 0, MOST_WORKERS),
+            *whole("data.train_limit", train_limit, 1),
+            *whole("data.val_limit", val_limit, 1),
+            *whole("data.max_pixels", max_pixels, 1),
+            *number("data.white", white, 0, above=True),
         ]
-        problems += too_small("max_pixels", max_pixels, 1)
-        if white is not None and not 0 < white < math.inf:
-            problems.append(f"data.white is {white}: expected a finite number of more than 0, or null")
         for argument, part in (("train_part", train_part), ("val_part", val_part)):
-            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
+            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= LARGEST):
                 problems.append(
                     f"data.{argument} is {part}: expected two whole numbers [first, last], first from 0 on, last larger"
                 )
@@ -185,9 +186,3 @@ class DataModule(pl.LightningDataModule, ABC):
         """Images that this process and its workers have skipped so far."""
         sets = (getattr(self, name, None) for name in ("train_set", "val_set"))
         return [path for images in sets if isinstance(images, FileDataset) for path in images.corrupt_paths]
-
-
-def too_small(argument: str, value: int | None, least: int) -> Iterator[str]:
-    """A problem if the value of an argument is less than it may be."""
-    if value is not None and value < least:
-        yield f"data.{argument} is {value}: expected a whole number from {least} on"

@@ -84,7 +84,9 @@ def _allowed(max_pixels: int | None) -> Iterator[None]:
     try:
         yield
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{str(error).rstrip(chr(46))}: if it is not one, allow so many by --data.max_pixels") from error
+        raise ValueError(
+            f"{str(error).rstrip(chr(46))}: if it is not one, allow so many by --data.max_pixels"
+        ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
