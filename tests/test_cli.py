@@ -419,14 +419,24 @@ def test_closed_streams(tiny_file, tmp_path):
     assert (tmp_path / "o" / "metrics.json").is_file()
 
 
-def test_names_that_are_not_utf_8(tiny_file, tmp_path):
-    name = os.fsencode(tmp_path) + b"/caf\xe9"
-    command = [sys.executable, "-m", "matchdistill", "fit", tiny_file, "--distillation.method=none", b"--out=" + name]
+@pytest.mark.pages
+def test_names_that_are_not_utf_8(insects):
+    """Of the data, of a class and of an image, which all come into the files of the run and onto its page."""
+    for place in (b"insects/train/wasp", b"insects/val/wasp"):
+        os.rename(place, place[:-4] + b"gu\xeape")  # noqa: PTH104
+    os.rename(b"insects", b"insect\xe9s")  # noqa: PTH104
+    os.rename(b"insect\xe9s/val/gu\xeape/0.png", b"insect\xe9s/val/gu\xeape/\xff.png")  # noqa: PTH104
+    Path(os.fsdecode(b"insect\xe9s/val/gu\xeape/\xff.png")).write_bytes(b"damaged")
+    options = [b"--data.root=insect\xe9s", "--data.skip_corrupt=true", "--distillation.method=none", "--out=o"]
+    command = [sys.executable, "-m", "matchdistill", "fit", insects, *options]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"could not" not in done.stderr
-    assert b"caf\\udce9/report.html" in done.stdout
-    (tmp_path / "caf\udce9" / "report.html").read_text(encoding="utf-8")
+    assert "gu\\xeape" in Path("o/report.html").read_text(encoding="utf-8")
+    assert json.loads(Path("o/model.json").read_text())["class_names"][-1] == "gu\\xeape"
+    command = [sys.executable, "-m", "matchdistill", "validate", "o", "--teacher.name=null"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_corrupt_images(mistake, insects, capfd):
