@@ -50,6 +50,9 @@ def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
     values = read_recipe(run / RECIPE)
     recipe = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    method = recipe["distillation"]["method"]
+    if not recipe["student"]["name"] or (method != "none" and not recipe["teacher"]["name"]):
+        raise ValueError(f"{run / RECIPE} is damaged: it names no student, or no teacher for the method {method!r}")
     if (folder / CONFIG).exists():
         there, student = read_json(folder / CONFIG), recipe["student"]["name"]
         name = there.get("name") or f"timm:{there.get('architecture')}"

@@ -9,8 +9,8 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
-from typing import Any, BinaryIO
+from types import GenericAlias, UnionType
+from typing import Any, BinaryIO, get_args, get_origin
 
 from matchdistill.messages import cause
 
@@ -71,12 +71,17 @@ def read_bytes(path: str | Path) -> bytes:
         return file.read()
 
 
-def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
+# What a value must be: a type (a float may be whole, no number is a bool), list[...], dict[str, ...], one of several types,
+# or a dictionary of the entries that an object must have.
+Kind = type | UnionType | GenericAlias | dict[str, Any]
+
+
+def read_json(path: str | Path, **required: Kind) -> dict[str, Any]:
     """A JSON object from a file.
 
     Args:
         path: the file.
-        required: the types of the entries that it must have.
+        required: the entries that it must have, and their `Kind`.
 
     Raises:
         ValueError: it is damaged, no object, has a key twice, or lacks an entry.
@@ -95,9 +100,29 @@ def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged or no JSON ({cause(error)})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    if wrong := [key for key, kind in required.items() if key not in value or not isinstance(value[key], kind)]:
+    if wrong := [key for key, kind in required.items() if key not in value or not is_kind(value[key], kind)]:
         raise ValueError(f"{path} has no {', '.join(wrong)}, or of another type than expected")
     return value
+
+
+def is_kind(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a kind.
+
+    Examples:
+        >>> is_kind({"top1": 1}, dict[str, float]), is_kind([1, "a"], list[int]), is_kind({"a": None}, {"a": int | None})
+        (True, False, True)
+    """
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(key in value and is_kind(value[key], own) for key, own in kind.items())
+    if isinstance(kind, UnionType):
+        return any(is_kind(value, own) for own in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(is_kind(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(is_kind(item, get_args(kind)[1]) for item in value.values())
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

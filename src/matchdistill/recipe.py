@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from argparse import Action
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -185,6 +186,8 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
             problems[key] = f"unknown key {key!r}{did_you_mean(key, leaves)}"
             continue
         try:
+            if value is None and not _is_optional(options[key]):  # which the parser takes for no value at all
+                raise ArgumentError(None, "null")
             parser.parse_object(_nested(key, value), defaults=False)
             given[key] = value
         except ArgumentError:
@@ -203,6 +206,11 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
         others = _contradictions(plain_config(resolved))
         problems |= {text: text for text in others if not any(key in text for key in problems)}
     raise ValueError("the recipe does not fit: " + "; ".join(problems.values()))
+
+
+def _is_optional(option: Action) -> bool:
+    """Whether an option may be null."""
+    return type(None) in get_args(getattr(option, "_typehint", None))
 
 
 def _flattened(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,9 +24,21 @@ def read_yaml(text: str | bytes) -> Any:
     """
     try:
         check_yaml(text)
-        return yaml.safe_load(text)
+        values = yaml.safe_load(text)
+        _check_plain(values)
+        return values
     except Exception as error:  # wrong dates, numbers and tags fail in every way
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, dict):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, list):
+        for part in value:
+            _check_plain(part)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"it has a {type(value).__name__}, {value!r}: expected numbers, text, lists and mappings")
 
 
 def check_yaml(text: str | bytes) -> None:
