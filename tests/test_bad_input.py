@@ -495,8 +495,14 @@ CASES = [
         *RESUME,
     ),
     run(
+        "a checkpoint of other types",
+        "last.ckpt is damaged: loops is of another type than expected",
+        checkpoint(lambda content: {**content, "loops": 3}),
+        *RESUME,
+    ),
+    run(
         "a checkpoint of another model",
-        "last.ckpt",
+        "last.ckpt does not fit this run, it is damaged or of another version (RuntimeError: Error(s) in loading state_dict",
         checkpoint(lambda content: {**content, "state_dict": {"x": torch.ones(2)}}),
         *RESUME,
     ),

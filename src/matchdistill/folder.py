@@ -26,18 +26,18 @@ CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "recipe.yaml",
     "model.json",
 )
-# What Lightning, and "results" what the task, reads from a checkpoint.
-NEEDED = (
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "callbacks",
-    "loops",
-    "epoch",
-    "global_step",
-    "pytorch-lightning_version",
-    "results",
-)
+# What Lightning, and "results" what the task, reads from a checkpoint, and its kinds.
+NEEDED = {
+    "state_dict": dict,
+    "optimizer_states": list[object],
+    "lr_schedulers": list[object],
+    "callbacks": dict,
+    "loops": {"fit_loop": dict},
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "results": list[object],
+}
 CELLS = "cells"  # the runs of a comparison
 
 
@@ -175,4 +175,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise ValueError(f"{path} is no checkpoint of a run: expected a dict, found {type(checkpoint).__name__}")
         if missing := [key for key in NEEDED if key not in checkpoint]:
             raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
+        if wrong := [key for key, kind in NEEDED.items() if not is_kind(checkpoint[key], kind)]:
+            raise ValueError(f"{path} is damaged: {', '.join(wrong)} is of another type than expected")
         return checkpoint

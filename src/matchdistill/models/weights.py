@@ -187,6 +187,8 @@ def read_pickle(path: Path, kind: str, map_location: Any = "cpu", skip_objects: 
     Raises:
         ValueError: it holds anything else, or is damaged.
     """
+    if not Path(path).is_file():  # of a pipe, reading would wait for ever
+        raise ValueError(f"{path}: {no_file(Path(path))}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
