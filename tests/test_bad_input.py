@@ -495,6 +495,20 @@ CASES = [
         *RESUME,
     ),
     run(
+        "half of the evidence",
+        "pictures.safetensors is damaged",
+        cut("evidence/pictures.safetensors"),
+        "report",
+        "run",
+    ),
+    run(
+        "evidence of other types",
+        "run/evidence does not fit together, it is damaged or of another version",
+        edited("evidence/costs.json", student=[1], memory=3),
+        "report",
+        "run",
+    ),
+    run(
         "a checkpoint of other types",
         "last.ckpt is damaged: loops is of another type than expected",
         checkpoint(lambda content: {**content, "loops": 3}),
