@@ -503,7 +503,7 @@ CASES = [
     ),
     run(
         "evidence of other types",
-        "run/evidence does not fit together, it is damaged or of another version",
+        "run is damaged: ",
         edited("evidence/costs.json", student=[1], memory=3),
         "report",
         "run",

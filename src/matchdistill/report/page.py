@@ -28,7 +28,7 @@ from torch import Tensor
 from matchdistill.files import atomic_write
 from matchdistill.folder import CELLS, METRICS, RECIPE
 from matchdistill.messages import cause
-from matchdistill.report import charts, evidence
+from matchdistill.report import charts
 from matchdistill.report.charts import Chart
 from matchdistill.report.runs import Run, cells
 from matchdistill.summary import metric_of, shown
@@ -56,16 +56,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         for run in cells(folders[0]):
             if run.metrics and _lacks_page(run):
                 write_report([run.folder])
-    try:
-        text = report(folders)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # files that are whole but do not fit together fail in every way
-        places = ", ".join(str(folder / evidence.FOLDER) for folder in folders)
-        raise ValueError(
-            f"what lies in {places} does not fit together, it is damaged or of another version ({cause(error)}): remove it, "
-            "the page can do without"
-        ) from error
+    text = report(folders)
     path = out or (folders[0] if len(folders) == 1 else Path()) / REPORT
     try:
         atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
