@@ -211,8 +211,9 @@ def read_pickle(path: Path, kind: str, map_location: Any = "cpu", skip_objects: 
             holds = f"it holds Python objects or code ({error})"
         except Exception as error:  # readers of damaged files fail in every way
             reason = error
+    way_out = f": {SAVE_ALONE}" if skip_objects else ""
     raise ValueError(
-        f"{path} is refused: not a {kind} of tensors and plain values alone; {holds}, which are not loaded: {SAVE_ALONE}"
+        f"{path} is refused: not a {kind} of tensors and plain values alone; {holds}, which are not loaded{way_out}"
     ) from reason
 
 
