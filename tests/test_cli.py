@@ -272,7 +272,8 @@ def test_mistakes_in_commands(mistake):
     assert "--unknown" in mistake("fit", "quickstart", "--unknown=1")
     assert "--jobs 0: expected at least 1" in mistake("compare", "quickstart", "--jobs=0")
     assert "unknown method 'kdd'" in mistake("compare", "quickstart", "--methods=none,kdd")
-    assert "compare needs at least one seed" in mistake("quickstart", "--seeds=0")
+    assert "compare.seeds is 0: expected a whole number from 1" in mistake("quickstart", "--seeds=0")
+    assert "the last of the seeds is 4294967296" in mistake("quickstart", "--seeds=3", "--seed=4294967294")
     assert "no run: name the folder" in mistake("validate")
     assert "nowhere: there is no such file or folder" in mistake("validate", "nowhere")
     assert ". is no folder of a run: it has no recipe.yaml" in mistake("validate", ".")
@@ -387,12 +388,55 @@ def test_image_folders(mistake, insects):
     assert "empty has no folder val" in mistake("fit", insects, "--data.root=empty", "--out=o")
     Path("empty/val").mkdir()
     assert "has no class folders" in mistake("fit", insects, "--data.root=empty", "--out=o")
-    for path in Path("insects/val/wasp").iterdir():
-        path.unlink()
-    assert "class folder insects/val/wasp has no images" in mistake("fit", insects, "--out=o")
-    Path("insects/val/wasp").rmdir()
+    Path("insects/val/wasp").rename("insects/val/hornet")
     assert "must have the same class folders" in mistake("fit", insects, "--out=o")
     assert not Path("o").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_streams_that_do_not_have_every_character(tiny_file, encoding, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "matchdistill",
+        "compare",
+        tiny_file.name,
+        "--methods=none",
+        "--seeds=2",
+        "--out=ö",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode(encoding)
+    assert ("+- half of the 95%" if encoding == "ascii" else "± half of the 95%") in said
+    assert ("results: \\xf6/metrics" if encoding == "ascii" else "results: ö/metrics") in said
+
+
+def test_closed_streams(tiny_file, tmp_path):
+    command = f"{sys.executable} -m matchdistill fit {tiny_file.name} --distillation.method=none --out=o >&- 2>&-"
+    assert subprocess.run(command, shell=True, cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "o" / "metrics.json").is_file()
+
+
+@pytest.mark.pages
+def test_names_that_are_not_utf_8(insects):
+    """Of the data, of a class and of an image, which all come into the files of the run and onto its page."""
+    for place in (b"insects/train/wasp", b"insects/val/wasp"):
+        os.rename(place, place[:-4] + b"gu\xeape")  # noqa: PTH104
+    os.rename(b"insects", b"insect\xe9s")  # noqa: PTH104
+    os.rename(b"insect\xe9s/val/gu\xeape/0.png", b"insect\xe9s/val/gu\xeape/\xff.png")  # noqa: PTH104
+    Path(os.fsdecode(b"insect\xe9s/val/gu\xeape/\xff.png")).write_bytes(b"damaged")
+    options = [b"--data.root=insect\xe9s", "--data.skip_corrupt=true", "--distillation.method=none", "--out=o"]
+    command = [sys.executable, "-m", "matchdistill", "fit", insects, *options]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"could not" not in done.stderr
+    assert "gu\\xeape" in Path("o/report.html").read_text(encoding="utf-8")
+    assert json.loads(Path("o/model.json").read_text())["class_names"][-1] == "gu\\xeape"
+    command = [sys.executable, "-m", "matchdistill", "validate", "o", "--teacher.name=null"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_corrupt_images(mistake, insects, capfd):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from matchdistill.files import atomic_write, read_json, write_json
+from matchdistill.files import atomic_write, is_kind, read_bytes, read_json, write_json
 
 
 def names(folder):
@@ -104,3 +104,43 @@ def test_json_that_is_damaged_or_something_else(tmp_path, content, message):
         read_json(path, seed=int, name=str)
     assert str(path) in str(info.value)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "fits"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (True, bool, True),
+        (1, float, True),
+        ("1", float, False),
+        (None, int | None, True),
+        (None, int, False),
+        ([1, 2], list[int], True),
+        ([1, "2"], list[int], False),
+        ({"a": [1.5]}, dict[str, list[float]], True),
+        ({"a": [None]}, dict[str, list[float]], False),
+        ({"a": 1, "b": "x"}, {"a": int}, True),
+        ({"b": 1}, {"a": int}, False),
+        ([], {"a": int}, False),
+    ],
+)
+def test_kinds_of_values(value, kind, fits):
+    assert is_kind(value, kind) is fits
+
+
+def test_a_key_that_is_there_twice_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": {"b": 1, "b": 2}}')
+    with pytest.raises(ValueError, match="the key 'b' twice"):
+        read_json(path)
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, said in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"is {said}, not a file"):
+            read_bytes(path)

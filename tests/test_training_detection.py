@@ -309,6 +309,18 @@ def test_values_that_do_not_fit(small, arguments, message):
         (["--student.name=torchvision:resnet18", "--student.options={}"], "torchvision has no such detector"),
         (["--student.name=detectors:SmallBackbone", "--student.options={}"], "has no backbone: expected a detector"),
         (["--data.masks=true"], "the student's detections have no masks|the teacher's detections have no masks"),
+        (
+            ["--student.options.architecture=mask_rcnn"],
+            "learns masks, which the data does not give: set data.masks to true",
+        ),
+        (
+            [
+                "--student.name=torchvision:keypointrcnn_resnet50_fpn",
+                "--student.options={}",
+                "--distillation.method=none",
+            ],
+            "learns keypoints, which the data has none of",
+        ),
     ],
 )
 def test_networks_that_do_not_fit(small, tmp_path, arguments, message):

@@ -217,7 +217,9 @@ def test_weights_that_an_epoch_without_validation_spoils_are_not_saved(tiny, tmp
 @pytest.mark.parametrize("section", ["training", "teacher.training"])
 @pytest.mark.parametrize("every", [0, -2])
 def test_validation_must_come_at_some_time(tiny, section, every):
-    with pytest.raises(ValueError, match=rf"{section}.validate_every is {every}: expected 1 \(every epoch\) or more"):
+    with pytest.raises(
+        ValueError, match=rf"{section}.validate_every is {every}: expected a whole number from 1 on \(1: every epoch\)"
+    ):
         tiny(f"--{section}.validate_every={every}")
 
 
@@ -296,7 +298,8 @@ def test_networks_are_compiled_anew_with_their_hooks(tiny, tmp_path):
 
 def test_accumulation_of_no_batch(tiny):
     with pytest.raises(
-        ValueError, match=r"teacher.training.accumulate is 0: expected 1 \(a step for every batch\) or more"
+        ValueError,
+        match=r"teacher.training.accumulate is 0: expected a whole number from 1 on \(1: a step for every batch\)",
     ):
         tiny("--teacher.training.accumulate=0")
 

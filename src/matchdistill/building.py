@@ -21,7 +21,7 @@ from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
-from matchdistill.models.detection import check_detector, check_same_input, detector_taps, distilled_part
+from matchdistill.models.detection import check_detector, check_same_input, check_targets, detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
 from matchdistill.probing import evaluating, scratch
 from matchdistill.recipe import Recipe
@@ -55,6 +55,8 @@ def build_module(recipe: Recipe) -> Task:
     student = _build(recipe, named, data.num_classes, named.weights, named.fresh_head)
     check_network(student, data, "student")
     check_state(student, "student")
+    if isinstance(data, DetectionData):
+        check_targets(student, data.masks)
     logits_at = None if isinstance(data, DetectionData) else training_logits(student, data)
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.

@@ -50,6 +50,9 @@ def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
     values = read_recipe(run / RECIPE)
     recipe = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    method = recipe["distillation"]["method"]
+    if not recipe["student"]["name"] or (method != "none" and not recipe["teacher"]["name"]):
+        raise ValueError(f"{run / RECIPE} is damaged: it names no student, or no teacher for the method {method!r}")
     if (folder / CONFIG).exists():
         there, student = read_json(folder / CONFIG), recipe["student"]["name"]
         name = there.get("name") or f"timm:{there.get('architecture')}"
@@ -85,7 +88,10 @@ def write_card(
     others = [each for each in ("safetensors", "onnx", "pt2") if exported.with_suffix(f".{each}").is_file()]
     files = {each: exported.with_suffix(f".{each}").name for each in others} | {str(kind): exported.name}
     text = _card(recipe, described, metrics, config, files, sum(value.numel() for value in model.parameters()))
-    atomic_write(exported.with_name(CARD), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(
+        exported.with_name(CARD),
+        lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"),
+    )
 
 
 def _config(model: nn.Module, described: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,12 +15,14 @@ if TYPE_CHECKING:
 
 # The modules of the commands are imported by them: `matchdistill --help` need not wait for PyTorch.
 
+SIGNS = {"±": "+-", "…": "...", "×": "x", "→": "->", "–": "-", "—": "-", "’": "'"}  # noqa: RUF001
 LONGEST_ERROR = 1_000  # characters: a list of mistakes is whole, the output of a compiler is not
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for a mistake of the user, said in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _make_streams_usable()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -51,6 +55,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("matchdistill: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     return 0
+
+
+def _make_streams_usable() -> None:
+    """See that there are streams to write to, and that they take every character; some have not, or are ASCII alone."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # of a stream that is closed, which no other file may take
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    codecs.register_error("matchdistill", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="matchdistill")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a stream does not have: signs that are alike, or their number."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text), error.end
 
 
 def _usage() -> str:
@@ -106,9 +130,7 @@ def fit(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Write the page of a run or a comparison, finished or not, or of several runs side by side."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="matchdistill report", exit_on_error=False, description=report.__doc__)
+    parser = _parser("matchdistill report", report)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of one comparison")
     parser.add_argument(
         "--out", type=Path, default=None, help="the file; default: report.html in the folder, or here for several"
@@ -159,9 +181,7 @@ def validate(arguments: Sequence[str]) -> None:
 
 def taps(arguments: Sequence[str]) -> None:
     """Show which features of two models would be matched, and why."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="matchdistill taps", exit_on_error=False, description=taps.__doc__)
+    parser = _parser("matchdistill taps", taps)
     parser.add_argument("teacher", type=str, help="torchvision:NAME, timm:NAME or package.module:function")
     parser.add_argument("student", type=str, help="likewise")
     parser.add_argument("--image_size", type=int, default=None, help="pixels; default: what the models ask for")
@@ -231,7 +251,7 @@ def recipes(arguments: Sequence[str]) -> None:
             path = Path(rest[0] if rest else f"{name}.yaml")
             if path.exists():
                 raise ValueError(f"{path} exists already: name another file")
-            atomic_write(path, lambda temporary: temporary.write_text(known[name]))
+            atomic_write(path, lambda temporary: temporary.write_text(known[name], encoding="utf-8"))
             print(path)
         case _:
             raise ValueError(usage)
@@ -239,9 +259,7 @@ def recipes(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write the student of a run as safetensors, ONNX or a torch.export program, checked, with a model card."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
+    parser = _parser("matchdistill export", export)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument(
         "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
@@ -269,6 +287,15 @@ def export(arguments: Sequence[str]) -> None:
     write_card(path, options.format, model, described, recipe, metrics)
     size = f"{path.stat().st_size:,} bytes"
     print(f"{path}: {size}, outputs within {difference:.1g} of the model's; with {CARD} and {CONFIG}")
+
+
+def _parser(prog: str, command: Callable[[Sequence[str]], None]) -> ArgumentParser:
+    """The options of a command that takes no recipe."""
+    from jsonargparse import ArgumentParser
+
+    from matchdistill.values import OPTIONS
+
+    return ArgumentParser(prog=prog, exit_on_error=False, description=command.__doc__, parser_mode=OPTIONS)
 
 
 def _print_metrics(measured: dict[str, Any], title: str, parameters: dict[str, int | None] | None = None) -> None:
@@ -319,14 +346,16 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     if config is None:
         return
     from matchdistill.compare import compare as run
-    from matchdistill.messages import console
-    from matchdistill.recipe import Recipe
+    from matchdistill.messages import console, whole
+    from matchdistill.recipe import LARGEST_SEED, Recipe
     from matchdistill.report.page import REPORT
     from matchdistill.training import is_first
 
     if resolved.jobs < 1:
         raise ValueError(f"--jobs {resolved.jobs}: expected at least 1")
     recipe = Recipe.of(config)
+    if problems := list(whole("the last of the seeds", recipe.seed + recipe.compare.seeds - 1, 0, LARGEST_SEED)):
+        raise ValueError(problems[0])
     out = resolved.out or Path("runs") / name
     terminal = console(quiet=not is_first())
     run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, terminal)
@@ -361,7 +390,7 @@ def _resolved(
         default: the recipe where none is named.
         adjust: puts options into the configuration.
     """
-    from matchdistill.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+    from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 
     # --config and --print_config are taken out here: jsonargparse's own actions of these names would let the recipe win,
     # or print it without the values that are given after it.
@@ -388,6 +417,7 @@ def _resolved(
     if only_print:
         import yaml
 
+        Recipe.of(config)  # what would be refused is
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return resolved, None, ""
     return resolved, config, Path(name or "").stem

@@ -6,10 +6,11 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
-from typing import Any
+from types import GenericAlias, UnionType
+from typing import Any, BinaryIO, get_args, get_origin
 
 from matchdistill.messages import cause
 
@@ -47,15 +48,43 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
+def open_file(path: str | Path) -> BinaryIO:
+    """A file to read bytes from; what is no file is refused, as reading a pipe or a device may never end.
+
+    Raises:
+        ValueError: it is a folder, a pipe, a device or the like.
+        OSError: it cannot be opened.
+    """
+    # Without waiting for the other end of a pipe.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a socket')}, not a file")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; raises as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
+# What a value must be: a type (a float may be whole, no number is a bool), list[...], dict[str, ...], one of several types,
+# or a dictionary of the entries that an object must have.
+Kind = type | UnionType | GenericAlias | dict[str, Any]
+
+
+def read_json(path: str | Path, **required: Kind) -> dict[str, Any]:
     """A JSON object from a file.
 
     Args:
         path: the file.
-        required: the types of the entries that it must have.
+        required: the entries that it must have, and their `Kind`.
 
     Raises:
-        ValueError: it is damaged, no object, or lacks an entry.
+        ValueError: it is damaged, no object, has a key twice, or lacks an entry.
 
     Examples:
         >>> import tempfile
@@ -64,15 +93,45 @@ def read_json(path: str | Path, **required: type | UnionType) -> dict[str, Any]:
         >>> read_json(path, seed=int)
         {'seed': 3}
     """
+    content = read_bytes(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(content, object_pairs_hook=_once)  # of bytes it finds out the encoding, by their first ones
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no JSON ({cause(error)})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    if wrong := [key for key, kind in required.items() if key not in value or not isinstance(value[key], kind)]:
+    if wrong := [key for key, kind in required.items() if key not in value or not is_kind(value[key], kind)]:
         raise ValueError(f"{path} has no {', '.join(wrong)}, or of another type than expected")
     return value
+
+
+def is_kind(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a kind.
+
+    Examples:
+        >>> is_kind({"top1": 1}, dict[str, float]), is_kind([1, "a"], list[int]), is_kind({"a": None}, {"a": int | None})
+        (True, False, True)
+    """
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(key in value and is_kind(value[key], own) for key, own in kind.items())
+    if isinstance(kind, UnionType):
+        return any(is_kind(value, own) for own in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(is_kind(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(is_kind(item, get_args(kind)[1]) for item in value.values())
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice it is not known which one is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
 
 
 def _finite(value: Any) -> Any:

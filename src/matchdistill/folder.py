@@ -12,7 +12,7 @@ from torch import nn
 
 from matchdistill.building import BUILDERS
 from matchdistill.data import DetectionData, ImageData
-from matchdistill.files import atomic_write, read_json, write_json
+from matchdistill.files import atomic_write, is_kind, read_json, write_json
 from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
 from matchdistill.models.detection import weightless
@@ -26,18 +26,18 @@ CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "recipe.yaml",
     "model.json",
 )
-# What Lightning, and "results" what the task, reads from a checkpoint.
-NEEDED = (
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "callbacks",
-    "loops",
-    "epoch",
-    "global_step",
-    "pytorch-lightning_version",
-    "results",
-)
+# What Lightning, and "results" what the task, reads from a checkpoint, and its kinds.
+NEEDED = {
+    "state_dict": dict,
+    "optimizer_states": list[object],
+    "lr_schedulers": list[object],
+    "callbacks": dict,
+    "loops": {"fit_loop": dict},
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "results": list[object],
+}
 CELLS = "cells"  # the runs of a comparison
 
 
@@ -66,8 +66,15 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
-    described = read_json(run / MODEL, name=str, options=dict, num_classes=int, class_names=list)
-    task = str(described.setdefault("task", "classification"))
+    described = read_json(run / MODEL, name=str, options=dict, num_classes=int, class_names=list[str])
+    task = described.setdefault("task", "classification")
+    own = {"detection": {"category_ids": list[int]}, "classification": {"image_size": int}}
+    if (
+        task not in list(own)
+        or not is_kind(described, own[task])
+        or len(described["class_names"]) != described["num_classes"]
+    ):
+        raise ValueError(f"{run / MODEL} is damaged, or of another version: expected a task with what belongs to it")
     model = BUILDERS[task](described["name"], described["num_classes"], **described["options"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
@@ -82,17 +89,20 @@ def read_metrics(out: Path) -> dict[str, Any] | None:
     path = out / METRICS
     if not path.is_file():
         return None
-    return read_json(
+    found = read_json(
         path,
         method=str,
         seed=int,
         epochs=int,
-        student=dict,
-        teacher=dict | None,
-        parameters=dict,
-        corrupt_images=list,
-        seconds=int | float,
+        student=dict[str, float],
+        teacher=dict[str, float],
+        parameters={"student": int, "teacher": int | None},
+        corrupt_images=list[str],
+        seconds=float,
     )
+    if not found["student"] or (found["teacher"] and found["parameters"]["teacher"] is None):
+        raise ValueError(f"{path} is damaged: it lacks metrics of the student or parameters of the teacher")
+    return found
 
 
 def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
@@ -165,4 +175,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise ValueError(f"{path} is no checkpoint of a run: expected a dict, found {type(checkpoint).__name__}")
         if missing := [key for key in NEEDED if key not in checkpoint]:
             raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
+        if wrong := [key for key, kind in NEEDED.items() if not is_kind(checkpoint[key], kind)]:
+            raise ValueError(f"{path} is damaged: {', '.join(wrong)} is of another type than expected")
         return checkpoint

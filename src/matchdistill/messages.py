@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +25,46 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
 
 
+LARGEST = 2**31 - 1  # of whole numbers, which libraries below take as 32 bits
+
+
+def whole(name: str, value: int | None, least: int, most: int = LARGEST, hint: str = "") -> Iterator[str]:
+    """A problem if a whole number is outside of its range; None is inside.
+
+    Examples:
+        >>> list(whole("data.workers", -1, 0, 1024))
+        ['data.workers is -1: expected a whole number from 0 to 1024']
+    """
+    if value is not None and not least <= value <= most:
+        to = "on" if most == LARGEST and value < least else f"to {most}"
+        yield f"{name} is {value}: expected a whole number from {least} {to}{hint}"
+
+
+def number(name: str, value: float | None, least: float, below: float = math.inf, above: bool = False) -> Iterator[str]:
+    """A problem if a number is not finite or outside of its range; None is inside.
+
+    Args:
+        name: what it is called.
+        value: the number.
+        least: the smallest.
+        below: what it must be less than.
+        above: whether it must be more than ``least``.
+
+    Examples:
+        >>> list(number("training.lr", math.nan, 0, above=True))
+        ['training.lr is nan: expected a finite number of more than 0']
+        >>> list(number("training.ema", 1.0, 0, below=1))
+        ['training.ema is 1.0: expected a number from 0 to below 1']
+    """
+    if value is None or (math.isfinite(value) and least <= value < below and not (above and value == least)):
+        return
+    if below < math.inf:
+        expected = f"a number {'of more than' if above else 'from'} {least} to below {below}"
+    else:
+        expected = f"a finite number of {'more than' if above else 'at least'} {least}"
+    yield f"{name} is {value}: expected {expected}"
+
+
 def cause(error: BaseException) -> str:
     """An exception in one line: its type and the first line of its text.
 
@@ -32,6 +74,16 @@ def cause(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def printable(name: str) -> str:
+    """A file's name as any terminal and page can show it: of one that is not UTF-8, the bytes that are not as ``\\xe9``.
+
+    Examples:
+        >>> print(printable("caf\\udce9.png"), printable("café.png"))
+        caf\\xe9.png café.png
+    """
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def attempt(what: str, work: Callable[[], object]) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+from argparse import Action
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from matchdistill.data import DetectionData, ImageData
-from matchdistill.messages import did_you_mean
+from matchdistill.files import read_bytes
+from matchdistill.messages import did_you_mean, whole
 from matchdistill.models import weights_file
 from matchdistill.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
+from matchdistill.values import OPTIONS, read_yaml
 
 DATA = {"classification": ImageData, "detection": DetectionData}  # of each task
+LARGEST_SEED = 2**32 - 1  # of NumPy
 SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
 
 
@@ -91,7 +94,7 @@ def packaged() -> dict[str, str]:
     """The packaged recipes: name -> text."""
     folder = resources.files("matchdistill") / "recipes"
     return {
-        Path(file.name).stem: file.read_text()
+        Path(file.name).stem: file.read_text(encoding="utf-8")
         for file in sorted(folder.iterdir(), key=str)
         if file.name.endswith(".yaml")
     }
@@ -109,16 +112,16 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     if str(name) in known:
         text = known[str(name)]
     elif path.is_file():
-        text = path.read_bytes()  # YAML finds out the encoding
+        text = read_bytes(path)  # YAML finds out the encoding
     else:
         raise ValueError(
             f"no recipe {str(name)!r}: neither a file nor a packaged recipe ({', '.join(known)})"
             f"{did_you_mean(str(name), known)}"
         )
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{name} is no recipe: expected a mapping of sections, got {type(values).__name__}")
     return values
@@ -143,12 +146,12 @@ def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
             task = argument.partition("=")[2]
         elif argument == "--task" and number + 1 < len(arguments):
             task = arguments[number + 1]
-    return str(task) if task in DATA else "classification"
+    return task if isinstance(task, str) and task in DATA else "classification"
 
 
 def recipe_parser(prog: str | None = None, task: str = "classification") -> ArgumentParser:
     """The options of a recipe for a task."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, parser_mode=OPTIONS)
     tasks = Literal["classification", "detection"]
     parser.add_argument("--task", type=tasks, default=task, help="what is learned, by which the options of data differ")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -183,6 +186,8 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
             problems[key] = f"unknown key {key!r}{did_you_mean(key, leaves)}"
             continue
         try:
+            if value is None and not _is_optional(options[key]):  # which the parser takes for no value at all
+                raise ArgumentError(None, "null")
             parser.parse_object(_nested(key, value), defaults=False)
             given[key] = value
         except ArgumentError:
@@ -201,6 +206,11 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
         others = _contradictions(plain_config(resolved))
         problems |= {text: text for text in others if not any(key in text for key in problems)}
     raise ValueError("the recipe does not fit: " + "; ".join(problems.values()))
+
+
+def _is_optional(option: Action) -> bool:
+    """Whether an option may be null."""
+    return type(None) in get_args(getattr(option, "_typehint", None))
 
 
 def _flattened(values: dict[str, Any], leaves: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -251,22 +261,19 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
         else:
             if kd and config["task"] == "detection":
                 yield f"method {method!r} distils the output of classifiers: choose one without kd for detectors"
+    yield from whole("seed", config["seed"], 0, LARGEST_SEED)
+    for section, settings in (
+        ("training", Training(**config["training"])),
+        ("teacher.training", teacher.training),
+        ("distillation", guidance),
+        ("trainer", Machine(**config["trainer"])),
+        ("compare", Comparison(**config["compare"])),
+    ):
+        yield from settings.problems(section)
     if not student.name:
         yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
     if guidance.needs_teacher and teacher.name is None:
         yield f"method {guidance.method!r} needs a teacher: give teacher.name"
-    for section, training in (("training", Training(**config["training"])), ("teacher.training", teacher.training)):
-        for name in ("epochs", "warmup_epochs", "warmup_steps", "weight_decay", "momentum"):
-            if getattr(training, name) < 0:
-                yield f"{section}.{name} is {getattr(training, name)}: expected 0 or more"
-        if training.validate_every < 1:
-            yield f"{section}.validate_every is {training.validate_every}: expected 1 (every epoch) or more"
-        if training.accumulate < 1:
-            yield f"{section}.accumulate is {training.accumulate}: expected 1 (a step for every batch) or more"
-        if training.ema is not None and not 0 <= training.ema < 1:
-            yield f"{section}.ema is {training.ema}: expected a decay from 0 to below 1, for example 0.999, or null"
-        if not 0 < training.lr < math.inf:
-            yield f"{section}.lr is {training.lr}: expected a finite number of more than 0"
     for section, weights in (("teacher", teacher.weights), ("student", student.weights)):
         try:
             None if weights is None else weights_file(weights)
@@ -280,33 +287,20 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
                 yield f"{section}.options.{name} cannot be given: use {section}.{name}"
             elif name == "num_classes":
                 yield f"{section}.options.num_classes cannot be given: the data has its number of classes"
-    if config["training"]["epochs"] < 1:
-        yield f"training.epochs is {config['training']['epochs']}: expected at least 1"
-    epochs = guidance.refresh_every
-    if min([epochs] if isinstance(epochs, int) else [0, *epochs]) < 0 or guidance.refresh_images < 1:
-        yield "distillation.refresh_every must be 0 or more and distillation.refresh_images 1 or more"
-    if guidance.refresh_tolerance is not None and not guidance.refresh_tolerance >= 0:
-        yield f"distillation.refresh_tolerance is {guidance.refresh_tolerance}: expected a share, for example 0.001, or null"
-    if guidance.refresh_online < 0:
-        yield f"distillation.refresh_online is {guidance.refresh_online}: expected a number of steps, or 0"
-    if guidance.refresh_online and guidance.refresh_steps is not None:
-        yield "distillation.refresh_online is of whole epochs: refresh by distillation.refresh_every, not refresh_steps"
-    if (phases := guidance.refresh_steps) is not None and not (
-        all(len(phase) == 2 and phase[1] >= 0 for phase in phases)
-        and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
-    ):
-        yield (
-            f"distillation.refresh_steps is {phases}: expected pairs [from step, every], ascending, the first from step 0, "
-            "for example [[0, 5000], [20000, 31000]]"
-        )
+    if config["training"]["epochs"] == 0:
+        yield "training.epochs is 0: expected at least 1"
     if config["task"] == "classification" and guidance.pyramid:
         yield "distillation.pyramid is for detectors: give taps of your own instead"
     if config["task"] == "detection" and config["trainer"]["compile"]:
         yield "trainer.compile is for classifiers: the batches of a detector are of another size at every step"
-    for name in ("hysteresis", "fitnets_weight", "at_weight", "ofd_weight"):
-        if not 0 <= getattr(guidance, name) < math.inf:
-            yield f"distillation.{name} is {getattr(guidance, name)}: expected a finite number of at least 0"
-    if not (guidance.kd_temperature > 0 and guidance.kd_weight >= 0):
-        yield "distillation.kd_temperature must be more than 0 and distillation.kd_weight 0 or more"
-    if config["compare"]["seeds"] < 1 or not config["compare"]["methods"]:
-        yield "compare needs at least one seed and one method"
+    for name in ("student.options", "teacher.options"):
+        if not _finite(config[name.partition(".")[0]]["options"]):
+            yield f"{name} has a number that is not finite, which model.json cannot keep: give another one"
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from matchdistill.baselines import BASELINES
-from matchdistill.messages import did_you_mean
+from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.reduction import REDUCTIONS
+
+MOST_PROCESSES = 1024  # on a machine, and machines
+MOST_RUNS = 10_000
 
 
 @dataclass
@@ -48,6 +52,20 @@ class Training:
     def all_epochs(self) -> int:
         """Epochs with the warm-up, which is added to them."""
         return self.epochs + self.warmup_epochs
+
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        for name in ("epochs", "warmup_epochs", "warmup_steps"):
+            yield from whole(f"{prefix}.{name}", getattr(self, name), 0)
+        yield from number(f"{prefix}.lr", self.lr, 0, above=True)
+        yield from number(f"{prefix}.momentum", self.momentum, 0, below=1)
+        yield from number(f"{prefix}.weight_decay", self.weight_decay, 0)
+        yield from number(f"{prefix}.gamma", self.gamma, 0, above=True)
+        for milestone in self.milestones:
+            yield from whole(f"{prefix}.milestones", milestone, 0)
+        yield from whole(f"{prefix}.validate_every", self.validate_every, 1, hint=" (1: every epoch)")
+        yield from whole(f"{prefix}.accumulate", self.accumulate, 1, hint=" (1: a step for every batch)")
+        yield from number(f"{prefix}.ema", self.ema, 0, below=1)
 
 
 @dataclass
@@ -143,6 +161,35 @@ class Distillation:
         """Whether the method has a teacher."""
         return self.method != "none"
 
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        if self.taps != "auto" and not self.taps:
+            yield f"{prefix}.taps is empty: expected 'auto', or pairs [teacher tap, student tap]"
+        weights = self.loss_weight if isinstance(self.loss_weight, list) else [self.loss_weight]
+        if not weights:
+            yield f"{prefix}.loss_weight is empty: expected a number for each position, or one for all"
+        for weight in weights:
+            if not isinstance(weight, str):
+                yield from number(f"{prefix}.loss_weight", weight, 0)
+        for epoch in self.refresh_every if isinstance(self.refresh_every, list) else [self.refresh_every]:
+            yield from whole(f"{prefix}.refresh_every", epoch, 0)
+        yield from whole(f"{prefix}.refresh_images", self.refresh_images, 1)
+        yield from number(f"{prefix}.refresh_tolerance", self.refresh_tolerance, 0, below=1)
+        yield from whole(f"{prefix}.refresh_online", self.refresh_online, 0)
+        if self.refresh_online and self.refresh_steps is not None:
+            yield f"{prefix}.refresh_online is of whole epochs: refresh by {prefix}.refresh_every, not refresh_steps"
+        if (phases := self.refresh_steps) is not None and not (
+            all(len(phase) == 2 and min(phase) >= 0 for phase in phases)
+            and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
+        ):
+            yield (
+                f"{prefix}.refresh_steps is {phases}: expected pairs [from step, every], ascending, the first from step 0, "
+                "for example [[0, 5000], [20000, 31000]]"
+            )
+        for name in ("hysteresis", "fitnets_weight", "at_weight", "ofd_weight", "kd_weight"):
+            yield from number(f"{prefix}.{name}", getattr(self, name), 0)
+        yield from number(f"{prefix}.kd_temperature", self.kd_temperature, 0, above=True)
+
 
 @dataclass
 class Machine:
@@ -175,6 +222,13 @@ class Machine:
     deterministic: bool = False
     log_every: int = 20
 
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        if self.devices != "auto":
+            yield from whole(f"{prefix}.devices", self.devices, 1, MOST_PROCESSES, ", or auto for all")
+        yield from whole(f"{prefix}.num_nodes", self.num_nodes, 1, MOST_PROCESSES)
+        yield from whole(f"{prefix}.log_every", self.log_every, 1)
+
 
 @dataclass
 class Comparison:
@@ -187,6 +241,12 @@ class Comparison:
 
     methods: list[str] = field(default_factory=lambda: ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"])
     seeds: int = 3
+
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        yield from whole(f"{prefix}.seeds", self.seeds, 1, MOST_RUNS)
+        if not self.methods:
+            yield f"{prefix}.methods is empty: expected one method at least"
 
 
 class Method(NamedTuple):

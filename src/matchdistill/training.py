@@ -97,7 +97,17 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     if module.distiller is not None:
         terminal.print(str(module.distiller), highlight=False, markup=False, soft_wrap=True)
     checkpoint = out / CHECKPOINT
-    trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    start = Start()
+    trainer.callbacks.insert(0, start)  # type: ignore[attr-defined]
+    resumed = checkpoint.exists()
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint if resumed else None, weights_only=True)
+    except Exception as error:  # what does not fit fails in every way
+        if start.begun or not resumed or str(checkpoint) in str(error):
+            raise
+        raise ValueError(
+            f"{checkpoint} does not fit this run, it is damaged or of another version ({cause(error)}): choose another --out"
+        ) from error
     metrics = {
         "method": recipe.distillation.method,
         "seed": recipe.seed,
@@ -183,6 +193,16 @@ def check_compiler(device: torch.device) -> None:
             "trainer.compile needs a C++ compiler that torch.compile can use: install one (g++, or what CXX names), or "
             f"train without: {cause(error)}"
         ) from error
+
+
+class Start(Callback):
+    """Knows whether the training has begun, before which a checkpoint is restored."""
+
+    begun = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """It has."""
+        self.begun = True
 
 
 class SeedEpochs(Callback):

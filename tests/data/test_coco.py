@@ -1,4 +1,6 @@
+import os
 import re
+import unicodedata
 import warnings
 
 import numpy as np
@@ -13,7 +15,7 @@ TRAIN = "instances_train2017.json"
 
 def read(root, split="train2017", masks=True, bad="refuse"):
     training = split == "train2017"
-    return read_coco(root / "annotations" / f"instances_{split}.json", root / split, training, masks, bad)
+    return read_coco(root / "annotations" / f"instances_{split}.json", root / split, training, masks, bad, root)
 
 
 def samples(root, *arguments, flip=False):
@@ -142,7 +144,9 @@ BAD = {
     "mask": (change_note(8, segmentation=[[1, 2, 3, 4]]), "annotation 8: a polygon of its mask is not x, y of three"),
     "no mask": (lambda content: note_of(content, 8).pop("segmentation"), "annotation 8: it has no mask"),
     "runs": (change_note(8, segmentation={"size": [30, 40], "counts": [7]}), "annotation 8: the run lengths of its mask"),
-    "twice": (lambda content: content["annotations"].append(note_of(content, 8)), "annotation 8 is there twice"),
+    "leading out": (change_image(581, file_name="../../gone.jpg"), "its file_name '../../gone.jpg' leads out of"),
+    "absolute": (change_image(581, file_name="/gone.jpg"), "its file_name '/gone.jpg' leads out of"),
+    "zero byte": (change_image(581, file_name="a\0.jpg"), "is missing"),
     "no id": (lambda content: content["annotations"].append({"id": "9"}), "the annotation at place 8 has no whole number"),
     "no object": (lambda content: content["annotations"].append(None), "the annotation at place 8 has no whole number"),
     "large id": (lambda content: content["images"].append({"id": 2**63}), "the image at place 7 has no whole number as id"),
@@ -170,7 +174,7 @@ def test_bad_entries_are_refused_or_skipped(coco_root, edit_coco, name):
     if message.startswith("annotation 8:"):  # the second of image 581
         assert [len(target["labels"]) for _, target in got] == [1, 0, 1, 2, 1, 0]
         before[0] = before[0][0], {key: value[:1] if value.dim() else value for key, value in before[0][1].items()}
-    elif "581 has" in message or "missing" in message:
+    elif any(part in message for part in ("581 has", "missing", "leads out")):
         del before[0]
     for (_, target), (_, expected) in zip(got, before, strict=True):
         assert all(torch.equal(target[key], value) for key, value in expected.items())
@@ -270,6 +274,99 @@ def test_image_that_is_stored_on_its_side(coco_root):
     torch.testing.assert_close(
         samples(coco_root)[0][0], torch.tensor(np.asarray(upright) / 255).permute(2, 0, 1).float()
     )
+
+
+def turned(values, orientation):
+    """Stored values (H, W) that are to be turned as EXIF says, by its definition of rows and columns, upright."""
+    return {
+        5: lambda a: a.T,
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).T,
+        8: lambda a: np.rot90(a),
+    }[orientation](values)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_and_masks_of_a_picture_on_its_side_are_turned_with_it(coco_root, orientation):
+    """Annotated as stored: each box of the upright picture must be around the pixels that the stored box is around."""
+    before = samples(coco_root)[0][1]
+    height, width = before["masks"].shape[1:]
+    exif = Image.Exif()
+    exif[274] = orientation
+    number = np.arange(height * width).reshape(height, width)  # tells each pixel
+    stored = np.stack([number >> 8, number & 255, number * 0], 2).astype(np.uint8)
+    Image.fromarray(stored).save(coco_root / "train2017" / "000000000581.png", exif=exif)
+    pixels, target = samples(coco_root)[0]
+    upright = turned(number, orientation)
+    found = (pixels * 255).round().int()
+    assert np.array_equal(found[0] * 256 + found[1], upright)
+    for mask, expected in zip(target["masks"], before["masks"], strict=True):
+        assert np.array_equal(mask, turned(expected.numpy(), orientation))
+    for box, expected in zip(target["boxes"], before["boxes"], strict=True):
+        left, top, right, bottom = (int(value) for value in box.round())
+        x0, y0, x1, y1 = (int(value) for value in expected.round())
+        assert set(upright[top:bottom, left:right].flat) == set(number[y0:y1, x0:x1].flat)
+
+
+def test_ids_of_annotations_may_repeat(coco_root, edit_coco):
+    def same(content):
+        for entry in content["annotations"]:
+            entry["id"] = 0
+
+    before = samples(coco_root)
+    edit_coco(same)
+    with pytest.warns(
+        UserWarning, match="ids of annotations are there more than once, such as 0: all of them are used"
+    ):
+        after = samples(coco_root)
+    assert [len(target["boxes"]) for _, target in before] == [len(target["boxes"]) for _, target in after]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_and_byte_order_marks(coco_root, encoding):
+    before = samples(coco_root)
+    path = coco_root / "annotations" / TRAIN
+    path.write_bytes(path.read_text().encode(encoding))
+    assert len(samples(coco_root)) == len(before)
+
+
+def test_file_names_in_another_unicode_form_and_in_capitals(coco_root, edit_coco):
+    name, other = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
+    (coco_root / "train2017" / "000000000581.png").rename(coco_root / "train2017" / other)
+    edit_coco(change_image(581, file_name=name))
+    assert len(samples(coco_root)) == 6
+    edit_coco(change_image(581, file_name="CAFÉ.png"))
+    with pytest.raises(ValueError, match="is missing; did you mean"):
+        samples(coco_root)
+
+
+def test_names_that_lead_out_may_be_allowed_and_those_inside_are(coco_root, edit_coco, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere") / "a.png"
+    (coco_root / "train2017" / "000000000581.png").rename(other)
+    edit_coco(change_image(581, file_name=str(other)))
+    with pytest.raises(ValueError, match=r"--data\.outside=true allows it"):
+        samples(coco_root)
+    path = coco_root / "annotations" / TRAIN
+    assert len(read_coco(path, coco_root / "train2017", True, True, "refuse", None)[0].paths) == 6
+    other.rename(coco_root / "inside.png")
+    edit_coco(change_image(581, file_name="../inside.png"))
+    assert len(samples(coco_root)) == 6
+    (coco_root / "inside.png").rename(other)
+    (coco_root / "train2017" / "inside.png").symlink_to(other)
+    edit_coco(change_image(581, file_name="inside.png"))
+    assert len(samples(coco_root)) == 6
+
+
+@pytest.mark.timeout(20)
+def test_pipes_do_not_hang(coco_root):
+    (coco_root / "train2017" / "000000000581.png").unlink()
+    os.mkfifo(coco_root / "train2017" / "000000000581.png")
+    with pytest.raises(ValueError, match=r"581\.png is missing"):
+        samples(coco_root)
+    (coco_root / "annotations" / TRAIN).unlink()
+    os.mkfifo(coco_root / "annotations" / TRAIN)
+    with pytest.raises(ValueError, match=r"is a pipe, not a file"):
+        samples(coco_root)
 
 
 def test_gray_and_transparent_images_become_rgb(coco_root):

@@ -86,10 +86,24 @@ def test_no_class_folders(image_root):
 
 
 def test_class_folder_without_images(image_root):
+    shutil.rmtree(image_root / "train" / "dog")
+    (image_root / "train" / "dog").mkdir()
+    (image_root / "train" / "dog" / "readme.txt").write_text("")
+    assert f"class folder {image_root / 'train' / 'dog'} has no images" in error_of(image_root)
+
+
+@pytest.mark.parametrize("folder", ["empty", "absent"])
+def test_a_class_may_lack_validation_images(image_root, folder):
+    shutil.rmtree(image_root / "val" / "cat")
+    if folder == "empty":
+        (image_root / "val" / "cat").mkdir()
+    with pytest.warns(UserWarning, match="has no images of cat: these classes are not measured"):
+        data = folder_data(image_root)
+    assert data.class_names == ["cat", "dog"]
+    assert [label for _, labels in data.val_dataloader() for label in labels.tolist()] == [1, 1, 1]
     shutil.rmtree(image_root / "val" / "dog")
     (image_root / "val" / "dog").mkdir()
-    (image_root / "val" / "dog" / "readme.txt").write_text("")
-    assert f"class folder {image_root / 'val' / 'dog'} has no images" in error_of(image_root)
+    assert "has no images" in error_of(image_root)
 
 
 def test_other_classes_in_validation(image_root):

@@ -38,6 +38,39 @@ def test_library_models(name, num_classes):
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, num_classes or 1000)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision:fcn_resnet50",
+        "torchvision:lraspp_mobilenet_v3_large",
+        "torchvision:ssdlite320_mobilenet_v3_large",
+        "torchvision.models.segmentation:deeplabv3_mobilenet_v3_large",
+    ],
+)
+def test_nothing_is_downloaded_for_a_backbone_unless_it_is_asked_for(monkeypatch, name):
+    wanted = []
+
+    def download(url, *args, **kwargs):
+        wanted.append(url)
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    assert isinstance(build_model(name, 4), nn.Module)
+    assert wanted == []
+    with pytest.raises(ValueError, match="no network"):
+        build_model(name, weights_backbone="DEFAULT")
+    assert len(wanted) == 1
+
+
+def test_a_library_whose_encoders_come_with_weights(own_module):
+    own_module(
+        "unets",
+        "from torch import nn\ndef unet(encoder_weights='imagenet'): return nn.Linear(2, 2 if encoder_weights else 3)",
+    )
+    assert build_model("unets:unet").out_features == 3
+    assert build_model("unets:unet", encoder_weights="imagenet").out_features == 2
+
+
 def test_options_reach_the_builder():
     assert build_model("torchvision:mobilenet_v2", width_mult=0.25).features[0][0].out_channels == 8
     assert build_model("timm:resnet18", in_chans=1).conv1.in_channels == 1

@@ -1,11 +1,19 @@
+import argparse
 import collections
 import copy
+import datetime
+import enum
+import pathlib
 import pickle
+import random
 import resource
 import signal
+import sys
+import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -108,6 +116,173 @@ def test_file_without_batch_counts(tmp_path, source, target):
     torch.save(state, tmp_path / "old.pth")
     assert load_weights(target, tmp_path / "old.pth") == []
     assert torch.equal(source.fc.weight, target.fc.weight)
+
+
+class Mode(enum.Enum):
+    FAST = 1
+
+
+class Config(dict):
+    pass
+
+
+class Holder:
+    def __init__(self):
+        self.value = torch.ones(3)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        argparse.Namespace(lr=0.1, out=pathlib.Path("/x"), mode=Mode.FAST),
+        np.float64(71.2),
+        np.arange(5),
+        np.random.default_rng(0),
+        random.getstate(),
+        pathlib.Path("/x"),
+        collections.defaultdict(list, {"loss": [1.0]}),
+        datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+        {pathlib.Path("a"): {pathlib.Path("b")}},
+        Config(lr=1),
+        Holder(),
+    ],
+    ids=lambda extra: type(extra).__name__,
+)
+def test_inert_objects_of_a_training_script_are_skipped(tmp_path, source, target, extra, zipped):
+    path = tmp_path / "checkpoint.pth"
+    for content in ({"model": source.state_dict(), "extra": extra}, {"extra": extra, "model": source.state_dict()}):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        assert load_weights(target, path) == []
+        assert same(source, target)
+
+
+def test_weights_inside_a_mapping_of_another_class(tmp_path, source, target):
+    torch.save(Config(model=collections.defaultdict(list, source.state_dict())), tmp_path / "w.pt")
+    assert load_weights(target, tmp_path / "w.pt") == []
+    assert same(source, target)
+
+
+def test_a_whole_model_is_refused_with_a_way_out(tmp_path, source, target):
+    for content in (source, {"model": source, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(3)}}}}):
+        torch.save(content, tmp_path / "w.pt")
+        message = refusal(target, tmp_path / "w.pt")
+        assert "matchdistill.models.small.SmallResNet" in message
+        assert "torch.save(model.state_dict()" in message
+
+
+class Reducing:
+    """Pickled as the call of a function."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [(eval, ("1",)), (getattr, (Path, "home")), (exec, ("",)), (__import__, ("os",)), (pathlib.os.system, ("true",))],
+)
+def test_code_beside_the_weights_is_refused_not_skipped(tmp_path, source, target, function, args):
+    torch.save({"model": source.state_dict(), "extra": Reducing(function, *args)}, tmp_path / "w.pt")
+    assert "it holds Python objects or code" in refusal(target, tmp_path / "w.pt")
+
+
+def test_an_object_is_not_made_and_its_class_not_imported(tmp_path, source, target, monkeypatch):
+    """Whatever class a file names: neither `__init__`, `__setstate__` nor the import of its module happens."""
+    (tmp_path / "trap.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').write_text('')\nclass A: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    trap = type("A", (), {"__module__": "trap", "__reduce__": lambda self: (self.__class__, (), {"x": 1})})
+    monkeypatch.setitem(sys.modules, "trap", types.SimpleNamespace(A=trap))
+    torch.save({"model": source.state_dict(), "extra": trap()}, tmp_path / "w.pt")
+    monkeypatch.delitem(sys.modules, "trap")
+    load_weights(target, tmp_path / "w.pt")
+    assert same(source, target)
+    assert "trap" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_one_prefix_under_which_all_names_fit(tmp_path, source, target):
+    state, other = source.state_dict(), small_resnet(num_classes=3, width=4).state_dict()
+    for content in (
+        {"model": state, "model_ema": other},
+        {"state_dict": state, "state_dict_ema": prefixed("module.")(other)},
+        {"ema": {"module": state}, "epoch": torch.ones(3)},
+        {"n_averaged": torch.tensor(2), **prefixed("module.")(state)},
+        {**prefixed("online_model.")(state), **prefixed("ema_model.")(other)},
+        {"student": state, "teacher": other},
+        {"teacher": small_resnet(num_classes=5, width=8).state_dict(), "net": state},
+        prefixed("_fsdp_wrapped_module.")(state),
+        {key.replace("layer1.", "layer1._checkpoint_wrapped_module."): value for key, value in state.items()},
+    ):
+        torch.save(content, tmp_path / "w.pt")
+        target = small_resnet(num_classes=3, width=4)
+        assert load_weights(target, tmp_path / "w.pt") == []
+        assert same(source, target)
+
+
+def test_two_places_that_fit_are_named(tmp_path, source, target):
+    torch.save({"a": source.state_dict(), "b": small_resnet(num_classes=3, width=4).state_dict()}, tmp_path / "w.pt")
+    assert "in several places, 'a', 'b'" in refusal(target, tmp_path / "w.pt")
+
+
+def test_what_lies_beside_a_part_is_told(tmp_path, source, target):
+    torch.save({**prefixed("net.")(source.state_dict()), "head.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=r"'net\.' fit and are taken; 1 beside them, such as head\.weight"):
+        load_weights(target, tmp_path / "w.pt")
+    assert same(source, target)
+
+
+def changed(state, key, change):
+    return {name: change(value) if name == key else value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value * float("nan"), "fc.weight has 24 numbers of 24 that are not finite"),
+        (lambda value: value.index_fill(0, torch.tensor([1]), float("-inf")), "fc.weight has 8 numbers of 24"),
+        (lambda value: value.double() + 1e300, "fc.weight has 24 numbers of 24 that are not finite"),
+        (lambda value: value.to(torch.complex64), "fc.weight is complex64, the model's is float32"),
+        (lambda value: (value * 100).to(torch.int8), "fc.weight is int8, the model's is float32: are they the codes"),
+        (lambda value: value.bool(), "fc.weight is bool, the model's is float32"),
+        (lambda value: torch.empty_like(value, device="meta"), "has a shape but no values"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_numbers_that_no_weights_are(tmp_path, source, change, said, strict):
+    source, target = small_resnet(num_classes=3, width=2), small_resnet(num_classes=3, width=2)
+    torch.save(changed(source.state_dict(), "fc.weight", change), tmp_path / "w.pt")
+    assert said in refusal(target, tmp_path / "w.pt", strict)
+
+
+def test_numbers_in_other_forms_and_constants_that_are_infinite(tmp_path):
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    source, target = Masked(), Masked()
+    for change in (torch.Tensor.double, torch.Tensor.bfloat16, torch.Tensor.to_sparse, nn.Parameter):
+        torch.save(changed(source.state_dict(), "weight", change), tmp_path / "w.pt")
+        assert load_weights(target, tmp_path / "w.pt") == []
+        torch.testing.assert_close(target.weight, source.weight, atol=1e-2, rtol=1e-2)
+
+
+def test_a_file_that_holds_itself_or_nests_without_end_stops_at_once(tmp_path, source, target):
+    looped = {"model": source.state_dict()}
+    looped["model_ema"] = looped["again"] = looped
+    torch.save(looped, tmp_path / "w.pt")
+    assert load_weights(target, tmp_path / "w.pt") == []
+    wide = {"value": 1}
+    for _ in range(60):
+        wide = {"a": wide, "b": wide}
+    torch.save(wide, tmp_path / "w.pt")
+    assert "no state dict" in refusal(target, tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import unicodedata
 import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from matchdistill.data.masks import TOLERANCE, check_mask, draw_mask, is_numbers
+from matchdistill.data.pictures import Picture, read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.files import read_json
 from matchdistill.messages import cause
@@ -29,6 +32,9 @@ T = TypeVar("T")
 # Pixels. Of less, the sides of a box can fall together when it is mirrored and resized in float32, which torchvision's
 # detectors refuse in the middle of a run.
 SMALLEST_SIDE = 0.01
+
+# Whether a picture that is stored on its side is mirrored and overturned after its axes are exchanged, by orientation.
+LYING = {5: (False, False), 6: (True, False), 7: (True, True), 8: (False, True)}
 
 
 @dataclass(frozen=True)
@@ -89,25 +95,29 @@ class CocoDataset(FileDataset):
         images: the images.
         flip: whether to mirror half of them at random.
         skip_corrupt: as :class:`FileDataset` has it.
+        read: likewise.
     """
 
-    def __init__(self, images: CocoImages, flip: bool, skip_corrupt: bool) -> None:
-        super().__init__(images.paths, skip_corrupt)
+    def __init__(
+        self, images: CocoImages, flip: bool, skip_corrupt: bool, read: Callable[[str], Picture] = read_picture
+    ) -> None:
+        super().__init__(images.paths, skip_corrupt, read=read)
         self.images = images
         self.flip = flip
 
-    def _decoded(self, index: int, file: Image.Image) -> Image.Image:
+    def _check(self, index: int, picture: Picture) -> None:
         height, width = self.images.sizes[index].tolist()
-        if file.size != (width, height):
-            # Annotated as it is looked at: cameras store pictures lying on their side, and a note which way is up.
-            upright = ImageOps.exif_transpose(file)
-            if upright.size != (width, height):
-                raise ValueError(f"its size is {file.size}, in the annotations {(width, height)}")
-            file = upright
-        return super()._decoded(index, file)
+        if picture.image.size != (width, height) and not self._lying(index, picture):
+            raise ValueError(f"its size is {picture.image.size}, in the annotations {(width, height)}")
 
-    def _sample(self, index: int, image: Image.Image) -> Sample:
+    def _lying(self, index: int, picture: Picture) -> bool:
+        """Whether the annotations are of the picture as it is stored, on its side, and not as it is looked at."""
+        height, width = self.images.sizes[index].tolist()
+        return picture.orientation in LYING and picture.image.size == (height, width) != (width, height)
+
+    def _sample(self, index: int, picture: Picture) -> Sample:
         """The image (3, H, W) float32 in 0..1 and its target, as :class:`DetectionData` describes it."""
+        image = picture.image
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
         notes = self.images.annotations
         first, last = self.images.rows[index].tolist()
@@ -120,9 +130,11 @@ class CocoDataset(FileDataset):
             "image_id": self.images.ids[index].clone(),
         }
         if notes.masks is not None:
-            masks = [notes.mask(row, image.height, image.width) for row in range(first, last)]
-            empty = torch.zeros(0, image.height, image.width, dtype=torch.uint8)
-            target["masks"] = torch.stack(masks) if masks else empty
+            height, width = self.images.sizes[index].tolist()
+            masks = [notes.mask(row, height, width) for row in range(first, last)]
+            target["masks"] = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.uint8)
+        if self._lying(index, picture):
+            _turn(target, picture)
         if self.flip and torch.rand(()) < 0.5:
             pixels = pixels.flip(-1)
             left, top, right, bottom = target["boxes"].unbind(1)
@@ -136,8 +148,27 @@ class CocoDataset(FileDataset):
         return list(images), list(targets)
 
 
+def _turn(target: dict[str, Tensor], picture: Picture) -> None:
+    """Turn boxes and masks of a stored picture as the picture was turned to be upright."""
+    mirrored, overturned = LYING[picture.orientation]
+    top, left, bottom, right = target["boxes"].unbind(1)  # the axes exchanged
+    if mirrored:
+        left, right = picture.image.width - right, picture.image.width - left
+    if overturned:
+        top, bottom = picture.image.height - bottom, picture.image.height - top
+    target["boxes"] = torch.stack([left, top, right, bottom], 1)
+    if "masks" in target:
+        sides = [axis for axis, turned in ((2, mirrored), (1, overturned)) if turned]
+        target["masks"] = target["masks"].mT.flip(sides).contiguous()
+
+
 def read_coco(
-    path: Path, folder: Path, training: bool, masks: bool, bad: Literal["refuse", "skip"]
+    path: Path,
+    folder: Path,
+    training: bool,
+    masks: bool,
+    bad: Literal["refuse", "skip"],
+    within: Path | None = None,
 ) -> tuple[CocoImages, dict[int, str]]:
     """The images of an annotation file, and the names of the categories by id, in the order of the ids.
 
@@ -149,6 +180,7 @@ def read_coco(
         masks: read and check the masks too.
         bad: what to do about images and annotations that cannot be used: "refuse" them all, or "skip" them with a
             warning. Annotations of a skipped image are skipped with it.
+        within: a folder that no image's name may lead out of; None: they may lead anywhere.
 
     Raises:
         ValueError: in one line, why the file cannot be used, or the ids of what is bad in it and how.
@@ -160,10 +192,17 @@ def read_coco(
     categories = _categories(path, content["categories"])
     labels = {category_id: label for label, category_id in enumerate(categories, 1)}
     problems: list[str] = []
-    files = _image_files(folder, _by_id("image", content["images"], problems), problems)
+    files = _image_files(folder, _by_id("image", content["images"], problems), problems, within)
     rows: list[tuple[float, ...]] = []
     packed: list[bytes] = []
-    for annotation_id, entry in _by_id("annotation", content["annotations"], problems).items():
+    # Nothing refers to the id of an annotation: some tools give the same one again and again.
+    repeated: Counter[int] = Counter()
+    for place, entry in enumerate(content["annotations"], 1):
+        annotation_id = _id(entry)
+        if annotation_id is None:
+            problems.append(f"the annotation at place {place} has no whole number as id")
+            continue
+        repeated[annotation_id] += 1
         try:
             file = _looked_up(files, entry, "image_id")
             label = _looked_up(labels, entry, "category_id")
@@ -177,6 +216,11 @@ def read_coco(
         except ValueError as error:
             problems.append(f"annotation {annotation_id}: {error}")
     _report(path, problems, bad)
+    if twice := [annotation_id for annotation_id, count in repeated.items() if count > 1]:
+        warnings.warn(
+            f"{path}: {len(twice)} ids of annotations are there more than once, such as {twice[0]}: all of them are used",
+            stacklevel=2,
+        )
     used = {image_id: file for image_id, file in files.items() if file}
     if not used:
         raise ValueError(f"{path} has no images that can be used")
@@ -209,12 +253,17 @@ class _ImageFile(NamedTuple):
     width: int
 
 
+def _id(entry: Any) -> int | None:
+    number = entry.get("id") if isinstance(entry, dict) else None
+    return number if type(number) is int and number.bit_length() <= 63 else None
+
+
 def _by_id(kind: str, entries: list[Any], problems: list[str]) -> dict[int, dict[str, Any]]:
     """Entries of a file by id, in its order; what has no id of its own is a problem."""
     found: dict[int, dict[str, Any]] = {}
     for place, entry in enumerate(entries, 1):
-        number = entry.get("id") if isinstance(entry, dict) else None
-        if type(number) is not int or number.bit_length() > 63:
+        number = _id(entry)
+        if number is None:
             problems.append(f"the {kind} at place {place} has no whole number as id")
         elif number in found:
             problems.append(f"{kind} {number} is there twice")
@@ -236,10 +285,13 @@ def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
     return names
 
 
-def _image_files(folder: Path, entries: dict[int, dict[str, Any]], problems: list[str]) -> dict[int, _ImageFile | None]:
+def _image_files(
+    folder: Path, entries: dict[int, dict[str, Any]], problems: list[str], within: Path | None
+) -> dict[int, _ImageFile | None]:
     """Files by image id; None is one that cannot be used, which is a problem."""
     files: dict[int, _ImageFile | None] = {}
-    listings: dict[str, set[str]] = {}  # a look into each folder is faster than one at each file
+    # A look into each folder is faster than one at each file. Names are looked up in the form that they have in common.
+    listings: dict[str, dict[str, str]] = {}
     count = 0
     for image_id, entry in entries.items():
         files[image_id] = None
@@ -251,15 +303,45 @@ def _image_files(folder: Path, entries: dict[int, dict[str, Any]], problems: lis
             problems.append(f"image {image_id} has no height and width in whole pixels")
             continue
         path = os.path.join(folder, name)  # noqa: PTH118 - Path is slow for many files
+        if within is not None and _leads_out(name, path, within):
+            problems.append(
+                f"image {image_id}: its file_name {name!r} leads out of {within} (--data.outside=true allows it)"
+            )
+            continue
         parent, base = os.path.split(path)
         if parent not in listings:
-            listings[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()  # noqa: PTH112, PTH208
-        if base not in listings[parent]:
-            problems.append(f"image {image_id}: {path} is missing")
+            listings[parent] = _files_in(parent)
+        names = listings[parent]
+        found = names.get(base) or names.get(unicodedata.normalize("NFC", base))
+        if found is None:
+            problems.append(f"image {image_id}: {path} is missing{_folded(base, names)}")
             continue
-        files[image_id] = _ImageFile(count, path, height, width)
+        files[image_id] = _ImageFile(count, os.path.join(parent, found), height, width)  # noqa: PTH118
         count += 1
     return files
+
+
+def _leads_out(name: str, path: str, within: Path) -> bool:
+    """Whether an image's name leads out of a folder by itself; links that somebody has put there are followed."""
+    if not os.path.isabs(name) and ".." not in Path(name).parts:  # noqa: PTH117
+        return False
+    return not Path(path).resolve().is_relative_to(within.resolve())
+
+
+def _files_in(folder: str) -> dict[str, str]:
+    """The files of a folder, without pipes and the like, by their names as they are and in the common Unicode form."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file()]
+    except (OSError, ValueError):  # it is not there, or no folder has such a name
+        return {}
+    return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}
+
+
+def _folded(base: str, names: dict[str, str]) -> str:
+    """A hint at the one name that differs in capitals alone."""
+    found = [name for name in names if name.lower() == base.lower()]
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _looked_up(known: dict[int, T], entry: dict[str, Any], key: str) -> T:

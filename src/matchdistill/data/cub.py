@@ -6,14 +6,14 @@ are for training.
 
 from __future__ import annotations
 
-import os
 import tarfile
 from pathlib import Path
 
 import torch
 
 from matchdistill.data.archives import extract_once
-from matchdistill.data.folder import ImageFiles
+from matchdistill.data.folder import ImageFiles, walk
+from matchdistill.files import read_bytes
 from matchdistill.messages import cause
 
 CUB_SIZES = (5_994, 5_794, 200)  # training images, test images, classes
@@ -85,8 +85,7 @@ def read_cub(folder: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
             )
         )
     # One look into each folder is faster than one at each image, above all on network disks.
-    tree = os.walk(folder / "images", followlinks=True)
-    there = {os.path.join(parent, name) for parent, _, found in tree for name in found}  # noqa: PTH118
+    there = set(walk(folder / "images", [])) if (folder / "images").is_dir() else set()
     if missing := [path for split in paths for path in split if path not in there]:
         raise ValueError(f"{len(missing)} of the {len(names)} images are missing, {missing[0]} for one: {AGAIN}")
     train, test = (ImageFiles(paths[split], torch.tensor(targets[split])) for split in (0, 1))
@@ -96,8 +95,8 @@ def read_cub(folder: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
 def _read_list(path: Path) -> dict[int, str]:
     """The values of a list by ID."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({cause(error)}): {AGAIN}") from error
     values: dict[int, str] = {}
     for number, line in enumerate(lines, 1):

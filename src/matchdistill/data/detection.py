@@ -46,6 +46,9 @@ class DetectionData(DataModule):
             has two boxes without area.
         skip_empty: leave out training images without objects.
         skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
+        outside: take images whose file names in the annotations lead out of ``root``, by ``..`` or from ``/`` on.
+        white: the value that is white in images of more than 8 bits; null: 65535, and of floating-point numbers 1.
+        max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
         seed: of the order, the choice by ``train_limit`` and the workers' flips.
 
     Attributes:
@@ -79,6 +82,9 @@ class DetectionData(DataModule):
         bad_annotations: Literal["refuse", "skip"] = "refuse",
         skip_empty: bool = False,
         skip_corrupt: bool = False,
+        outside: bool = False,
+        white: float | None = None,
+        max_pixels: int | None = None,
         seed: int = 0,
     ) -> None:
         problems = []
@@ -87,7 +93,17 @@ class DetectionData(DataModule):
         if bad_annotations not in ("refuse", "skip"):
             problems.append(f"data.bad_annotations is {bad_annotations!r}: expected refuse or skip")
         super().__init__(
-            problems, batch_size, workers, train_part, val_part, train_limit, val_limit, skip_corrupt, seed
+            problems,
+            batch_size,
+            workers,
+            train_part,
+            val_part,
+            train_limit,
+            val_limit,
+            skip_corrupt,
+            white,
+            max_pixels,
+            seed,
         )
         assert root is not None
         self.root = Path(root).expanduser()
@@ -99,6 +115,7 @@ class DetectionData(DataModule):
         self.flip = flip
         self.bad_annotations: Literal["refuse", "skip"] = bad_annotations
         self.skip_empty = skip_empty
+        self.outside = outside
 
     def _read(self) -> tuple[CocoImages, CocoImages, list[str]]:
         if self.masks:
@@ -122,7 +139,11 @@ class DetectionData(DataModule):
         return train, val, list(categories.values())
 
     def _images(self, annotations: str, folder: str, training: bool) -> tuple[CocoImages, dict[int, str]]:
-        return read_coco(self.root / annotations, self.root / folder, training, self.masks, self.bad_annotations)
+        place = self.root / folder
+        # The folder that the user has named may be anywhere.
+        inside = self.root if place.resolve().is_relative_to(self.root.resolve()) else place
+        within = None if self.outside else inside
+        return read_coco(self.root / annotations, place, training, self.masks, self.bad_annotations, within)
 
     def _did_you_mean(self, name: str) -> str:
         """``; did you mean '/data/coco'?`` for a root that is one step too deep or not deep enough, or nothing."""
@@ -140,4 +161,4 @@ class DetectionData(DataModule):
                 f"the {len(images.paths)} validation images of {self.root} have no objects, by which a detector could be "
                 "measured: give others, or more of them"
             )
-        return CocoDataset(images, training and self.flip, self.skip_corrupt)
+        return CocoDataset(images, training and self.flip, self.skip_corrupt, self.read)

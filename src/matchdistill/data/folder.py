@@ -6,7 +6,10 @@ Axes: N images, H height, W width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from matchdistill.data.loading import Batch
+from matchdistill.data.pictures import IMAGE_SUFFIXES, Picture, read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
-from matchdistill.messages import cause
+from matchdistill.messages import cause, printable
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 LISTED = 10  # names in an error
+# Files that lie beside images and that nobody takes for some.
+NOTES = {".csv", ".db", ".html", ".ini", ".json", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 VAL_NAMES = ("val", "valid", "validation")
 
 
@@ -40,7 +45,7 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
     """Training images, validation images and class names of ``root/train/CLASS`` and ``root/val/CLASS``.
 
     Raises:
-        ValueError: in one line, what is missing, empty, unreadable or not alike in both.
+        ValueError: in one line, what is missing, empty, unreadable or only in the latter.
     """
     if not root.is_dir():
         raise ValueError(f"image folder {root} {'is a file' if root.exists() else 'does not exist'}")
@@ -48,20 +53,34 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
     for folder in (root / "train", val_root):
         if not folder.exists():
             raise ValueError(f"{root} has no folder {folder.name}{did_you_mean_folder(root)}")
-    class_names, val_names = _class_names(root / "train"), _class_names(val_root)
-    if class_names != val_names:
+    train, val = _class_folders(root / "train"), _class_folders(val_root)
+    if strange := val.keys() - train.keys():
         raise ValueError(
             f"{root / 'train'} and {val_root} must have the same class folders: "
-            f"only in {root / 'train'}: {_some(set(class_names) - set(val_names))}; "
-            f"only in {val_root}: {_some(set(val_names) - set(class_names))}"
+            f"only in {root / 'train'}: {_some(train.keys() - val.keys())}; "
+            f"only in {val_root}: {_some(strange)}"
         )
-    return _scan(root / "train", class_names), _scan(val_root, class_names), class_names
+    class_names = sorted(train)
+    found = [_scan([split.get(name) for name in class_names]) for split in (train, val)]
+    for split, (_, labels) in zip((root / "train", val_root), found, strict=True):
+        seen = set(labels)
+        empty = [name for label, name in enumerate(class_names) if label not in seen]
+        if not labels or (empty and split != val_root):
+            raise ValueError(
+                f"class folder {split / empty[0]} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
+                "add some or remove the folder"
+            )
+        if empty:
+            warnings.warn(f"{split} has no images of {_some(empty)}: these classes are not measured", stacklevel=2)
+    train_files, val_files = (ImageFiles(paths, torch.tensor(labels)) for paths, labels in found)
+    return train_files, val_files, class_names
 
 
-def _some(names: set[str]) -> str:
+def _some(names: Iterable[str]) -> str:
     """The first few, and how many more there are."""
-    listed = ", ".join(sorted(names)[:LISTED]) or "none"
-    return f"{listed} and {len(names) - LISTED} more" if len(names) > LISTED else listed
+    ordered = sorted(names)
+    listed = ", ".join(ordered[:LISTED]) or "none"
+    return f"{listed} and {len(ordered) - LISTED} more" if len(ordered) > LISTED else listed
 
 
 def val_folder(root: Path) -> Path:
@@ -77,46 +96,97 @@ def did_you_mean_folder(root: Path) -> str:
     return f"; did you mean {str(found.parent)!r}?" if found else ""
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the classes by the classes' names, which are the same whatever Unicode form they have on the disk."""
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        paths = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     except OSError as error:
         raise ValueError(f"image folder {folder} cannot be read ({cause(error)})") from error
-    if not names:
+    if not paths:
         raise ValueError(f"image folder {folder} has no class folders: expected {folder}/CLASS/IMAGE.jpg")
-    return names
+    named: dict[str, Path] = {}
+    places: set[Path] = set()
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):  # so that it is the link that is refused
+        name = same_name(path.name)
+        if name in named:
+            raise ValueError(
+                f"{path} and {named[name]} have the same name in two Unicode forms: make one folder of them"
+            )
+        place = path.resolve()
+        if folder.resolve().is_relative_to(place) or place in places:
+            raise ValueError(f"class folder {path} is a link to {place}, whose images are there already: remove it")
+        places.add(place)
+        named[name] = path
+    return named
 
 
-def _scan(folder: Path, class_names: list[str]) -> ImageFiles:
+def same_name(name: str) -> str:
+    """A file's name in the one form that names which look alike have in common, as any page can show it."""
+    return printable(unicodedata.normalize("NFC", name))
+
+
+def _scan(folders: Sequence[Path | None]) -> tuple[list[str], list[int]]:
+    """All images of class folders in turn, and their labels; a warning tells what is left out."""
     paths: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = _image_paths(folder / name)
-        if not found:
-            raise ValueError(
-                f"class folder {folder / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
-                "add some or remove the folder"
-            )
-        paths += found
+    others: Counter[str] = Counter()
+    links: list[str] = []
+    for label, folder in enumerate(folders):
+        if folder is None:
+            continue
+        found = []
+        for path in walk(folder, links):
+            suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - Path is slow for a million files
+            if suffix in IMAGE_SUFFIXES:
+                found.append(path)
+            elif suffix not in NOTES:
+                others[suffix or "no ending"] += 1
+        paths += sorted(found)
         labels += [label] * len(found)
-    return ImageFiles(paths, torch.tensor(labels))
+    if others:
+        listed = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(LISTED))
+        warnings.warn(
+            f"files that are no images of a known type are left out, by the ends of their names: {listed}", stacklevel=3
+        )
+    if links:
+        warnings.warn(f"{len(links)} links to folders that are read already are left out: {_some(links)}", stacklevel=3)
+    return paths, labels
 
 
-def _image_paths(folder: Path) -> list[str]:
-    """All images below ``folder``, hidden files and folders left out, in an order that is the same everywhere."""
+def walk(folder: Path, left_out: list[str]) -> Iterator[str]:
+    """The paths of all files below a folder, hidden ones left out, each folder once however many links lead to it.
 
-    def stop(error: OSError) -> None:
-        raise ValueError(f"image folder {error.filename} cannot be read ({cause(error)})") from error
+    Args:
+        folder: where to begin.
+        left_out: is given the links that were not followed.
 
-    paths = []
-    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            os.path.join(parent, name)  # noqa: PTH118 - Path is slow for a million files
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-        ]
-    return sorted(paths)
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    around = {os.path.realpath(parent) for parent in folder.resolve().parents}
+    seen: set[str] = set()
+    # Links come last, so that it is them that are left out.
+    folders, links = [os.fspath(folder)], list[str]()
+    while folders or links:
+        linked = not folders
+        path = (folders or links).pop(0)
+        real = os.path.realpath(path)
+        if real in seen or real in around:
+            if linked:
+                left_out.append(path)
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(entry.path)
+                    else:
+                        yield entry.path
+        except OSError as error:
+            raise ValueError(f"image folder {path} cannot be read ({cause(error)})") from error
 
 
 class FolderDataset(FileDataset):
@@ -127,18 +197,24 @@ class FolderDataset(FileDataset):
         transform: from a PIL image to a tensor (3, H, W).
         skip_corrupt: as :class:`FileDataset` has it.
         fewest: likewise.
+        read: likewise.
     """
 
     def __init__(
-        self, files: ImageFiles, transform: Callable[[Image.Image], Tensor], skip_corrupt: bool, fewest: int = 1
+        self,
+        files: ImageFiles,
+        transform: Callable[[Image.Image], Tensor],
+        skip_corrupt: bool,
+        fewest: int = 1,
+        read: Callable[[str], Picture] = read_picture,
     ) -> None:
-        super().__init__(files.paths, skip_corrupt, fewest)
+        super().__init__(files.paths, skip_corrupt, fewest, read)
         self.files = files
         self.transform = transform
 
-    def _sample(self, index: int, image: Image.Image) -> tuple[Tensor, int]:
+    def _sample(self, index: int, picture: Picture) -> tuple[Tensor, int]:
         """One image (3, H, W) and its label."""
-        return self.transform(image), int(self.files.labels[index])
+        return self.transform(picture.image), int(self.files.labels[index])
 
     def _batch(self, samples: list[tuple[Tensor, int]]) -> Batch:
         """Images (N, 3, H, W) and labels (N,)."""

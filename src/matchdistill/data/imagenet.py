@@ -9,7 +9,8 @@ from pathlib import Path
 from torchvision.datasets import imagenet
 
 from matchdistill.data.archives import extract_once
-from matchdistill.data.folder import IMAGE_SUFFIXES, VAL_NAMES, did_you_mean_folder, val_folder
+from matchdistill.data.folder import VAL_NAMES, did_you_mean_folder, val_folder
+from matchdistill.data.pictures import IMAGE_SUFFIXES
 
 
 def extract_imagenet(root: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, too_small
+from matchdistill.data.module import DataModule
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
     IMAGENET_MEAN,
@@ -22,11 +22,12 @@ from matchdistill.data.tensors import (
     load_digits,
     load_fashion_mnist,
 )
-from matchdistill.messages import did_you_mean
+from matchdistill.messages import did_you_mean, whole
 
 Images = GrayImages | ImageFiles
 
 IMAGE_SIZES = {"digits": 16, "fashion-mnist": 32, "folder": 224, "imagenet": 224, "cub200": 224}
+LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
 ROOTS = {
     "folder": "the folder that holds train/ and val/",
     "imagenet": "the folder that holds train/ and val/, or the official archives",
@@ -77,6 +78,8 @@ class ImageData(DataModule):
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
             and mirrored (the others).
         skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
+        white: the value that is white in images of more than 8 bits; null: 65535, and of floating-point numbers 1.
+        max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
         download: whether fashion-mnist may be downloaded into ``root``.
         seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
 
@@ -109,6 +112,8 @@ class ImageData(DataModule):
         val_limit: int | None = None,
         augment: bool = True,
         skip_corrupt: bool = False,
+        white: float | None = None,
+        max_pixels: int | None = None,
         download: bool = False,
         seed: int = 0,
     ) -> None:
@@ -119,9 +124,19 @@ class ImageData(DataModule):
             )
         if name in ROOTS and root is None:
             problems.append(f"data.name is {name!r}: give {ROOTS[name]} as data.root")
-        problems += too_small("image_size", image_size, 1)
+        problems += whole("data.image_size", image_size, 1, LARGEST_IMAGE)
         super().__init__(
-            problems, batch_size, workers, train_part, val_part, train_limit, val_limit, skip_corrupt, seed
+            problems,
+            batch_size,
+            workers,
+            train_part,
+            val_part,
+            train_limit,
+            val_limit,
+            skip_corrupt,
+            white,
+            max_pixels,
+            seed,
         )
         self.name: str = name
         self.root = None if root is None else Path(root).expanduser()
@@ -157,7 +172,8 @@ class ImageData(DataModule):
         augment = training and self.augment
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
-            return FolderDataset(images, image_transform(self.image_size, augment), self.skip_corrupt, fewest)
+            transform = image_transform(self.image_size, augment)
+            return FolderDataset(images, transform, self.skip_corrupt, fewest, self.read)
         # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
         shift = self.image_size // 8 if augment else 0
         return TensorDataset(images.resized(self.image_size), shift, flip=augment and self.name == "fashion-mnist")

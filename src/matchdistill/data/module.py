@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -20,8 +21,12 @@ from matchdistill.data.loading import (
     mix_seed,
     strided_batches,
 )
+from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
+from matchdistill.messages import LARGEST, number, whole
 from matchdistill.refresh import rank_and_world
+
+MOST_WORKERS = 1024
 
 
 class DataModule(pl.LightningDataModule, ABC):
@@ -39,6 +44,8 @@ class DataModule(pl.LightningDataModule, ABC):
         train_limit: how many of the training images, a random choice by ``seed``.
         val_limit: how many of the validation images, a random choice that is the same for every ``seed``.
         skip_corrupt: leave out images that cannot be read.
+        white: the value of white in images of more than 8 bits.
+        max_pixels: the most pixels of an image.
         seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
 
     Raises:
@@ -61,18 +68,22 @@ class DataModule(pl.LightningDataModule, ABC):
         train_limit: int | None,
         val_limit: int | None,
         skip_corrupt: bool,
+        white: float | None,
+        max_pixels: int | None,
         seed: int,
     ) -> None:
         super().__init__()
         problems = [
             *problems,
-            *too_small("batch_size", batch_size, 1),
-            *too_small("workers", workers, 0),
-            *too_small("train_limit", train_limit, 1),
-            *too_small("val_limit", val_limit, 1),
+            *whole("data.batch_size", batch_size, 1),
+            *whole("data.workers", workers, 0, MOST_WORKERS),
+            *whole("data.train_limit", train_limit, 1),
+            *whole("data.val_limit", val_limit, 1),
+            *whole("data.max_pixels", max_pixels, 1),
+            *number("data.white", white, 0, above=True),
         ]
         for argument, part in (("train_part", train_part), ("val_part", val_part)):
-            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
+            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= LARGEST):
                 problems.append(
                     f"data.{argument} is {part}: expected two whole numbers [first, last], first from 0 on, last larger"
                 )
@@ -85,6 +96,7 @@ class DataModule(pl.LightningDataModule, ABC):
         self.train_limit = train_limit
         self.val_limit = val_limit
         self.skip_corrupt = skip_corrupt
+        self.read = functools.partial(read_picture, white=white, max_pixels=max_pixels)
         self.seed = seed
 
     @abstractmethod
@@ -174,9 +186,3 @@ class DataModule(pl.LightningDataModule, ABC):
         """Images that this process and its workers have skipped so far."""
         sets = (getattr(self, name, None) for name in ("train_set", "val_set"))
         return [path for images in sets if isinstance(images, FileDataset) for path in images.corrupt_paths]
-
-
-def too_small(argument: str, value: int | None, least: int) -> Iterator[str]:
-    """A problem if the value of an argument is less than it may be."""
-    if value is not None and value < least:
-        yield f"data.{argument} is {value}: expected a whole number from {least} on"

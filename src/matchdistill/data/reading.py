@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from matchdistill.messages import cause
+from matchdistill.data.pictures import Picture, read_picture
+from matchdistill.messages import cause, printable
 
 
 class FileDataset(Dataset[Any], ABC):
@@ -23,12 +23,20 @@ class FileDataset(Dataset[Any], ABC):
             too few are left (none; in training one, which batch norm cannot take), the images that follow in the
             data set fill up: every process still makes the same number of steps.
         fewest: how many images a batch needs.
+        read: what reads a file.
     """
 
-    def __init__(self, paths: list[str], skip_corrupt: bool, fewest: int = 1) -> None:
+    def __init__(
+        self,
+        paths: list[str],
+        skip_corrupt: bool,
+        fewest: int = 1,
+        read: Callable[[str], Picture] = read_picture,
+    ) -> None:
         self.paths = paths
         self.skip_corrupt = skip_corrupt
         self.fewest = fewest
+        self.read = read
         # In shared memory: worker processes find corrupt images, the main process counts them.
         self.corrupt = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -38,7 +46,7 @@ class FileDataset(Dataset[Any], ABC):
     @property
     def corrupt_paths(self) -> list[str]:
         """The corrupt images found so far."""
-        return [self.paths[i] for i in self.corrupt.nonzero().flatten().tolist()]
+        return [printable(self.paths[i]) for i in self.corrupt.nonzero().flatten().tolist()]
 
     def __getitem__(self, index: int) -> Any:
         """One image with what belongs to it, or None for a corrupt image that is to be skipped."""
@@ -46,10 +54,10 @@ class FileDataset(Dataset[Any], ABC):
             return None
         path = self.paths[index]
         try:
-            with Image.open(path) as file:
-                image = self._decoded(index, file)
+            picture = self.read(path)
+            self._check(index, picture)
         except Exception as error:  # Pillow's readers fail in every way on damaged files
-            message = f"image {path} cannot be read ({cause(error)})"
+            message = f"image {printable(path)} cannot be read ({cause(error)})"
             if not self.skip_corrupt:
                 raise ValueError(
                     f"{message}: repair or remove it, or skip such images with --data.skip_corrupt=true"
@@ -57,7 +65,7 @@ class FileDataset(Dataset[Any], ABC):
             self.corrupt[index] = True
             warnings.warn(f"{message} and is skipped", stacklevel=2)
             return None
-        return self._sample(index, image)
+        return self._sample(index, picture)
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """A batch of images without the corrupt ones."""
@@ -72,13 +80,12 @@ class FileDataset(Dataset[Any], ABC):
             raise ValueError(f"none of the {len(self)} images beside {self.paths[0]} can be read")
         return self._batch(samples)
 
-    def _decoded(self, index: int, file: Image.Image) -> Image.Image:
-        """The image in RGB; whatever this raises makes it a corrupt one."""
-        return file.convert("RGB")
+    def _check(self, index: int, picture: Picture) -> None:
+        """Whatever this raises makes an image a corrupt one."""
 
     @abstractmethod
-    def _sample(self, index: int, image: Image.Image) -> Any:
-        """The image as a tensor with what belongs to it."""
+    def _sample(self, index: int, picture: Picture) -> Any:
+        """A picture as a tensor with what belongs to it."""
 
     @abstractmethod
     def _batch(self, samples: list[Any]) -> Any:

@@ -19,6 +19,8 @@ from matchdistill.models.weights import load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
+# Arguments by which models over another network download that one's weights, if they are not told otherwise.
+BACKBONE_WEIGHTS = {"weights_backbone": None, "encoder_weights": None, "pretrained_backbone": False}
 COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
 
 
@@ -39,7 +41,8 @@ def build_model(
         weights: a file, which must fit exactly, as a path or ``"package:path/in/it"`` of an installed package; or
             pretrained weights of the library: a name that torchvision has for them (``"IMAGENET1K_V2"``), a timm tag
             (``"a1_in1k"``), or ``"pretrained"``. If these are for another number of classes, the head is a fresh one. A
-            function of your own is given a name that is no file if it has an argument ``weights``.
+            function of your own is given a name that is no file if it has an argument ``weights``. Without weights nothing
+            is downloaded, for a backbone (``weights_backbone``, ``encoder_weights``) only if ``options`` say so.
         fresh_head: whether the head is a fresh one too where a file is for another number of classes.
         options: passed on to the function that builds the network.
 
@@ -115,6 +118,7 @@ def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, An
     name = f"torchvision:{entry}"
     if entry not in models.list_models():
         raise ValueError(f"model {name!r}: torchvision has no such model{did_you_mean(entry, models.list_models())}")
+    options = _without_backbone(inspect.signature(models.get_model_builder(entry)), options)
 
     def build(**options: Any) -> nn.Module:
         try:
@@ -182,6 +186,11 @@ def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> 
         raise _not_loaded(f"timm:{entry}", pretrained, error) from error
 
 
+def _without_backbone(signature: inspect.Signature, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with which a function downloads nothing for a part of its model, unless they say so themselves."""
+    return {**{name: none for name, none in BACKBONE_WEIGHTS.items() if name in signature.parameters}, **options}
+
+
 def _build_own(module_name: str, function_name: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
     name = f"{module_name}:{function_name}"
     # As with `python -m`, the folder in which the command runs comes first.
@@ -209,6 +218,7 @@ def _build_own(module_name: str, function_name: str, pretrained: str | None, opt
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     if "num_classes" not in signature.parameters and not takes_any:
         options.pop("num_classes", None)
+    options = _without_backbone(signature, options)
     if pretrained is not None:
         if "weights" not in signature.parameters:
             raise ValueError(

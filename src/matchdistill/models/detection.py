@@ -315,7 +315,6 @@ def build_detector(
         if entry not in list_models(detection):
             hint = did_you_mean(entry, list_models(detection))
             raise ValueError(f"model {name!r}: torchvision has no such detector{hint}")
-        options.setdefault("weights_backbone", None)
         num_classes += 1
         if known and weights is not None and file is None:
             model = build_model(name, None, weights, **options)
@@ -396,6 +395,26 @@ def check_detector(model: nn.Module, masks: bool, role: str) -> None:
     if missing:
         raise ValueError(f"the {role}'s detections have no {', '.join(missing)}: expected {', '.join(wanted)}")
     assert len(of_batch) == 1
+
+
+def check_targets(model: nn.Module, masks: bool) -> None:
+    """Raise a ValueError if a detector of torchvision's is trained on what the data does not give.
+
+    Args:
+        model: the student.
+        masks: whether the data gives masks beside boxes.
+    """
+    heads = getattr(model, "roi_heads", None)
+    kind = type(model).__name__
+    if not masks and getattr(heads, "mask_head", None) is not None:
+        raise ValueError(
+            f"the student ({kind}) learns masks, which the data does not give: set data.masks to true, or take a detector "
+            "of boxes, such as faster_rcnn"
+        )
+    if getattr(heads, "keypoint_head", None) is not None:
+        raise ValueError(
+            f"the student ({kind}) learns keypoints, which the data has none of: take a detector of boxes or masks"
+        )
 
 
 def distilled_part(model: nn.Module, pyramid: bool) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ from torch import Size, Tensor, nn
 
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
+from matchdistill.models.skipping import SKIPPING, Code, Skipped
 
-NESTS = ("state_dict", "model_state_dict", "model", "student")
 LISTED = 8  # differences that an error names one by one
+DEEPEST = 8  # mappings inside of each other that are searched for weights
+NESTS = ("state_dict", "model_state_dict", "model", "student", "module")  # where checkpoints usually have them
+# Names of copies that follow the weights: taken only where there are no others.
+FOLLOWERS = re.compile(r"(^|[._])(ema|averaged|shadow|momentum|teacher|target|swa|encoder_k)(?=[._]|$)")
+# Components that wrappers leave inside of names: torch.compile, FSDP, activation checkpointing.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+SAVE_ALONE = "load it where it was made, and save the weights alone: torch.save(model.state_dict(), 'weights.pt')"
 
 
 def load_weights(
@@ -29,8 +37,11 @@ def load_weights(
     """Load a state dict from a file into ``module``.
 
     ``.safetensors`` files and everything that ``torch.save`` wrote are read, the latter without executing what they
-    hold. Training checkpoints are unwrapped: ``state_dict`` and similar entries, the student of a distillation, the
-    prefixes that DataParallel and ``torch.compile`` leave on names.
+    hold: objects of other classes beside the weights, such as arguments, paths and dates, are skipped. The weights of a
+    training checkpoint are found by their names: those under the one prefix under which the names of the model are, be it
+    of the entries around them (``state_dict``, ``model``), of wrappers (``module.``, ``_orig_mod.``) or of a network that
+    has the model as a part. Of several the student's are taken, and copies such as moving averages only where there is
+    nothing else.
 
     Args:
         module: the network to load into.
@@ -43,7 +54,8 @@ def load_weights(
         What was not loaded, one line for each entry; empty if everything fits.
 
     Raises:
-        ValueError: the file cannot be read as weights or, if strict, does not fit.
+        ValueError: the file cannot be read as weights; holds numbers that are not finite, or of a type that weights do not
+            have; or, if strict, does not fit.
 
     Examples:
         >>> import tempfile
@@ -54,11 +66,11 @@ def load_weights(
     """
     path = Path(path).expanduser()
     own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-    state = _unwrap(_read(path), own, path)
+    state = _chosen(_read(path), own, path)
     if adapt is not None:
         state = adapt(state, own)
     # Files from before batch norm counted its batches lack the count; PyTorch itself accepts them.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in state and not _is_count(key)]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in state if key in own and state[key].shape != own[key].shape]
     differences = [
@@ -66,7 +78,7 @@ def load_weights(
         *(f"{key} {tuple(own[key].shape)} is missing" for key in missing),
         *(f"{key} {tuple(state[key].shape)} is unexpected" for key in unexpected),
     ]
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    fitting = {key: _dense(value) for key, value in state.items() if key in own and value.shape == own[key].shape}
     shapes = [(state[key].shape, own[key].shape) for key in reshaped]
     of_classes = not missing and not unexpected and _differ_by_classes(shapes)
     if strict and differences and of_classes and not fresh_head:
@@ -85,8 +97,38 @@ def load_weights(
         raise ValueError(
             f"{path} does not fit {type(module).__name__}, {len(differences)} entries differ: {listed}{more}{other}"
         )
+    if problems := [problem for key, value in fitting.items() if (problem := _unfit(key, value, own[key]))]:
+        more = f" ({len(problems) - 1} more entries are so too)" if len(problems) > 1 else ""
+        raise ValueError(f"{path} holds no weights to start from: {problems[0]}{more}")
     module.load_state_dict(fitting, strict=False)
     return differences
+
+
+def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
+    """Why a tensor of the right shape is no weight; None if it is one."""
+    if value.is_meta:
+        return f"{key} has a shape but no values: save the model after its weights were loaded"
+    if not own.is_floating_point():
+        if own.is_complex() or not value.is_complex():
+            return None
+        return f"{key} is {_kind(value)}, the model's is {_kind(own)}"
+    if value.is_quantized or not value.is_floating_point():
+        hint = ": are they the codes of a quantised model? Save its weights as floating-point numbers"
+        return f"{key} is {_kind(value)}, the model's is {_kind(own)}{'' if value.is_complex() else hint}"
+    # In the model's precision, in which large numbers may become infinite. A constant, such as a mask, may be so.
+    numbers = value.to(own.dtype)
+    bad = ~(numbers.isfinite() | (numbers == own.to(numbers.device)))
+    if not bad.any():
+        return None
+    return f"{key} has {int(bad.sum())} numbers of {bad.numel()} that are not finite: take an earlier checkpoint"
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value if value.layout is torch.strided else value.to_dense()
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -115,14 +157,16 @@ def _differ_by_classes(shapes: list[tuple[Size, Size]]) -> bool:
 
 def no_file(path: Path) -> str:
     """What is said of a path where a file of weights is expected and is not."""
-    return "a folder, not a weights file" if path.is_dir() else "there is no such file"
+    if path.is_dir():
+        return "a folder, not a weights file"
+    return "no file, but a device or a pipe" if path.exists() else "there is no such file"
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: {no_file(path)}")
     if path.suffix.lower() != ".safetensors":
-        return read_pickle(path, "weights file")
+        return read_pickle(path, "weights file", skip_objects=True)
     try:
         from safetensors.torch import load_file
 
@@ -131,59 +175,145 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path}: not a weights file, or a damaged or truncated one ({cause(error)})") from error
 
 
-def read_pickle(path: Path, kind: str, map_location: Any = "cpu") -> Any:
+def read_pickle(path: Path, kind: str, map_location: Any = "cpu", skip_objects: bool = False) -> Any:
     """The plain values and tensors of a file that ``torch.save`` wrote; nothing in it is executed.
 
     Args:
         path: the file.
         kind: what it should be, for the errors.
         map_location: as in ``torch.load``.
+        skip_objects: put an inert :class:`Skipped` in the place of every object of another class, instead of refusing.
 
     Raises:
         ValueError: it holds anything else, or is damaged.
     """
+    if not Path(path).is_file():  # of a pipe, reading would wait for ever
+        raise ValueError(f"{path}: {no_file(Path(path))}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on unusual pickles, before the error that matters
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # readers of damaged files fail in every way
         text = str(error)
-        if isinstance(error, pickle.UnpicklingError) or re.search("weights[ _]only", text, re.IGNORECASE):
-            # Not in PyTorch's words: they recommend to load the file all the same.
-            needs = re.search(r"GLOBAL ([\w.]{1,200})", text)
-            holds = (
-                f"it holds Python objects or code ({needs[1]})" if needs else "it seems to hold Python objects or code"
-            )
+        if not isinstance(error, pickle.UnpicklingError) and not re.search("weights[ _]only", text, re.IGNORECASE):
+            raise ValueError(f"{path}: not a {kind}, or a damaged or truncated one ({cause(error)})") from error
+        reason: Exception = error
+    # Not in PyTorch's words: they recommend to load the file all the same.
+    needs = re.search(r"GLOBAL ([\w.]{1,200})", str(reason))
+    holds = f"it holds Python objects or code ({needs[1]})" if needs else "it seems to hold Python objects or code"
+    # PyTorch would run a TorchScript program by other means than a pickle.
+    if skip_objects and "TorchScript" not in str(reason):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location, SKIPPING, weights_only=False)  # by what reads no class
+        except Code as error:
+            holds = f"it holds Python objects or code ({error})"
+        except Exception as error:  # readers of damaged files fail in every way
+            reason = error
+    way_out = f": {SAVE_ALONE}" if skip_objects else ""
+    raise ValueError(
+        f"{path} is refused: not a {kind} of tensors and plain values alone; {holds}, which are not loaded{way_out}"
+    ) from reason
+
+
+def _is_count(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _chosen(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a file under the one prefix under which the names of a model are, without it.
+
+    Where there is none under which half of them are, those of the mapping that checkpoints usually have them in.
+    """
+    parts_of_own = {part for key in own for part in key.split(".")}
+    named: dict[str, Tensor] = {}
+    nests: dict[str, str] = {}  # the path of the mapping that each is in
+    for nest, key, value in _tensors(content):
+        name = ".".join(part for part in f"{nest}{key}".split(".") if part not in WRAPPERS or part in parts_of_own)
+        named[name], nests[name] = value, nest
+    wanted = {key for key in own if not _is_count(key)} or set(own)
+    found: Counter[str] = Counter()
+    for name in named:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in wanted:
+                found[".".join([*parts[:start], ""])] += 1
+    most = max(found.values(), default=0)
+    objects = [value.of for nest, value in _mappings(content) if isinstance(value, Skipped) and not value]
+    if 2 * most < len(wanted) or not named:
+        if objects and not any(nest.startswith(NESTS) for nest in nests.values()):
             raise ValueError(
-                f"{path} is refused: not a {kind} of tensors and plain values alone; {holds}, which are not loaded"
-            ) from error
-        raise ValueError(f"{path}: not a {kind}, or a damaged or truncated one ({cause(error)})") from error
+                f"{path} holds objects instead of weights ({objects[0]}), which only their own code can read: {SAVE_ALONE}"
+            )
+        if not named:
+            entries = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
+            found_instead = f"entries {entries[:200]}" if entries else type(content).__name__
+            raise ValueError(f"{path} holds no state dict: expected names with tensors, found {found_instead}")
+        return _usual(named)
+    under = {
+        prefix: {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+        for prefix, count in found.items()
+        if count == most
+    }
+
+    def distance(prefix: str) -> tuple[int, int]:
+        state = under[prefix]
+        return sum(own[key].shape != state[key].shape for key in wanted & state.keys()), len(state.keys() - own.keys())
+
+    nearest = min(map(distance, under))
+    best = [prefix for prefix in under if distance(prefix) == nearest]
+    for preferred in (
+        [prefix for prefix in best if "student" in prefix.split(".")],
+        [prefix for prefix in best if not FOLLOWERS.search(prefix)],
+    ):
+        best = preferred if len(best) > 1 and preferred else best
+    if len(best) > 1:
+        places = ", ".join(repr(prefix.removesuffix(".")) for prefix in sorted(best))
+        raise ValueError(
+            f"{path} holds weights that fit in several places, {places}: save a file with those that are meant"
+        )
+    prefix = best[0]
+    # Beside a student is what it was trained with; beside anything else may be the rest of another network.
+    inside = {nests[name] for name in named if name.startswith(prefix)}
+    others = [n for n, value in named.items() if nests[n] in inside and not n.startswith(prefix) and value.ndim]
+    others = [name for name in others if not FOLLOWERS.search(name)]
+    if others and "student" not in prefix.split("."):
+        warnings.warn(
+            f"{path}: the {len(under[prefix])} tensors under {prefix!r} fit and are taken; {len(others)} beside them, such "
+            f"as {others[0]}, are left out",
+            stacklevel=3,
+        )
+    return under[prefix]
 
 
-def _unwrap(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        nest = next((key for key in NESTS if isinstance(content.get(key), Mapping)), None)
-        if nest is None:
-            break
-        content = content[nest]
-    named = content.items() if isinstance(content, Mapping) else ()
-    state = {str(key): value for key, value in named if isinstance(value, Tensor)}
-    if not state:
-        found = f"entries {', '.join(str(key) for key, _ in named)[:200]}" if named else type(content).__name__
-        raise ValueError(f"{path} holds no state dict: expected names with tensors, found {found}")
-    # Wrappers leave their names on those of the tensors; a name that the model itself has is none of theirs.
-    if not any(_inside("_orig_mod", key) for key in own):
-        state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    if not any(_inside("student", key) for key in own):
-        student = {_inside("student", key): value for key, value in state.items() if _inside("student", key)}
-        state = student or state
-    for prefix in ("module.", "model."):
-        while all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+def _mappings(content: Any, nest: str = "") -> Iterator[tuple[str, Any]]:
+    """A mapping and those in it, each once and not too deep, with their paths; also an object that was skipped."""
+    seen: set[int] = set()
+    layer = [(nest, content)]
+    for _ in range(DEEPEST):
+        following = []
+        for path, mapping in layer:
+            if isinstance(mapping, Mapping) and id(mapping) not in seen:
+                seen.add(id(mapping))
+                yield path, mapping
+                following += [(f"{path}{key}.", value) for key, value in mapping.items() if isinstance(value, Mapping)]
+        layer = following
 
 
-def _inside(name: str, key: str) -> str:
-    """What follows the component ``name`` in a dotted key; empty if it has no such component."""
-    match = re.search(rf"(?:^|\.){name}\.(.+)", key)
-    return match[1] if match else ""
+def _tensors(content: Any) -> Iterator[tuple[str, str, Tensor]]:
+    """The tensors of nested mappings: the path of the mapping, the key, the tensor."""
+    for nest, mapping in _mappings(content):
+        for key, value in mapping.items():
+            if isinstance(value, Tensor):
+                yield nest, str(key), value
+
+
+def _usual(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the mapping that a checkpoint usually has its weights in."""
+    for nest in NESTS:
+        if inside := {
+            name.removeprefix(f"{nest}."): value for name, value in named.items() if name.startswith(f"{nest}.")
+        }:
+            return _usual(inside)
+    return named

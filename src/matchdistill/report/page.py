@@ -59,7 +59,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     text = report(folders)
     path = out or (folders[0] if len(folders) == 1 else Path()) / REPORT
     try:
-        atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}): give --out FILE") from error
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from matchdistill.files import read_json
+from matchdistill.files import open_file, read_json
 from matchdistill.folder import CELLS, METRICS, RECIPE, read_metrics
 from matchdistill.messages import cause
 from matchdistill.recipe import read_recipe
@@ -165,7 +166,7 @@ def _version(path: Path) -> int:
 
 def _read_log(path: Path, by_epoch: dict[str, list[Point]], by_step: dict[str, list[Point]]) -> None:
     """Add the values of a log, of which there may be millions, to those of earlier ones, in place of what came after it."""
-    with path.open(newline="") as file:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         names = next(rows, [])
         if not {"step", "epoch"} <= set(names):

@@ -1,0 +1,93 @@
+"""YAML from people, in files and in options: what is doubtful or would never end is refused before it is read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+OPTIONS = "matchdistill"  # what jsonargparse knows the reader of options by
+LONGEST = 1_000_000  # characters; the longest recipe has some thousands
+MOST = 100_000  # values, those that an alias stands for counted each time
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """The plain values of a YAML document.
+
+    Raises:
+        ValueError: in one line, why it has none: it is damaged, has a key twice, or more values than anybody writes, which
+            aliases of aliases come to.
+    """
+    try:
+        check_yaml(text)
+        values = yaml.safe_load(text)
+        _check_plain(values)
+        return values
+    except Exception as error:  # wrong dates, numbers and tags fail in every way
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, dict):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, list):
+        for part in value:
+            _check_plain(part)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"it has a {type(value).__name__}, {value!r}: expected numbers, text, lists and mappings")
+
+
+def check_yaml(text: str | bytes) -> None:
+    """Raise a ValueError if a YAML document is one that `read_yaml` refuses for more than its grammar."""
+    if len(text) > LONGEST:
+        raise ValueError(f"it has {len(text)} characters, more than {LONGEST}")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _count(root, {}) > MOST:
+            raise ValueError(f"its aliases stand for more than {MOST} values")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _count(node: Node, counts: dict[Node, int | None]) -> int:
+    """How many values a node stands for; None in `counts` marks one that is being counted."""
+    if node in counts:
+        known = counts[node]
+        if known is None:
+            raise ValueError(f"{_place(node)} stands for itself by an alias")
+        return known
+    counts[node] = None
+    total = 1
+    if isinstance(node, MappingNode):
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, ScalarNode))
+        twice = [name for (_, name), count in keys.items() if count > 1]
+        if twice:
+            raise ValueError(f"{_place(node)} has the key {twice[0]!r} twice")
+        total += sum(_count(part, counts) for pair in node.value for part in pair)
+    elif isinstance(node, SequenceNode):
+        total += sum(_count(part, counts) for part in node.value)
+    counts[node] = total
+    return total
+
+
+def _place(node: Node) -> str:
+    kind = "mapping" if isinstance(node, MappingNode) else "list"
+    return f"the {kind} in line {node.start_mark.line + 1}"
+
+
+def _read_option(text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file's name that is not UTF-8
+        return text
+    with contextlib.suppress(yaml.YAMLError):  # such a text may be what an option takes; else the reader tells it
+        check_yaml(text)
+    return _read_checked(text)
+
+
+_read_checked = get_loader("yaml")
+set_loader(OPTIONS, _read_option, (yaml.YAMLError,))

@@ -1,0 +1,573 @@
+"""Every kind of bad input that we know, and what each gets: one line that says what is wrong, and exit code 2.
+
+`python tests/test_bad_input.py` writes the list as docs/bad-input.md.
+"""
+
+import json
+import os
+import shutil
+import unicodedata
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from matchdistill import cli
+from matchdistill.models import small_resnet
+
+PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
+NET = "matchdistill.models:small_resnet"
+RECIPE: dict[str, Any] = {
+    "data": {"train_limit": 40, "val_limit": 20, "batch_size": 20},
+    "student": {"name": NET, "options": {"width": 2}},
+    "training": {"epochs": 1, "lr": 0.05},
+    "distillation": {"method": "none"},
+    "trainer": {"accelerator": "cpu"},
+}
+FIT = ("fit", "r.yaml", "--out=out")
+
+
+class Case(NamedTuple):
+    """A kind of bad input.
+
+    Attributes:
+        group: heading of the list.
+        given: what is given, in words.
+        said: what the one line says of it.
+        command: what is run.
+        make: makes the files that it takes, in the working directory.
+    """
+
+    group: str
+    given: str
+    said: str
+    command: Sequence[str]
+    make: Callable[[], object] = lambda: None
+
+
+def recipe(given: str, said: str, content: str | bytes) -> Case:
+    text = content if isinstance(content, bytes) else content.encode()
+    return Case("Recipes", given, said, FIT, lambda: Path("r.yaml").write_bytes(text))
+
+
+def option(given: str, said: str) -> Case:
+    return Case("Settings", f"`--{given}`", said, (*FIT, f"--{given}"))
+
+
+def line(command: str, said: str) -> Case:
+    return Case("Command lines", f"`matchdistill {command}`", said, command.split())
+
+
+def weights(given: str, said: str, make: Callable[[Path], object]) -> Case:
+    return Case("Weights", given, said, (*FIT, "--student.weights=w.pt"), lambda: make(Path("w.pt")))
+
+
+def saved(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
+    return lambda path: torch.save(change(small_resnet(width=2).state_dict()), path)
+
+
+def every(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], object]:
+    return saved(lambda state: {key: change(value) if "num_b" not in key else value for key, value in state.items()})
+
+
+class Call:
+    """Pickled as the call of a function."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("1",)
+
+
+def images(given: str, said: str, change: Callable[[Path], object], *options: str) -> Case:
+    def make() -> None:
+        for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
+            Path("images", place).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (20, 20), (90 * number, 0, 0)).save(f"images/{place}/{number}.png")
+        change(Path("images"))
+
+    data = {"name": "folder", "root": "images", "image_size": 16, "batch_size": 2}
+    return Case("Image folders", given, said, FIT + options, lambda: (make(), write_recipe(data=data)))
+
+
+def coco(given: str, said: str, change: Callable[[dict[str, Any]], object], *options: str, **values: Any) -> Case:
+    """A change of the training annotations, which may write the file itself."""
+
+    def make() -> None:
+        Path("coco/annotations").mkdir(parents=True)
+        for split in ("val2017", "train2017"):
+            Path("coco", split).mkdir()
+            Image.new("RGB", (40, 30)).save(f"coco/{split}/a.png")
+            box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 10]}
+            content: dict[str, Any] = {
+                "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+                "annotations": [{**box, "segmentation": [[5, 5, 25, 5, 25, 15]]}],
+                "categories": [{"id": 1, "name": "bar"}],
+            }
+            path = Path(f"coco/annotations/instances_{split}.json")
+            if split == "val2017" or change(content) is None:
+                path.write_text(json.dumps(content))
+        student = {"name": "torchvision:retinanet_resnet50_fpn", "options": values.get("student", {})}
+        if "name" in values:
+            student["name"] = values["name"]
+        write_recipe(task="detection", data={"root": "coco", "batch_size": 1}, student=student)
+
+    return Case("COCO files", given, said, FIT + options, make)
+
+
+ANNOTATIONS = Path("coco/annotations/instances_train2017.json")
+
+
+def first(part: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[part][0].update(changes)
+
+
+def run(given: str, said: str, change: Callable[[Path], object], *command: str) -> Case:
+    """A change of a finished run."""
+    return Case("Folders of runs", given, said, command, lambda: change(Path("run")))
+
+
+def edited(name: str, /, **changes: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, **changes}))
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:100])
+
+
+def checkpoint(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        (folder / "metrics.json").unlink()
+        content = torch.load(folder / "last.ckpt", weights_only=True)
+        torch.save(change(content), folder / "last.ckpt")
+
+    return damage
+
+
+def write_recipe(**changes: Any) -> None:
+    Path("r.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
+)
+RESUME = ("fit", "r.yaml", "--out=run", "--resume")
+AGAIN = ("fit", "r.yaml", "--out=run")
+
+CASES = [
+    recipe("no YAML", "r.yaml is not YAML", "a: [1\nb: {"),
+    recipe("a list", "expected a mapping of sections, got list", "- 1"),
+    recipe("an empty file", "expected a mapping of sections, got NoneType", ""),
+    recipe("an unknown key", "unknown key 'data.nmae'; did you mean 'data.name'", "data: {nmae: digits}"),
+    recipe("a key that is there twice", "has the key 'data' twice", "data: {}\nstudent: {}\ndata: {seed: 1}"),
+    recipe("aliases of aliases of aliases", "its aliases stand for more than 100000 values", BOMB),
+    recipe("a list that holds itself", "stands for itself by an alias", "a: &a [*a]"),
+    recipe("lists in lists in lists ...", "it is nested too deeply", "a: " + "[" * 5000),
+    recipe("a tag that makes an object", "could not determine a constructor", "a: !!python/object/apply:os.getcwd []"),
+    recipe("a date", "it has a date, datetime.date(2026, 1, 1): expected numbers, text", "a: 2026-01-01"),
+    recipe("another encoding than UTF-8 or UTF-16", "r.yaml is not YAML", "a: größer".encode("latin-1")),
+    recipe("a megabyte", "characters, more than 1000000", "#" * 1_000_001),
+    recipe("a number where a section is", "trainer is 3: expected a mapping of accelerator", "trainer: 3"),
+    recipe("a list as the task", "task is ['a']: expected", "task: [a]"),
+    recipe("null where there must be a number", "training.lr is None: expected 'float'", "training: {lr: null}"),
+    recipe("text where there must be a number", "training.lr is 'high': expected 'float'", "training: {lr: high}"),
+    recipe("no student", "student.name is missing: name the network to train", "distillation: {method: none}"),
+    recipe(
+        "a method without its teacher",
+        "method 'kd' needs a teacher",
+        f"student: {{name: '{NET}'}}\ndistillation: {{method: kd}}",
+    ),
+    recipe(
+        "infinity in a model's options",
+        "student.options has a number that is not finite",
+        f"student: {{name: '{NET}', options: {{width: .inf}}}}",
+    ),
+    option("training.lr=.nan", "training.lr is nan: expected a finite number of more than 0"),
+    option("training.lr=.inf", "training.lr is inf: expected a finite number of more than 0"),
+    option("training.momentum=1", "training.momentum is 1.0: expected a number from 0 to below 1"),
+    option("training.weight_decay=-1", "training.weight_decay is -1.0: expected a finite number of at least 0"),
+    option("training.gamma=-0.1", "training.gamma is -0.1: expected a finite number of more than 0"),
+    option("training.ema=1", "training.ema is 1.0: expected a number from 0 to below 1"),
+    option("training.epochs=0", "training.epochs is 0: expected at least 1"),
+    option("training.milestones=[-1]", "training.milestones is -1: expected a whole number from 0 on"),
+    option("training.validate_every=0", "training.validate_every is 0: expected a whole number from 1 on"),
+    option("training.accumulate=0", "training.accumulate is 0: expected a whole number from 1 on"),
+    option("data.batch_size=0", "data.batch_size is 0: expected a whole number from 1 on"),
+    option("data.workers=100000", "data.workers is 100000: expected a whole number from 0 to 1024"),
+    option("data.image_size=100000", "data.image_size is 100000: expected a whole number from 1 to 8192"),
+    option("data.train_part=[5,3]", "data.train_part is [5, 3]: expected two whole numbers"),
+    option("data.train_limit=9999", "data.train_limit is 9999, but there are only 1297 images"),
+    option("data.white=0", "data.white is 0.0: expected a finite number of more than 0"),
+    option("seed=-1", "seed is -1: expected a whole number from 0"),
+    option("seed=4294967296", "seed is 4294967296: expected a whole number from 0 to 4294967295"),
+    option("trainer.devices=-1", "trainer.devices is -1: expected a whole number from 1 to 1024, or auto for all"),
+    option("trainer.num_nodes=0", "trainer.num_nodes is 0: expected a whole number from 1"),
+    option("trainer.log_every=0", "trainer.log_every is 0: expected a whole number from 1 on"),
+    option("trainer.accelerator=abacus", "trainer does not fit this machine"),
+    option("trainer.strategy=hope", "trainer does not fit this machine"),
+    option("distillation.method=kdd", "unknown method 'kdd'; did you mean 'kd'"),
+    option("distillation.taps=[]", "distillation.taps is empty: expected 'auto', or pairs"),
+    option("distillation.loss_weight=[]", "distillation.loss_weight is empty: expected a number for each position"),
+    option("distillation.loss_weight=.nan", "distillation.loss_weight is nan: expected a finite number of at least 0"),
+    option("distillation.refresh_images=0", "distillation.refresh_images is 0: expected a whole number from 1 on"),
+    option(
+        "distillation.refresh_tolerance=2", "distillation.refresh_tolerance is 2.0: expected a number from 0 to below 1"
+    ),
+    option(
+        "distillation.kd_temperature=0", "distillation.kd_temperature is 0.0: expected a finite number of more than 0"
+    ),
+    option("student.options={a: 1, a: 2}", "the mapping in line 1 has the key 'a' twice"),
+    option("student.options={a: &a [*a]}", "the list in line 1 stands for itself by an alias"),
+    option("student.options={depth: 3}", "cannot be built with these options"),
+    option("compare.methods=[]", "compare.methods is empty: expected one method at least"),
+    line("fti r.yaml", "unknown command 'fti'; did you mean 'fit'?"),
+    line("fit", "no recipe: name a YAML file or a packaged recipe first"),
+    line("fit quickstrat", "did you mean 'quickstart'?"),
+    line("fit r.yaml --traning.lr=1", "--traning.lr"),
+    line("fit r.yaml --seed", "expected one argument"),
+    line("compare r.yaml --seeds=0", "compare.seeds is 0: expected a whole number from 1"),
+    line("compare r.yaml --jobs=0", "--jobs 0: expected at least 1"),
+    line("compare r.yaml --seed=4294967295", "the last of the seeds is 4294967297: expected a whole number"),
+    line("validate nowhere", "nowhere: there is no such file or folder"),
+    line("export nowhere", "nowhere holds no finished run"),
+    line("report nowhere", "nowhere is no folder of a run"),
+    line("taps resnet18 resnet18", "did you mean 'torchvision:resnet18' or 'timm:resnet18'?"),
+    line("taps torchvision:resnet18 torchvision:resnt18", "torchvision has no such model; did you mean"),
+    weights("a file that is not there", "w.pt: there is no such file", lambda path: None),
+    weights("a folder", "w.pt: a folder, not a weights file", Path.mkdir),
+    weights("a pipe", "w.pt: no file, but a device or a pipe", os.mkfifo),
+    weights(
+        "a text", "w.pt: not a weights file, or a damaged or truncated one", lambda path: path.write_text("hello " * 99)
+    ),
+    weights(
+        "half a file",
+        "damaged or truncated",
+        lambda path: (every(torch.clone)(path), path.write_bytes(path.read_bytes()[:5000])),
+    ),
+    weights(
+        "a call of a function",
+        "it holds Python objects or code (__builtin__.eval), which are not loaded",
+        saved(lambda state: {"model": state, "x": Call()}),
+    ),
+    weights(
+        "a whole model",
+        "holds objects instead of weights (matchdistill.models.small.SmallResNet)",
+        lambda path: torch.save(small_resnet(width=2), path),
+    ),
+    weights(
+        "no tensors",
+        "holds no state dict: expected names with tensors, found entries epoch",
+        saved(lambda state: {"epoch": 3}),
+    ),
+    weights(
+        "another architecture",
+        "this looks like another architecture",
+        saved(lambda state: {"conv.weight": torch.ones(3, 3)}),
+    ),
+    weights(
+        "other widths", "does not fit SmallResNet", lambda path: torch.save(small_resnet(width=4).state_dict(), path)
+    ),
+    weights(
+        "another number of classes",
+        "these weights are for 7 classes, the model has 10",
+        lambda path: torch.save(small_resnet(7, width=2).state_dict(), path),
+    ),
+    weights(
+        "NaN",
+        "numbers of 54 that are not finite: take an earlier checkpoint",
+        every(lambda value: value * float("nan")),
+    ),
+    weights(
+        "int8 codes of a quantised model",
+        "is int8, the model's is float32: are they the codes of a quantised model?",
+        every(lambda value: value.to(torch.int8)),
+    ),
+    weights("complex numbers", "is complex64, the model's is float32", every(lambda value: value.to(torch.complex64))),
+    weights(
+        "two sets of weights",
+        "holds weights that fit in several places, 'a', 'b'",
+        saved(lambda state: {"a": state, "b": dict(state)}),
+    ),
+    images("a root that is not there", "image folder images does not exist", shutil.rmtree),
+    images("no `train`", "images has no folder train", lambda root: shutil.rmtree(root / "train")),
+    images("no `val`", "images has no folder val", lambda root: shutil.rmtree(root / "val")),
+    images("a root one folder too deep", "did you mean", lambda root: None, "--data.root=images/train"),
+    images(
+        "no folders of classes",
+        "has no class folders: expected images/train/CLASS/IMAGE.jpg",
+        lambda root: [shutil.rmtree(path) for path in (root / "train").iterdir()],
+    ),
+    images(
+        "a class without training images",
+        "class folder images/train/ant has no images",
+        lambda root: [path.unlink() for path in (root / "train/ant").iterdir()],
+    ),
+    images(
+        "a class that only `val` has",
+        "must have the same class folders",
+        lambda root: (root / "val/ant").rename(root / "val/wasp"),
+    ),
+    images(
+        "a class in two Unicode forms",
+        "have the same name in two Unicode forms",
+        lambda root: [(root / "train" / unicodedata.normalize(form, "fée")).mkdir() for form in ("NFC", "NFD")],
+    ),
+    images(
+        "a class that is a link to others",
+        "whose images are there already: remove it",
+        lambda root: (root / "train/all").symlink_to("."),
+    ),
+    images(
+        "a damaged image",
+        "cannot be read (UnidentifiedImageError",
+        lambda root: (root / "train/ant/0.png").write_bytes(b"x"),
+    ),
+    images(
+        "a pipe named like an image",
+        "is a pipe, not a file): repair or remove it",
+        lambda root: ((root / "train/ant/0.png").unlink(), os.mkfifo(root / "train/ant/0.png")),
+    ),
+    images(
+        "a link that leads nowhere",
+        "cannot be read (FileNotFoundError",
+        lambda root: ((root / "train/ant/0.png").unlink(), (root / "train/ant/0.png").symlink_to("gone")),
+    ),
+    images(
+        "floating-point values beyond 1",
+        "its values run from 7 to 7: expected 0 to 1, or the value of white as data.white",
+        lambda root: Image.fromarray(np.full((9, 9), 7, np.float32)).save(root / "train/ant/2.tif"),
+    ),
+    images(
+        "an image of too many pixels",
+        "it has 400 pixels, more than data.max_pixels, 99",
+        lambda root: None,
+        "--data.max_pixels=99",
+    ),
+    coco("no annotations", "instances_train2017.json does not exist", lambda content: True),
+    coco("annotations that are no JSON", "is damaged or no JSON", lambda content: ANNOTATIONS.write_text("{")),
+    coco(
+        "a key that is there twice",
+        "it has the key 'images' twice",
+        lambda content: ANNOTATIONS.write_text('{"images": [], "images": []}'),
+    ),
+    coco("a list", "expected a JSON object, found list", lambda content: ANNOTATIONS.write_text("[]")),
+    coco("a pipe", "is a pipe, not a file", lambda content: os.mkfifo(ANNOTATIONS) or True),
+    coco(
+        "no images", "has no images, or of another type than expected", lambda content: content.pop("images") and None
+    ),
+    coco(
+        "two categories with one id",
+        "category 1 is there twice",
+        lambda content: content["categories"].append({"id": 1, "name": "b"}),
+    ),
+    coco("a category without a name", "category 1 has no name", first("categories", name="")),
+    coco(
+        "other categories in validation",
+        "must have the same categories",
+        lambda content: content["categories"].append({"id": 2, "name": "b"}),
+    ),
+    coco(
+        "an image that is not there", "is missing: repair them, or leave them out", first("images", file_name="b.png")
+    ),
+    coco(
+        "an image with `..` in its name",
+        "leads out of coco (--data.outside=true allows it)",
+        first("images", file_name="../../b.png"),
+    ),
+    coco(
+        "an image with an absolute name",
+        "leads out of coco (--data.outside=true allows it)",
+        first("images", file_name="/b.png"),
+    ),
+    coco("an image of another size", "its size is (40, 30), in the annotations (50, 30)", first("images", width=50)),
+    coco("a box outside of its image", "leaves its image of 40 x 30 pixels", first("annotations", bbox=[5, 5, 90, 9])),
+    coco("a box of NaN", "is not x, y, width, height", first("annotations", bbox=[float("nan"), 5, 9, 9])),
+    coco("a box without area", "is inverted or has no area", first("annotations", bbox=[5, 5, 0, 9])),
+    coco("a category that is unknown", "there is nothing with its category_id 9", first("annotations", category_id=9)),
+    coco(
+        "a mask outside of its image",
+        "its mask leaves its image of 40 x 30 pixels",
+        first("annotations", segmentation=[[5, 5, 99, 5, 9, 9]]),
+        "--data.masks=true",
+    ),
+    coco(
+        "a student of masks without `data.masks`",
+        "learns masks, which the data does not give: set data.masks to true",
+        lambda content: None,
+        name="torchvision:maskrcnn_resnet50_fpn",
+    ),
+    run("a folder that holds a run", "run holds a run already: go on with it by --resume", lambda folder: None, *AGAIN),
+    run(
+        "another recipe than its own",
+        "differs in training: resume with the same values",
+        lambda folder: None,
+        *RESUME,
+        "--training.lr=0.5",
+    ),
+    run(
+        "no recipe",
+        "run is no folder of a run: it has no recipe.yaml",
+        lambda folder: (folder / "recipe.yaml").unlink(),
+        "validate",
+        "run",
+    ),
+    run(
+        "a damaged recipe",
+        "recipe.yaml is not YAML",
+        lambda folder: (folder / "recipe.yaml").write_text("a: ["),
+        "report",
+        "run",
+    ),
+    run("metrics that are no JSON", "metrics.json is damaged or no JSON", cut("metrics.json"), "report", "run"),
+    run(
+        "metrics of other types",
+        "metrics.json has no student, or of another type",
+        edited("metrics.json", student={"top1": "much"}),
+        *RESUME,
+    ),
+    run(
+        "metrics without numbers",
+        "metrics.json is damaged: it lacks metrics of the student",
+        edited("metrics.json", student={}),
+        "report",
+        "run",
+    ),
+    run(
+        "a model of an unknown task",
+        "model.json is damaged, or of another version",
+        edited("model.json", task="singing"),
+        "export",
+        "run",
+    ),
+    run(
+        "a model without an image size",
+        "model.json is damaged, or of another version",
+        edited("model.json", image_size=None),
+        "export",
+        "run",
+    ),
+    run(
+        "a model that is unknown",
+        "there is no library or module 'nothing'",
+        edited("model.json", name="nothing:net"),
+        "export",
+        "run",
+    ),
+    run(
+        "half of the weights",
+        "student.safetensors: not a weights file, or a damaged or truncated one",
+        cut("student.safetensors"),
+        "validate",
+        "run",
+    ),
+    run(
+        "no weights",
+        "run holds no finished run",
+        lambda folder: (folder / "student.safetensors").unlink(),
+        "export",
+        "run",
+    ),
+    run(
+        "half of a checkpoint",
+        "last.ckpt: not a checkpoint, or a damaged or truncated one",
+        lambda folder: ((folder / "metrics.json").unlink(), cut("last.ckpt")(folder)),
+        *RESUME,
+    ),
+    run(
+        "a checkpoint with code",
+        "last.ckpt is refused: not a checkpoint of tensors and plain values alone",
+        checkpoint(lambda content: {**content, "x": Call()}),
+        *RESUME,
+    ),
+    run(
+        "a checkpoint without its optimiser",
+        "last.ckpt is no checkpoint of a run: it has no optimizer_states",
+        checkpoint(lambda content: {key: value for key, value in content.items() if key != "optimizer_states"}),
+        *RESUME,
+    ),
+    run(
+        "half of the evidence",
+        "pictures.safetensors is damaged",
+        cut("evidence/pictures.safetensors"),
+        "report",
+        "run",
+    ),
+    run(
+        "evidence of other types",
+        "run is damaged: ",
+        edited("evidence/costs.json", student=[1], memory=3),
+        "report",
+        "run",
+    ),
+    run(
+        "a checkpoint of other types",
+        "last.ckpt is damaged: loops is of another type than expected",
+        checkpoint(lambda content: {**content, "loops": 3}),
+        *RESUME,
+    ),
+    run(
+        "a checkpoint of another model",
+        "last.ckpt does not fit this run, it is damaged or of another version (RuntimeError: Error(s) in loading state_dict",
+        checkpoint(lambda content: {**content, "state_dict": {"x": torch.ones(2)}}),
+        *RESUME,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    before = Path.cwd()
+    os.chdir(folder)
+    write_recipe()
+    assert cli.main(["fit", "r.yaml", "--out=run"]) == 0
+    os.chdir(before)
+    return folder / "run"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.given}")
+def test_bad_input_gets_one_line(case, finished, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    write_recipe()
+    shutil.copytree(finished, "run")
+    case.make()
+    capfd.readouterr()
+    assert cli.main(list(case.command)) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("matchdistill: error: ")
+    assert said.count("\n") == 1
+    assert case.said in said
+
+
+def page() -> str:
+    """The list."""
+    lines = ["# Bad input, and what it gets", ""]
+    lines += [
+        f"Each of these {len(CASES)} inputs ends with exit code 2 and one line on standard error, of which the part that",
+        "matters is below. `tests/test_bad_input.py` runs all of them, and writes this page.",
+    ]
+    for group, cases in groupby(CASES, lambda case: case.group):
+        lines += ["", f"## {group}", "", "| given | said |", "|---|---|"]
+        lines += [f"| {case.given} | {case.said.replace('|', '&#124;')} |" for case in cases]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_is_the_list():
+    assert len(CASES) >= 80
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python tests/test_bad_input.py"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
