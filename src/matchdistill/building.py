@@ -30,7 +30,7 @@ from matchdistill.taps import Tap
 from matchdistill.tasks.base import Task
 from matchdistill.tasks.classification import Classification, Place, logits_place, tensor_at
 from matchdistill.tasks.detection import Detection
-from matchdistill.trace import Trace
+from matchdistill.trace import traced
 
 Taps = Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]]
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -86,7 +86,7 @@ def make_task(
         return Detection(student, recipe.data.masks, *settings, teacher, distiller)
     prepare = None
     if recipe.trainer.prepare_teacher and teacher is not None and distiller is None:
-        prepare = functools.partial(prepared, folds=foldable(Trace(teacher, (example_images(recipe.data),))))
+        prepare = functools.partial(prepared, folds=foldable(traced(teacher, (example_images(recipe.data),))))
     return Classification(student, recipe.data.num_classes, *settings, teacher, distiller, prepare)
 
 
