@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 TOKENS = 8  # so many class, register and distillation tokens at most lie beside those of a map
@@ -129,6 +128,7 @@ def last_of_each_size(values: Sequence[Value]) -> list[Value]:
 
 
 def same_size(first: Value, second: Value) -> bool:
-    """Whether two values lie on one map; tokens may have a few more than the positions of the map."""
+    """Whether two values lie on one map: about as many positions; tokens may have a few more than the map."""
     slack = TOKENS if 1 in (len(first.sizes), len(second.sizes)) else 0
-    return abs(first.positions - second.positions) <= slack
+    smaller, larger = sorted((first.positions, second.positions))
+    return larger < 1.5 * smaller or larger - smaller <= slack

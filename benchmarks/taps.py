@@ -22,20 +22,25 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import reach, zoo
 from benchmarks.reach import Value
 from benchmarks.taps_rows import PAIRS, REVIEWED, STAGES
 from matchdistill import MatchingDistiller
+from matchdistill.capture import Capture
 from matchdistill.files import atomic_write, read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "taps.json"
 MOST = 4  # stages, and positions
+NORM = 0.01  # so much of a stage's weights at most are a norm or scale after its last activation or sum
+GUIDED = 0.95  # share of the body
+RATIO = 1.5  # of positions; more is another resolution
 LIBRARIES = (
     "timm torch torchvision transformers segmentation-models-pytorch ultralytics monai open-clip-torch peft".split()
 )
@@ -160,47 +165,71 @@ def measure(name: str) -> dict[str, Any]:
     """The row of that name, "stages MODEL" or "pair TEACHER -> STUDENT"."""
     torch.manual_seed(0)
     kind, _, rest = name.partition(" ")
-    return stages_row(rest) if kind == "stages" else pair_row(*rest.split(" -> "))
+    return stages_row(rest) if kind == "stages" else pair_row(rest)
 
 
 def stages_row(model: str) -> dict[str, Any]:
     """Which of a model's deepest stages are tapped, when it is the student of its like."""
     teacher, student = zoo.build(model), zoo.build(model)
     stages = deepest_stages(features_of(student))
-    row, taps = constructed(teacher, student)
+    row, distiller = constructed(teacher, student)
+    taps = tapped(student, distiller, "student")
     sizes = {id(weight): weight.numel() for weight in student.model.parameters()}
     return {**row, "stages": [judged(stage, taps, sizes) for stage in stages]}
 
 
-def pair_row(teacher: str, student: str) -> dict[str, Any]:
-    """The taps of a pair, and what is doubtful about them."""
-    raise NotImplementedError
+def pair_row(text: str) -> dict[str, Any]:
+    """The taps of a pair, "TEACHER -> STUDENT" with " @ SIZE" for both, and what is doubtful about them."""
+    text, _, size = text.partition(" @ ")
+    teacher, student = (zoo.build(f"{spec} size={size}" if size else spec) for spec in text.split(" -> "))
+    features = {"teacher": features_of(teacher), "student": features_of(student)}
+    row, distiller = constructed(teacher, student)
+    sides = {
+        role: Side(features[role], tapped(network, distiller, role), weights_of(network), network.heads)
+        for role, network in (("teacher", teacher), ("student", student))
+    }
+    flags = ["state changed"] * row.pop("changed") + doubts(sides["teacher"], sides["student"])
+    if changes_in_training(student, distiller, sides["student"].taps):
+        flags.append("student: other shapes in training")
+    return {
+        **row,
+        "guided": sides["student"].guided,
+        "stages": [len(sides[role].ends) for role in ("teacher", "student")],
+        "flags": flags,
+    }
+
+
+def weights_of(network: zoo.Network) -> dict[int, int]:
+    """The number of values of each parameter, by its identity."""
+    return {id(weight): weight.numel() for weight in network.model.parameters()}
 
 
 @torch.enable_grad()
 def features_of(network: zoo.Network) -> list[Value]:
     """The values that the network's library names, from shallow to deep."""
-    with reach.returned(network.model, [path for path, _ in network.features]) as returned:
-        network.model(*network.example)
+    if network.intermediates is not None:
+        named = [(f"feature {number}", None, [value]) for number, value in enumerate(network.intermediates())]
+    else:
+        with reach.returned(network.model, [path for path, _ in network.features]) as returned:
+            network.model(*network.example)
+        named = [(path, channels, returned[path]) for path, channels in network.features if returned.get(path)]
     found = []
-    for path, channels in network.features:
-        if path not in returned:
-            continue
-        tensors = returned[path]
+    for path, channels, tensors in named:
         tensor = next((one for one in tensors if channels in one.shape[1:]), tensors[0])
         sizes = reach.position_sizes(tensor.shape, channels, network.sequence)
-        found.append(Value(path, tuple(tensor.shape), sizes, frozenset(reach.leading_to([tensor]))))
+        if tensor.ndim > 2 and tensor.shape[0] == zoo.BATCH:
+            found.append(Value(path, tuple(tensor.shape), sizes, frozenset(reach.leading_to([tensor]))))
     return found
 
 
 def deepest_stages(features: Sequence[Value]) -> list[tuple[Value, frozenset[int]]]:
     """The last value of each of the four deepest stages, and the parameters that lead to it and not to the stage before."""
-    ends = reach.last_of_each_size(features)
-    own = [
-        end.parameters - (before.parameters if before else frozenset())
-        for before, end in zip([None, *ends], ends, strict=False)
-    ]
-    return list(zip(ends, own, strict=True))[-MOST:]
+    found: list[tuple[Value, frozenset[int]]] = []
+    for end in reach.last_of_each_size(features):
+        own = end.parameters - (found[-1][0].parameters if found else frozenset())
+        if own and end.positions > 1:  # a pooling alone is no stage
+            found.append((end, own))
+    return found[-MOST:]
 
 
 def judged(stage: tuple[Value, frozenset[int]], taps: Sequence[Value], sizes: dict[int, int]) -> dict[str, Any]:
@@ -215,35 +244,55 @@ def judged(stage: tuple[Value, frozenset[int]], taps: Sequence[Value], sizes: di
     return {"stage": end.name, "sizes": end.sizes, "tap": best, "lacks": lacking[best] if best is not None else 1.0}
 
 
-def constructed(teacher: zoo.Network, student: zoo.Network) -> tuple[dict[str, Any], list[Value]]:
-    """The distiller's taps with the costs of its construction, and the student's values there."""
+def constructed(teacher: zoo.Network, student: zoo.Network) -> tuple[dict[str, Any], MatchingDistiller]:
+    """The distiller, and its taps with the costs of its construction."""
     before = [state_of(network.model) for network in (teacher, student)]
     start = time.perf_counter()
     with peak_memory() as peak:
         distiller = MatchingDistiller(teacher.model, student.model, example=student.example)
     seconds = time.perf_counter() - start
     changed = [state_of(network.model) for network in (teacher, student)] != before
-    with torch.enable_grad(), distiller.capture() as captured:
-        student.model.eval()(*student.example)
-    values = [
-        Value(
-            str(position.student),
-            tuple(captured.values[number].shape),
-            tuple(position.spatial[1]),
-            frozenset(reach.leading_to([captured.values[number]])),
-        )
-        for number, position in enumerate(distiller.positions)
-    ]
     taps = [
         {
             "teacher": str(position.teacher),
             "student": str(position.student),
-            "channels": (position.teacher_channels, position.student_channels),
-            "sizes": position.spatial,
+            "channels": [position.teacher_channels, position.student_channels],
+            "sizes": [list(sizes) for sizes in position.spatial],
         }
         for position in distiller.positions
     ]
-    return {"taps": taps, "seconds": round(seconds, 2), "MiB": round(peak[0], 1), "changed": changed}, values
+    return {"taps": taps, "seconds": round(seconds, 2), "MiB": round(peak[0], 1), "changed": changed}, distiller
+
+
+@torch.enable_grad()
+def tapped(network: zoo.Network, distiller: MatchingDistiller, role: str) -> list[Value]:
+    """The values that the distiller takes of the network in a real pass."""
+    network.model.eval().requires_grad_(True)
+    number = ("teacher", "student").index(role)
+    taps = [getattr(position, role) for position in distiller.positions]
+    with Capture(network.model, taps)() as captured:
+        network.model(*network.example)
+    values = [captured.values[place] for place in range(len(taps))]
+    return [
+        Value(str(tap), tuple(value.shape), tuple(position.spatial[number]), frozenset(reach.leading_to([value])))
+        for tap, value, position in zip(taps, values, distiller.positions, strict=True)
+    ]
+
+
+def changes_in_training(network: zoo.Network, distiller: MatchingDistiller, taps: Sequence[Value]) -> bool:
+    """Whether a value that is compared has other axes or channels in training mode; False where it wants targets there."""
+    network.model.train()
+    try:
+        with (
+            torch.no_grad(),
+            Capture(network.model, [position.student for position in distiller.positions])() as captured,
+        ):
+            network.model(*network.example)
+    except Exception:
+        return False
+    finally:
+        network.model.eval()
+    return any(tuple(captured.values[place].shape) != tap.shape for place, tap in enumerate(taps))
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -275,6 +324,114 @@ def _status(name: str) -> float:
     return int(match[1]) / 1024 if match else 0.0
 
 
+# What is doubtful about a pair
+
+
+@dataclass
+class Side:
+    """One network of a pair.
+
+    Attributes:
+        features: the values that its library names; what leads to them is its body.
+        taps: the values that are tapped.
+        weights: the number of values of each parameter.
+        heads: expression for the paths of modules that are no part of the body.
+    """
+
+    features: list[Value]
+    taps: list[Value]
+    weights: dict[int, int]
+    heads: str
+
+    def __post_init__(self) -> None:
+        self.ends = reach.last_of_each_size(self.features)
+        self.body = frozenset().union(*(value.parameters for value in self.features))
+
+    def count(self, parameters: frozenset[int]) -> int:
+        """The number of their values."""
+        return sum(self.weights[parameter] for parameter in parameters)
+
+    @property
+    def guided(self) -> float:
+        """The share of the body that leads to a tap."""
+        led = frozenset().union(*(tap.parameters for tap in self.taps))
+        return self.count(self.body & led) / max(1, self.count(self.body))
+
+    def depth(self, tap: Value) -> float:
+        """The share of the body that leads to one tap."""
+        return self.count(self.body & tap.parameters) / max(1, self.count(self.body))
+
+    @property
+    def most(self) -> int:
+        """The most positions that it can have: its stages, or the features of its only one."""
+        return min(MOST, len(self.ends) if len(self.ends) > 1 else len(self.features))
+
+    def doubts(self) -> list[str]:
+        """What an expert would look at in its taps."""
+        flags = []
+        deepest = {tap.positions: tap for tap in self.taps}  # the last of each size
+        for before, tap in zip([None, *self.taps], self.taps, strict=False):
+            if tap.shape[0] != zoo.BATCH:
+                flags.append(f"{tap.name} has no batch axis {tap.shape}")
+            if re.search(self.heads, tap.name.split(":")[0]):
+                flags.append(f"{tap.name} in the head")
+            elif (
+                self.ends
+                and tap.positions > RATIO * self.ends[-1].positions
+                and self.count(tap.parameters - self.body) > 0.01 * self.count(self.body)
+            ):
+                flags.append(f"{tap.name} in a decoder")
+            if before is not None and self.count(before.parameters - tap.parameters) > 0.01 * self.count(self.body):
+                flags.append(f"{tap.name} does not follow {before.name}")
+            if len(self.ends) > 1 and deepest[tap.positions] is tap:
+                flags += [f"{tap.name} {lack}" for lack in self.lacks(tap)]
+        if len(self.ends) == 1:
+            depths = [self.depth(tap) for tap in self.taps]
+            steps = [after - before for before, after in zip([0.0, *depths], depths, strict=False)]
+            if min(steps) < 0.05:
+                flags.append("depths " + " ".join(f"{depth:.0%}" for depth in depths))
+        return flags
+
+    def lacks(self, tap: Value) -> list[str]:
+        """The stages of its map size that the tap leaves out a tenth of."""
+        found = []
+        for before, end in zip([None, *self.ends], self.ends, strict=False):
+            own = end.parameters - (before.parameters if before is not None else frozenset())
+            share = self.count(own - tap.parameters) / max(1, self.count(own))
+            if reach.same_size(tap, end) and share > 0.1:
+                found.append(f"leaves out {share:.0%} of {end.name}")
+        return found
+
+
+def doubts(teacher: Side, student: Side) -> list[str]:
+    """What an expert would look at in the taps of a pair."""
+    flags = []
+    if student.guided < GUIDED:
+        flags.append(f"{1 - student.guided:.0%} of the body unguided")
+    if len(student.taps) < (most := min(teacher.most, student.most)):
+        flags.append(f"{len(student.taps)} positions of {most}")
+    flags += [
+        f"{role}: {flag}" for role, side in (("teacher", teacher), ("student", student)) for flag in side.doubts()
+    ]
+    for first, second in zip(teacher.taps, student.taps, strict=True):
+        if len(teacher.ends) > 1 and len(student.ends) > 1:
+            apart = octaves(first, second)
+            nearest = min((octaves(end, second) for end in teacher.ends), default=apart)
+            if apart > 0.8 and nearest < apart - 0.4:
+                flags.append(f"{first.name} has {2**apart:.1f} times the stride of {second.name}")
+        elif abs(teacher.depth(first) - student.depth(second)) > 0.3 and len(teacher.ends) == len(student.ends) == 1:
+            flags.append(f"{first.name} is at {teacher.depth(first):.0%}, {second.name} at {student.depth(second):.0%}")
+    return flags
+
+
+def octaves(first: Value, second: Value) -> float:
+    """How often the stride of one value has to be doubled to be the other's: of the axis that differs most."""
+    if len(first.sizes) == len(second.sizes):
+        return max(abs(math.log2(one / other)) for one, other in zip(first.sizes, second.sizes, strict=True))
+    axes = max(len(first.sizes), len(second.sizes))
+    return abs(math.log2(first.positions / second.positions)) / axes
+
+
 # What is made of the rows
 
 
@@ -284,12 +441,12 @@ def verdict(row: dict[str, Any]) -> str:
         return f"skipped, {row['skipped']}"
     if "error" in row:
         return f"FAILS {row['error'].splitlines()[0][:160]}"
-    costs = f"{row['seconds']:.2f} s, {row['MiB']:.0f} MiB" + (", STATE CHANGED" if row["changed"] else "")
-    if "stages" in row:
-        wrong = [stage for stage in row["stages"] if stage["lacks"] > 0]
+    costs = f"{row['seconds']:.2f} s, {row['MiB']:.0f} MiB" + (", STATE CHANGED" if row.get("changed") else "")
+    if "flags" not in row:
+        wrong = [stage for stage in row["stages"] if stage["lacks"] > NORM]
         text = f"{len(row['stages']) - len(wrong)} of {len(row['stages'])} stages"
         return "; ".join([text, *(described(stage) for stage in wrong), costs])
-    return "; ".join([", ".join(row["flags"]) or "good", costs])
+    return "; ".join([*row["flags"], costs]) if row["flags"] else f"good; {costs}"
 
 
 def described(stage: dict[str, Any]) -> str:
@@ -303,29 +460,69 @@ def described(stage: dict[str, Any]) -> str:
 def summary(rows: dict[str, Any]) -> list[str]:
     """The counts over all rows."""
     lines = []
-    models = {name: row for name, row in rows.items() if name.startswith("stages ") and "skipped" not in row}
-    for library in dict.fromkeys(name.split()[1].partition(":")[0] for name in models):
-        own = [row for name, row in models.items() if name.startswith(f"stages {library}:")]
+    measured = {name: row for name, row in rows.items() if "skipped" not in row}
+    models = {name.split()[1]: row for name, row in measured.items() if name.startswith("stages ")}
+    for library in [*dict.fromkeys(name.partition(":")[0] for name in models), ""]:
+        own = [row for name, row in models.items() if name.startswith(f"{library}:") or not library]
         stages = [stage for row in own for stage in row.get("stages", [])]
-        right = sum(stage["lacks"] == 0 for stage in stages)
+        right = sum(stage["lacks"] <= NORM for stage in stages)
+        but = sum(0 < stage["lacks"] <= NORM for stage in stages)
         failing = sum("error" in row for row in own)
         lines.append(
-            f"{library}: {right} of {len(stages)} stages of {len(own)} models are tapped, {failing} models fail"
+            f"{library or 'all'}: {right} of {len(stages)} stages of {len(own)} models are tapped ({but} of them but for a "
+            f"norm or scale); {failing} models fail"
         )
-    return lines
+    pairs = [(name, row) for name, row in measured.items() if name.startswith("pair ")]
+    failing = sum("error" in row for _, row in pairs)
+    flagged = sum(bool(row.get("flags")) for _, row in pairs)
+    reviewed = sum(bool(row.get("flags")) and name in REVIEWED for name, row in pairs)
+    lines.append(
+        f"{len(pairs)} pairs: {len(pairs) - failing - flagged} good, {flagged} flagged ({reviewed} of them reviewed and "
+        f"right), {failing} fail"
+    )
+    return lines + [f"{len(rows) - len(measured)} rows skipped"] * (len(rows) > len(measured))
 
 
 def table(rows: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    lines = ["# Where the taps lie", "", *(f"- {line}" for line in summary(rows)), ""]
-    lines += ["| model | stages tapped | not tapped | s | MiB |", "|---|---|---|---|---|"]
+    lines = ["# Where the taps lie", "", "`python -m benchmarks taps`", "", *(f"- {line}" for line in summary(rows))]
+    lines += ["", "## Stages", "", "| model | tapped | not tapped | s | MiB |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         if not name.startswith("stages "):
             continue
         if "stages" not in row:
-            lines.append(f"| {name[7:]} | {verdict(row)} | | | |")
+            lines.append(f"| {name[7:]} | | {escaped(verdict(row))} | | |")
             continue
-        wrong = [described(stage) for stage in row["stages"] if stage["lacks"] > 0]
+        wrong = [described(stage) for stage in row["stages"] if stage["lacks"] > NORM]
         count = f"{len(row['stages']) - len(wrong)} of {len(row['stages'])}"
         lines.append(f"| {name[7:]} | {count} | {'; '.join(wrong)} | {row['seconds']:.2f} | {row['MiB']:.0f} |")
+    lines += ["", "## Pairs", "", "| pair | taps | guided | flags | s | MiB |", "|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        if not name.startswith("pair "):
+            continue
+        pair = name[5:].replace(" -> ", " → ")
+        if "taps" not in row:
+            lines.append(f"| {pair} | | | {escaped(verdict(row))} | | |")
+            continue
+        taps = "<br>".join(abbreviated(tap) for tap in row["taps"])
+        doubtful = "; ".join(row["flags"])
+        if name in REVIEWED and row["flags"]:
+            doubtful += f" (right: {REVIEWED[name]})"
+        costs = f"{row['seconds']:.2f} | {row['MiB']:.0f}"
+        lines.append(f"| {pair} | {taps} | {row['guided']:.1%} | {doubtful} | {costs} |")
     return "\n".join(lines) + "\n"
+
+
+def abbreviated(tap: dict[str, Any]) -> str:
+    """A position in short, "teacher (C, sizes) → student (C, sizes)"."""
+    names = [tap[role].replace(":output", "").replace(":input", " in") for role in ("teacher", "student")]
+    described = [
+        f"{name} ({channels}, {' x '.join(map(str, sizes))})"
+        for name, channels, sizes in zip(names, tap["channels"], tap["sizes"], strict=True)
+    ]
+    return " → ".join(described)
+
+
+def escaped(text: str) -> str:
+    """Without what would end a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")

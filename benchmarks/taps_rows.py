@@ -190,7 +190,97 @@ xception41p
 xcit_nano_12_p8_224
 """.strip().splitlines()
 
-STAGES = [f"timm:{name}" for name in TIMM]
+# transformers' classifiers and backbones, as `zoo` configures them.
+TRANSFORMERS = """
+ViTForImageClassification
+DeiTForImageClassification
+ViTMSNForImageClassification
+BeitForImageClassification
+Data2VecVisionForImageClassification
+Dinov2ForImageClassification
+Dinov2WithRegistersForImageClassification
+DINOv3ViTBackbone
+DINOv3ConvNextBackbone
+VitDetBackbone
+SwinForImageClassification
+Swinv2ForImageClassification
+ConvNextForImageClassification
+ConvNextV2ForImageClassification
+ResNetForImageClassification
+RegNetForImageClassification
+PvtForImageClassification
+PvtV2ForImageClassification
+SegformerForImageClassification
+MobileViTForImageClassification
+MobileViTV2ForImageClassification
+MobileNetV1ForImageClassification
+MobileNetV2ForImageClassification
+LevitForImageClassification
+HieraForImageClassification
+FocalNetForImageClassification
+EfficientNetForImageClassification
+PoolFormerForImageClassification
+CvtForImageClassification
+BitForImageClassification
+HGNetV2ForImageClassification
+SwiftFormerForImageClassification
+TextNetForImageClassification
+PPLCNetForImageClassification
+""".split()
+
+TORCHVISION = """
+alexnet convnext_tiny deeplabv3_mobilenet_v3_large deeplabv3_resnet50 densenet121 efficientnet_b0 efficientnet_v2_s
+fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2 fcn_resnet50 fcos_resnet50_fpn googlenet
+inception_v3 keypointrcnn_resnet50_fpn lraspp_mobilenet_v3_large maskrcnn_resnet50_fpn maxvit_t mc3_18 mnasnet0_5
+mobilenet_v2 mobilenet_v3_large mobilenet_v3_small mvit_v1_b mvit_v2_s quantized_googlenet quantized_inception_v3
+quantized_mobilenet_v2 quantized_mobilenet_v3_large quantized_resnet18 quantized_shufflenet_v2_x0_5 r2plus1d_18 r3d_18
+regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d retinanet_resnet50_fpn s3d shufflenet_v2_x0_5 squeezenet1_1
+ssd300_vgg16 ssdlite320_mobilenet_v3_large swin3d_t swin_t swin_v2_t vgg11 vgg11_bn vit_b_32 wide_resnet50_2
+""".split()
+
+DECODERS = "Unet UnetPlusPlus FPN PAN PSPNet Linknet MAnet DeepLabV3 DeepLabV3Plus UPerNet Segformer".split()
+ENCODERS = "resnet18 resnet34 efficientnet-b0 timm-efficientnet-b1 mit_b0 mit_b1".split()
+
+ULTRALYTICS = """
+yolov8n yolov8s yolo11n yolo11s rtdetr-l yolov8n-seg yolo11n-seg yolov8n-pose yolo11n-pose yolov8n-cls yolo11n-cls yolov8n-obb
+yolov5n yolov9t yolov10n yolo12n yolo26n yolov3-tiny rtdetr-resnet50
+""".split()
+
+MONAI = """
+UNet
+UNet dims=3
+AttentionUnet
+BasicUNet
+SegResNet
+SegResNet dims=3
+SegResNetDS
+DynUNet
+DynUNet dims=3
+VNet dims=3
+UNETR dims=3
+SwinUNETR dims=3
+DenseNet121
+DenseNet121 dims=3
+SEResNet50
+EfficientNetBN
+FlexibleUNet channels=3
+MedNeXtSmall
+ViT
+resnet18
+resnet18 dims=3
+""".strip().splitlines()
+
+OPEN_CLIP = "RN50 ViT-S-32 ViT-M-32-alt convnext_tiny MobileCLIP-S1".split()
+
+STAGES = [
+    *(f"timm:{name}" for name in TIMM),
+    *(f"transformers:{name}" for name in TRANSFORMERS),
+    *(f"torchvision:{name}" for name in TORCHVISION),
+    *(f"smp:{name} encoder={encoder}" for name in DECODERS for encoder in ENCODERS),
+    *(f"ultralytics:{name}" for name in ULTRALYTICS),
+    *(f"monai:{name}" for name in MONAI),
+    *(f"open_clip:{name}" for name in OPEN_CLIP),
+]
 
 # Pairs that people distil, "teacher -> student".
 PAIRS: list[str] = []
