@@ -87,14 +87,14 @@ def position_sizes(shape: Sequence[int], channels: int | None = None, sequence: 
         >>> position_sizes((2, 64, 7, 7)), position_sizes((2, 7, 7, 64)), position_sizes((2, 50, 64))
         ((7, 7), (7, 7), (50,))
     """
-    first, *middle, last = shape[1:] if len(shape) > 2 else (*shape[1:], 1)
+    first, last = shape[1], shape[-1]
     if len(shape) == 3:
         is_last = not sequence and channels in (None, last)
     elif channels is not None and first != last:
         is_last = channels == last
-    else:
-        is_last = len(shape) > 3 and len({first, *middle}) == 1 and len({*middle, last}) > 1
-    return (first, *middle) if is_last else (*middle, last)
+    else:  # two of the axes of a square map are equal
+        is_last = shape[-3] == shape[-2] != last
+    return tuple(shape[1:-1] if is_last else shape[2:])
 
 
 @contextlib.contextmanager

@@ -148,13 +148,14 @@ def _serve(work: Callable[[str], dict[str, Any]], pipe: Any) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     while (name := pipe.recv()) is not None:
+        start = time.perf_counter()
         try:
             row = work(name)
         except zoo.MissingLibraryError as error:
             row = {"skipped": str(error)}
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(limit=-3)}
-        pipe.send(row)
+        pipe.send({**row, "in all": round(time.perf_counter() - start, 1)})
         gc.collect()
 
 

@@ -190,7 +190,7 @@ xception41p
 xcit_nano_12_p8_224
 """.strip().splitlines()
 
-# transformers' classifiers and backbones, as `zoo` configures them.
+# transformers' classifiers, backbones and dense models, as `zoo` configures them.
 TRANSFORMERS = """
 ViTForImageClassification
 DeiTForImageClassification
@@ -226,12 +226,34 @@ HGNetV2ForImageClassification
 SwiftFormerForImageClassification
 TextNetForImageClassification
 PPLCNetForImageClassification
+SegformerForSemanticSegmentation
+MobileViTForSemanticSegmentation
+MobileNetV2ForSemanticSegmentation
+BeitForSemanticSegmentation
+DPTForDepthEstimation
+DPTForSemanticSegmentation
+DepthAnythingForDepthEstimation
+GLPNForDepthEstimation
+UperNetForSemanticSegmentation
+MaskFormerForInstanceSegmentation
+Mask2FormerForUniversalSegmentation
+DetrForObjectDetection
+ConditionalDetrForObjectDetection
+TableTransformerForObjectDetection
+DeformableDetrForObjectDetection
+RTDetrForObjectDetection
+RTDetrV2ForObjectDetection
+DFineForObjectDetection
+YolosForObjectDetection
+VideoMAEForVideoClassification
+TimesformerForVideoClassification
+ASTForAudioClassification
 """.split()
 
 TORCHVISION = """
 alexnet convnext_tiny deeplabv3_mobilenet_v3_large deeplabv3_resnet50 densenet121 efficientnet_b0 efficientnet_v2_s
-fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2 fcn_resnet50 fcos_resnet50_fpn googlenet
-inception_v3 keypointrcnn_resnet50_fpn lraspp_mobilenet_v3_large maskrcnn_resnet50_fpn maxvit_t mc3_18 mnasnet0_5
+fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2 fcn_resnet50 fcos_resnet50_fpn
+googlenet inception_v3 keypointrcnn_resnet50_fpn lraspp_mobilenet_v3_large maskrcnn_resnet50_fpn maxvit_t mc3_18 mnasnet0_5
 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small mvit_v1_b mvit_v2_s quantized_googlenet quantized_inception_v3
 quantized_mobilenet_v2 quantized_mobilenet_v3_large quantized_resnet18 quantized_shufflenet_v2_x0_5 r2plus1d_18 r3d_18
 regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d retinanet_resnet50_fpn s3d shufflenet_v2_x0_5 squeezenet1_1
@@ -242,8 +264,8 @@ DECODERS = "Unet UnetPlusPlus FPN PAN PSPNet Linknet MAnet DeepLabV3 DeepLabV3Pl
 ENCODERS = "resnet18 resnet34 efficientnet-b0 timm-efficientnet-b1 mit_b0 mit_b1".split()
 
 ULTRALYTICS = """
-yolov8n yolov8s yolo11n yolo11s rtdetr-l yolov8n-seg yolo11n-seg yolov8n-pose yolo11n-pose yolov8n-cls yolo11n-cls yolov8n-obb
-yolov5n yolov9t yolov10n yolo12n yolo26n yolov3-tiny rtdetr-resnet50
+yolov8n yolov8s yolo11n yolo11s rtdetr-l yolov8n-seg yolo11n-seg yolov8n-pose yolo11n-pose yolov8n-cls yolo11n-cls
+yolov8n-obb yolov5n yolov9t yolov10n yolo12n yolo26n yolov3-tiny rtdetr-resnet50
 """.split()
 
 MONAI = """

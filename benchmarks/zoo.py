@@ -185,16 +185,184 @@ _TRANSFORMERS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
 }
 
 
+def _resnet(library: Any, *stages: int, width: int = 16) -> Any:
+    """The configuration of a small ResNet that returns these stages."""
+    return library.ResNetConfig(
+        embedding_size=width,
+        hidden_sizes=[2 * width, 4 * width, 8 * width, 16 * width],
+        depths=[1, 1, 2, 1],
+        out_features=[f"stage{stage}" for stage in stages],
+    )
+
+
+def _swin(library: Any, size: int = 64) -> Any:
+    return library.SwinConfig(
+        image_size=size,
+        embed_dim=24,
+        depths=[1, 1, 2, 1],
+        window_size=4,
+        out_features=[f"stage{stage}" for stage in (1, 2, 3, 4)],
+    )
+
+
+_DETR = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+_DETR |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 10}
+_HEADS = {"neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 32}
+_DPT = {**_SMALL, "image_size": 64, "backbone_out_indices": [1, 3, 5, 7], **_HEADS}
+_MASKS = {
+    "num_queries": 10,
+    "decoder_layers": 3,
+    "encoder_layers": 2,
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+}
+_MASKS |= {"encoder_feedforward_dim": 64, "dim_feedforward": 64, "num_attention_heads": 4}
+
+# Of the same library's dense models, whose configurations hold a backbone's: made by a function of the library.
+_DENSE: dict[str, tuple[Callable[[Any], dict[str, Any]], int, tuple[str, ...]]] = {
+    "SegformerForSemanticSegmentation": (lambda _: {}, 64, ("segformer.stages.#",)),
+    "MobileViTForSemanticSegmentation": (lambda _: {"image_size": 128}, 128, ("mobilevit.encoder.layer.#",)),
+    "MobileNetV2ForSemanticSegmentation": (lambda _: {}, 64, ("mobilenet_v2.layer.#",)),
+    "BeitForSemanticSegmentation": (
+        lambda _: {**_SMALL, "image_size": 64, "out_indices": [2, 4, 6, 8]},
+        64,
+        ("beit.layers.#",),
+    ),
+    "DPTForDepthEstimation": (lambda _: _DPT, 64, ("dpt.encoder.layer.#",)),
+    "DPTForSemanticSegmentation": (lambda _: _DPT, 64, ("dpt.encoder.layer.#",)),
+    "DepthAnythingForDepthEstimation": (
+        lambda library: {
+            "backbone_config": library.Dinov2Config(
+                hidden_size=64,
+                num_attention_heads=4,
+                num_hidden_layers=8,
+                image_size=70,
+                out_features=["stage2", "stage4", "stage6", "stage8"],
+                reshape_hidden_states=False,
+            ),
+            "reassemble_hidden_size": 64,
+            **_HEADS,
+        },
+        70,
+        ("backbone.encoder.layer.#",),
+    ),
+    "GLPNForDepthEstimation": (lambda _: {}, 64, ("glpn.encoder.block.#.#",)),
+    "UperNetForSemanticSegmentation": (
+        lambda library: {
+            "backbone_config": _resnet(library, 1, 2, 3, 4),
+            "hidden_size": 32,
+            "auxiliary_in_channels": 128,
+        },
+        64,
+        ("backbone.encoder.stages.#",),
+    ),
+    "MaskFormerForInstanceSegmentation": (
+        lambda library: {
+            "backbone_config": _swin(library),
+            "fpn_feature_size": 32,
+            "mask_feature_size": 32,
+            "decoder_config": library.DetrConfig(**_DETR, backbone_config=_resnet(library, 4)),
+        },
+        64,
+        (
+            "model.pixel_level_module.encoder.model.encoder.layers.#.blocks.#",
+            "model.pixel_level_module.encoder.encoder.layers.#.blocks.#",
+        ),
+    ),
+    "Mask2FormerForUniversalSegmentation": (
+        lambda library: {"backbone_config": _swin(library), **_MASKS},
+        64,
+        ("model.pixel_level_module.encoder.encoder.layers.#.blocks.#",),
+    ),
+    "DetrForObjectDetection": (
+        lambda library: {**_DETR, "use_timm_backbone": False, "backbone_config": _resnet(library, 4)},
+        64,
+        ("model.backbone.*.encoder.stages.#", "model.backbone.conv_encoder.model.encoder.stages.#"),
+    ),
+    "ConditionalDetrForObjectDetection": (
+        lambda library: {**_DETR, "use_timm_backbone": False, "backbone_config": _resnet(library, 4)},
+        64,
+        ("model.backbone.*.encoder.stages.#", "model.backbone.conv_encoder.model.encoder.stages.#"),
+    ),
+    "TableTransformerForObjectDetection": (
+        lambda library: {**_DETR, "use_timm_backbone": False, "backbone_config": _resnet(library, 4)},
+        64,
+        ("model.backbone.*.encoder.stages.#", "model.backbone.conv_encoder.model.encoder.stages.#"),
+    ),
+    "DeformableDetrForObjectDetection": (
+        lambda library: {**_DETR, "use_timm_backbone": False, "backbone_config": _resnet(library, 2, 3, 4)},
+        64,
+        ("model.backbone.*.encoder.stages.#", "model.backbone.conv_encoder.model.encoder.stages.#"),
+    ),
+    "RTDetrForObjectDetection": (
+        lambda _: {"num_queries": 10, "decoder_layers": 2},
+        64,
+        ("model.backbone.model.encoder.stages.#",),
+    ),
+    "RTDetrV2ForObjectDetection": (
+        lambda _: {"num_queries": 10, "decoder_layers": 2},
+        64,
+        ("model.backbone.model.encoder.stages.#",),
+    ),
+    "DFineForObjectDetection": (
+        lambda _: {"num_queries": 10, "decoder_layers": 2},
+        64,
+        ("model.backbone.model.encoder.stages.#",),
+    ),
+    "YolosForObjectDetection": (
+        lambda _: {**_SMALL, "image_size": [64, 64], "num_detection_tokens": 5, "use_mid_position_embeddings": False},
+        64,
+        ("vit.encoder.layer.#",),
+    ),
+    "VideoMAEForVideoClassification": (
+        lambda _: {**_SMALL, "image_size": 64, "num_frames": 8},
+        64,
+        ("videomae.encoder.layer.#",),
+    ),
+    "TimesformerForVideoClassification": (
+        lambda _: {**_SMALL, "image_size": 64, "num_frames": 8},
+        64,
+        ("timesformer.encoder.layer.#",),
+    ),
+    "ASTForAudioClassification": (
+        lambda _: {**_SMALL, "max_length": 64, "num_mel_bins": 64},
+        64,
+        ("audio_spectrogram_transformer.layers.#",),
+    ),
+    "Wav2Vec2ForSequenceClassification": (
+        lambda _: {**_SMALL, "conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
+        64,
+        ("wav2vec2.encoder.layers.#",),
+    ),
+}
+_NOT_IMAGES = {
+    "VideoMAEForVideoClassification": (BATCH, 8, 3, 64, 64),
+    "TimesformerForVideoClassification": (BATCH, 8, 3, 64, 64),
+    "ASTForAudioClassification": (BATCH, 64, 64),
+    "Wav2Vec2ForSequenceClassification": (BATCH, 8000),
+}
+
+
 def _transformers(name: str, size: int | None = None, **options: Any) -> Network:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    small, own, patterns = _TRANSFORMERS[name]
+    if name in _DENSE:
+        make, own, patterns = _DENSE[name]
+        small = make(transformers)
+    else:
+        small, own, patterns = _TRANSFORMERS[name]
     made = getattr(transformers, name)
     if size and "image_size" in small:
         options["image_size"] = size
     model = made(made.config_class(**{**small, **({"num_labels": 5} if "Backbone" not in name else {}), **options}))
-    return Network(model, (images(size or own),), numbered(model, *patterns))
+    example = torch.randn(_NOT_IMAGES[name]) if name in _NOT_IMAGES else images(size or own)
+    heads = (
+        HEADS
+        + r"|pixel_level_module\.decoder|transformer_module|^model\.(encoder|decoder|enc_\w+|encoder_input_proj)(\.|$)"
+    )
+    return Network(model, (example,), numbered(model, *patterns), heads=heads if name in _DENSE else HEADS)
 
 
 # Of torchvision's models that are no residual or plain convolutional networks: the modules that return features.
@@ -220,7 +388,9 @@ def _torchvision(name: str, size: int | None = None, **options: Any) -> Network:
             heads=HEADS + r"|(^|\.)(rpn|anchor_\w+|extra)(\.|$)",
         )
     if re.match("r3d|mc3|r2plus1d|s3d|mvit|swin3d", name):
-        side, frames = size or (224 if name.startswith("mvit") else 64), 16
+        side, frames = size or (224 if name == "s3d" else 64), 16
+        if name.startswith("mvit"):
+            options.update(spatial_size=(side, side), temporal_size=frames)
         model = made(**options)
         return Network(model, (torch.randn(BATCH, 3, frames, side, side),), numbered(model, *patterns))
     if name.startswith("vit"):
