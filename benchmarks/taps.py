@@ -173,6 +173,8 @@ def stages_row(model: str) -> dict[str, Any]:
     """Which of a model's deepest stages are tapped, when it is the student of its like."""
     teacher, student = zoo.build(model), zoo.build(model)
     stages = deepest_stages(features_of(student))
+    if not stages:
+        raise ValueError("none of its features was found: mend its entry in the zoo")
     row, distiller = constructed(teacher, student)
     taps = tapped(student, distiller, "student")
     sizes = {id(weight): weight.numel() for weight in student.model.parameters()}

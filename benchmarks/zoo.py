@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def build(spec: str) -> Network:
     network = builder(name, **values)
     for wrapper in reversed(wrappers):
         network = WRAPPERS[wrapper](network)
-    network.model.eval()
+    network.model.eval().requires_grad_(True)
     return network
 
 
@@ -273,7 +273,10 @@ _DENSE: dict[str, tuple[Callable[[Any], dict[str, Any]], int, tuple[str, ...]]] 
     "Mask2FormerForUniversalSegmentation": (
         lambda library: {"backbone_config": _swin(library), **_MASKS},
         64,
-        ("model.pixel_level_module.encoder.encoder.layers.#.blocks.#",),
+        (
+            "model.pixel_level_module.encoder.*.encoder.layers.#.blocks.#",
+            "model.pixel_level_module.encoder.encoder.layers.#.blocks.#",
+        ),
     ),
     "DetrForObjectDetection": (
         lambda library: {**_DETR, "use_timm_backbone": False, "backbone_config": _resnet(library, 4)},
@@ -388,9 +391,7 @@ def _torchvision(name: str, size: int | None = None, **options: Any) -> Network:
             heads=HEADS + r"|(^|\.)(rpn|anchor_\w+|extra)(\.|$)",
         )
     if re.match("r3d|mc3|r2plus1d|s3d|mvit|swin3d", name):
-        side, frames = size or (224 if name == "s3d" else 64), 16
-        if name.startswith("mvit"):
-            options.update(spatial_size=(side, side), temporal_size=frames)
+        side, frames = size or (224 if name.startswith(("s3d", "mvit")) else 64), 16  # the others need not be so large
         model = made(**options)
         return Network(model, (torch.randn(BATCH, 3, frames, side, side),), numbered(model, *patterns))
     if name.startswith("vit"):
@@ -606,6 +607,107 @@ def _open_clip(name: str, size: int | None = None, whole: bool = False) -> Netwo
     return Network(model, (images(side), text), numbered(model, *(f"visual.{pattern}" for pattern in patterns)))
 
 
+def _own(name: str, net: str = "resnet18", size: int | None = None, width: int = 16) -> Network:
+    """Networks around one of timm's, as people write them for inputs that are not one batch of images."""
+    if name == "sequence":
+        return Network(
+            _Sequence(width),
+            (torch.randn(BATCH, 1, 1024),),
+            [(f"stages.{number}", None) for number in range(4)],
+            sequence=True,
+        )
+    import timm
+
+    side = size or 64
+    model = {"table": _WithTable, "streams": _Streams, "siamese": _Siamese, "list": _OfList}[name](
+        lambda: timm.create_model(net, num_classes=16)
+    )
+    example: dict[str, tuple[Any, ...]] = {
+        "table": (images(side), torch.randn(BATCH, 6)),
+        "streams": (images(side), images(side).flip(3)),
+        "siamese": (images(side), images(side).flip(3)),
+        "list": (list(images(side)),),
+    }
+    features = [(f"net.{info['module']}", info["num_chs"]) for info in timm.create_model(net).feature_info]
+    return Network(model, example[name], features)
+
+
+class _WithTable(nn.Module):
+    """An image and the numbers of a table beside it."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.net, self.table = make(), nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+        self.classifier = nn.Linear(24, 3)
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        joined = torch.cat([self.net(image), self.table(table)], 1)
+        return cast("Tensor", self.classifier(joined))
+
+
+class _Streams(nn.Module):
+    """Colours and depths, each with a network of its own."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.net, self.depth, self.classifier = make(), make(), nn.Linear(32, 3)
+
+    def forward(self, colours: Tensor, depths: Tensor) -> Tensor:
+        return cast("Tensor", self.classifier(torch.cat([self.net(colours), self.depth(depths)], 1)))
+
+
+class _Siamese(nn.Module):
+    """Whether two images show the same."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.net = make()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return nn.functional.cosine_similarity(self.net(one), self.net(other))
+
+
+class _OfList(nn.Module):
+    """A list of images, as detectors take them."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.net = make()
+
+    def forward(self, each: list[Tensor]) -> Tensor:
+        return cast("Tensor", self.net(torch.stack(each)))
+
+
+class _Sequence(nn.Module):
+    """A residual network of sequences (N, C, L)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(1, width, 7, 2, 3), nn.BatchNorm1d(width), nn.ReLU())
+        widths = [width * 2**number for number in range(5)]
+        self.stages = nn.Sequential(*map(_SequenceBlock, widths[:-1], widths[1:]))
+        self.classifier = nn.Linear(widths[-1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.classifier(self.stages(self.stem(x)).mean(2)))
+
+
+class _SequenceBlock(nn.Module):
+    def __init__(self, width: int, after: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv1d(width, after, 3, 2, 1),
+            nn.BatchNorm1d(after),
+            nn.ReLU(),
+            nn.Conv1d(after, after, 3, 1, 1),
+            nn.BatchNorm1d(after),
+        )
+        self.shortcut = nn.Conv1d(width, after, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.branch(x) + self.shortcut(x))
+
+
 # Of each library the function that builds its networks, and the package that it needs.
 LIBRARIES: dict[str, tuple[Callable[..., Network], str]] = {
     "timm": (_timm, "timm"),
@@ -615,15 +717,16 @@ LIBRARIES: dict[str, tuple[Callable[..., Network], str]] = {
     "ultralytics": (_ultralytics, "ultralytics"),
     "monai": (_monai, "monai"),
     "open_clip": (_open_clip, "open_clip"),
+    "own": (_own, "timm"),
 }
 
 
 def _lora(network: Network) -> Network:
+    """Low-rank adapters beside the linear layers of attention and MLPs, or beside convolutions; all weights are trained."""
     import peft
 
-    linear = "qkv|query|q_proj|q_lin" if any(isinstance(each, nn.MultiheadAttention) for each in ()) else ""
-    config = peft.LoraConfig(r=4, target_modules=rf".*({linear or 'qkv|query|q_proj|conv1|fc1'})")
-    network.model = peft.get_peft_model(network.model, config)
+    names = "qkv|query|value|fc1|conv1|q_proj|v_proj"
+    network.model = peft.get_peft_model(network.model, peft.LoraConfig(r=4, target_modules=rf".*\.({names})"))
     network.features = [(f"base_model.model.{path}", channels) for path, channels in network.features]
     return network
 
