@@ -141,17 +141,19 @@ def _worker(work: Callable[[str], dict[str, Any]]) -> tuple[Any, Any]:
     process = context.Process(target=_serve, args=(work, there), daemon=True)
     process.start()
     there.close()
+    here.recv()  # its imports are no row's time
     return process, here
 
 
 def _serve(work: Callable[[str], dict[str, Any]], pipe: Any) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    pipe.send("ready")
     while (name := pipe.recv()) is not None:
         start = time.perf_counter()
         try:
             row = work(name)
-        except zoo.MissingLibraryError as error:
+        except ImportError as error:
             row = {"skipped": str(error)}
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(limit=-3)}

@@ -287,7 +287,7 @@ DenseNet121 dims=3
 SEResNet50
 EfficientNetBN
 FlexibleUNet channels=3
-MedNeXtSmall
+MedNeXt
 ViT
 resnet18
 resnet18 dims=3
@@ -709,7 +709,7 @@ monai:resnet34 dims=3 -> monai:resnet18 dims=3
 monai:resnet18 dims=3 -> monai:resnet10 dims=3
 monai:ViT dims=3 -> monai:resnet18 dims=3
 monai:SegResNetDS init_filters=16 -> monai:SegResNetDS
-monai:MedNeXtSmall -> monai:UNet
+monai:MedNeXt -> monai:UNet
 monai:FlexibleUNet channels=3 -> monai:UNet channels=3
 open_clip:RN50 -> timm:resnet18 @ 224
 open_clip:ViT-S-16 -> timm:vit_tiny_patch16_224 @ 64

@@ -46,15 +46,11 @@ class Network:
     sequence: bool = False
 
 
-class MissingLibraryError(ImportError):
-    """A library of the zoo is not installed."""
-
-
 def build(spec: str) -> Network:
     """The network of that name, in evaluation mode.
 
     Raises:
-        MissingLibraryError: its library is not installed.
+        ImportError: its library is not installed.
     """
     *wrappers, spec = spec.split(" of ")
     name, *options = spec.split()
@@ -63,7 +59,7 @@ def build(spec: str) -> Network:
     builder, needs = LIBRARIES[library]
     for package in [needs] + ["peft"] * ("lora" in wrappers):
         if importlib.util.find_spec(package) is None:
-            raise MissingLibraryError(f"{package} is not installed")
+            raise ImportError(f"{package} is not installed")
     network = builder(name, **values)
     for wrapper in reversed(wrappers):
         network = WRAPPERS[wrapper](network)
@@ -563,7 +559,7 @@ def _monai(name: str, dims: int = 2, size: int | None = None, channels: int = 1,
             {"in_channels": channels, "out_channels": 2, "backbone": "resnet18", "spatial_dims": dims},
             (r"encoder.layer#",),
         ),
-        "MedNeXtSmall": (
+        "MedNeXt": (
             {"spatial_dims": dims, "in_channels": channels, "out_channels": 2, "init_filters": 8},
             (r"enc_stages.#", r"bottleneck"),
         ),
