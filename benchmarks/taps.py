@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from benchmarks import reach, zoo
 from benchmarks.reach import Value
@@ -187,6 +188,8 @@ def pair_row(text: str) -> dict[str, Any]:
     """The taps of a pair, "TEACHER -> STUDENT" with " @ SIZE" for both, and what is doubtful about them."""
     text, _, size = text.partition(" @ ")
     teacher, student = (zoo.build(f"{spec} size={size}" if size else spec) for spec in text.split(" -> "))
+    like = next(teacher.model.parameters())
+    teacher.example = tree_map_only(Tensor, lambda value: value.to(like) if value.is_floating_point() else value, student.example)
     features = {"teacher": features_of(teacher), "student": features_of(student)}
     row, distiller = constructed(teacher, student)
     sides = {
@@ -221,8 +224,8 @@ def features_of(network: zoo.Network) -> list[Value]:
     found = []
     for path, channels, tensors in named:
         tensor = next((one for one in tensors if channels in one.shape[1:]), tensors[0])
-        sizes = reach.position_sizes(tensor.shape, channels, network.sequence)
         if tensor.ndim > 2 and tensor.shape[0] == zoo.BATCH:
+            sizes = reach.position_sizes(tensor.shape, channels, network.sequence)
             found.append(Value(path, tuple(tensor.shape), sizes, frozenset(reach.leading_to([tensor]))))
     return found
 
@@ -378,13 +381,10 @@ class Side:
         for before, tap in zip([None, *self.taps], self.taps, strict=False):
             if tap.shape[0] != zoo.BATCH:
                 flags.append(f"{tap.name} has no batch axis {tap.shape}")
-            if re.search(self.heads, tap.name.split(":")[0]):
+            beyond = self.count(tap.parameters - self.body) > 0.01 * self.count(self.body)
+            if beyond and re.search(self.heads, tap.name.split(":")[0]):
                 flags.append(f"{tap.name} in the head")
-            elif (
-                self.ends
-                and tap.positions > RATIO * self.ends[-1].positions
-                and self.count(tap.parameters - self.body) > 0.01 * self.count(self.body)
-            ):
+            elif beyond and self.ends and tap.positions > RATIO * self.ends[-1].positions:
                 flags.append(f"{tap.name} in a decoder")
             if before is not None and self.count(before.parameters - tap.parameters) > 0.01 * self.count(self.body):
                 flags.append(f"{tap.name} does not follow {before.name}")

@@ -350,7 +350,7 @@ timm:dpn68 -> timm:dpn48b @ 96
 timm:darknet53 -> timm:darknet17 @ 96
 timm:cspdarknet53 -> timm:cs3darknet_focus_s @ 128
 timm:cspresnet50 -> timm:cspresnet50d @ 96
-timm:cspnext_small -> timm:cspnext_tiny @ 96
+timm:cspnext_s -> timm:cspnext_tiny @ 96
 timm:hgnet_small -> timm:hgnet_tiny @ 96
 timm:hgnetv2_b2 -> timm:hgnetv2_b0 @ 96
 timm:vovnet57a -> timm:vovnet39a @ 96
@@ -530,7 +530,7 @@ timm:visformer_small -> timm:visformer_tiny @ 224
 timm:visformer_tiny -> timm:resnet18 @ 224
 timm:swiftformer_s -> timm:swiftformer_xs @ 224
 timm:lowformer_b1 -> timm:lowformer_b0 @ 224
-timm:cpubone_b0 -> timm:cpubone_nano @ 224
+timm:cpubone_b0_bfrobust -> timm:cpubone_nano @ 224
 timm:shvit_s2 -> timm:shvit_s1 @ 224
 timm:iformer_s -> timm:iformer_t @ 224
 timm:botnet26t_256 -> timm:resnet18 @ 256
@@ -632,7 +632,7 @@ smp:Segformer encoder=mit_b1 -> smp:Segformer encoder=mit_b0
 smp:Segformer encoder=resnet34 -> smp:Segformer encoder=resnet18
 smp:Segformer encoder=mit_b1 -> smp:FPN encoder=resnet18
 smp:Unet encoder=tu-convnext_atto -> smp:Unet encoder=resnet18
-smp:Unet encoder=densenet121 -> smp:Unet encoder=timm-mobilenetv3_small_100
+smp:Unet encoder=densenet121 -> smp:Unet encoder=tu-mobilenetv3_small_100
 torchvision:resnet50 -> torchvision:resnet18 @ 96
 torchvision:resnet50 -> torchvision:mobilenet_v2 @ 96
 torchvision:resnet50 -> torchvision:mobilenet_v3_small @ 96
