@@ -698,8 +698,8 @@ monai:SegResNet dims=3 init_filters=16 -> monai:SegResNet dims=3
 monai:DynUNet filters=[16,32,64,128] -> monai:DynUNet
 monai:DynUNet dims=3 -> monai:UNet dims=3
 monai:SwinUNETR dims=3 feature_size=24 -> monai:SwinUNETR dims=3
-monai:SwinUNETR dims=3 -> monai:SegResNet dims=3
-monai:SwinUNETR dims=3 -> monai:UNet dims=3
+monai:SwinUNETR dims=3 -> monai:SegResNet dims=3 @ 64
+monai:SwinUNETR dims=3 -> monai:UNet dims=3 @ 64
 monai:UNETR dims=3 -> monai:UNet dims=3
 monai:VNet dims=3 -> monai:SegResNet dims=3
 monai:DenseNet169 -> monai:DenseNet121

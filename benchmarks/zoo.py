@@ -461,7 +461,7 @@ def _ultralytics(name: str, size: int | None = None) -> Network:
 def _monai(name: str, dims: int = 2, size: int | None = None, channels: int = 1, **options: Any) -> Network:
     from monai.networks import nets
 
-    side = size or (64 if dims == 2 else 32)
+    side = size or (64 if dims == 2 or name == "SwinUNETR" else 32)
     known: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         "UNet": (
             {
