@@ -729,6 +729,7 @@ def _lora(network: Network) -> Network:
 
 def _compiled(network: Network) -> Network:
     network.model = torch.compile(network.model, backend="eager")  # type: ignore[assignment]
+    network.features = [(f"_orig_mod.{path}", channels) for path, channels in network.features]
     return network
 
 
