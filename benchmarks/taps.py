@@ -189,7 +189,9 @@ def pair_row(text: str) -> dict[str, Any]:
     text, _, size = text.partition(" @ ")
     teacher, student = (zoo.build(f"{spec} size={size}" if size else spec) for spec in text.split(" -> "))
     like = next(teacher.model.parameters())
-    teacher.example = tree_map_only(Tensor, lambda value: value.to(like) if value.is_floating_point() else value, student.example)
+    teacher.example = tree_map_only(
+        Tensor, lambda value: value.to(like) if value.is_floating_point() else value, student.example
+    )
     features = {"teacher": features_of(teacher), "student": features_of(student)}
     row, distiller = constructed(teacher, student)
     sides = {

@@ -584,7 +584,7 @@ transformers:MobileNetV2ForSemanticSegmentation -> transformers:MobileNetV2ForSe
 transformers:DPTForDepthEstimation hidden_size=128 -> transformers:DPTForDepthEstimation
 transformers:DPTForSemanticSegmentation -> transformers:SegformerForSemanticSegmentation
 transformers:DepthAnythingForDepthEstimation -> transformers:DepthAnythingForDepthEstimation
-transformers:DepthAnythingForDepthEstimation -> transformers:GLPNForDepthEstimation @ 70
+transformers:DepthAnythingForDepthEstimation -> transformers:GLPNForDepthEstimation @ 224
 transformers:GLPNForDepthEstimation hidden_sizes=[64,128,320,512] -> transformers:GLPNForDepthEstimation
 transformers:MaskFormerForInstanceSegmentation -> transformers:MaskFormerForInstanceSegmentation
 transformers:Mask2FormerForUniversalSegmentation -> transformers:Mask2FormerForUniversalSegmentation

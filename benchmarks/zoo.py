@@ -79,7 +79,7 @@ def images(size: int, channels: int = 3) -> Tensor:
     return torch.randn(BATCH, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def numbered(model: nn.Module, *patterns: str, most: int | None = None) -> list[tuple[str, int | None]]:
+def numbered(model: nn.Module, *patterns: str) -> list[tuple[str, int | None]]:
     """The modules whose path is one of the patterns, in their order; "#" is a number, "*" a name.
 
     Examples:
@@ -741,7 +741,9 @@ def _parallel(network: Network) -> Network:
 
 def _bfloat16(network: Network) -> Network:
     network.model.to(torch.bfloat16)
-    network.example = tuple(value.to(torch.bfloat16) for value in network.example)
+    network.example = tuple(
+        value.to(torch.bfloat16) if isinstance(value, Tensor) else value for value in network.example
+    )
     return network
 
 

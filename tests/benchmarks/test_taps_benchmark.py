@@ -228,6 +228,28 @@ def test_every_row_names_a_library_and_is_there_once():
     assert set(taps_rows.REVIEWED) <= rows
 
 
+def test_networks_are_named_by_library_options_and_wrappers(monkeypatch):
+    def built(name, **options):
+        return zoo.Network(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).train(), (name, options), [("0", 4)])
+
+    monkeypatch.setitem(zoo.LIBRARIES, "toy", (built, "torch"))
+    network = zoo.build("parallel of bfloat16 of toy:net depth=2 act=relu widths=[1,2]")
+    assert network.example == ("net", {"depth": 2, "act": "relu", "widths": [1, 2]})
+    assert isinstance(network.model, nn.DataParallel)
+    assert network.model.module[0].weight.dtype == torch.bfloat16
+    assert network.features == [("module.0", 4)]
+    assert not network.model.training
+    monkeypatch.setitem(zoo.LIBRARIES, "toy", (built, "no_such_package"))
+    with pytest.raises(ImportError, match="no_such_package is not installed"):
+        zoo.build("toy:net")
+
+
+def test_stages_are_found_by_numbers_and_names():
+    model = nn.ModuleDict({"layer1": nn.ModuleDict({"a": nn.ReLU()}), "layer22": nn.ReLU(), "layers": nn.ReLU()})
+    assert [path for path, _ in zoo.numbered(model, "layer#")] == ["layer1", "layer22"]
+    assert [path for path, _ in zoo.numbered(model, "layer#.*", "layers")] == ["layer1.a", "layers"]
+
+
 def test_a_pair_is_measured():
     row = taps.measure("pair timm:resnet18 -> timm:resnet10t @ 64")
     assert row["flags"] == []
