@@ -89,9 +89,7 @@ def numbered(model: nn.Module, *patterns: str) -> list[tuple[str, int | None]]:
     expressions = [
         re.compile(pattern.replace(".", r"\.").replace("#", r"\d+").replace("*", r"\w+")) for pattern in patterns
     ]
-    return [(path, None) for path, _ in model.named_modules() if any(each.fullmatch(path) for each in expressions)][
-        :most
-    ]
+    return [(path, None) for path, _ in model.named_modules() if any(each.fullmatch(path) for each in expressions)]
 
 
 def _timm(name: str, size: int | None = None, **options: Any) -> Network:
