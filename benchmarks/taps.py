@@ -432,9 +432,12 @@ def doubts(teacher: Side, student: Side) -> list[str]:
 
 
 def octaves(first: Value, second: Value) -> float:
-    """How often the stride of one value has to be doubled to be the other's: of the axis that differs most."""
+    """How often the stride of one value has to be doubled to be the other's, along the axis of an image that differs most.
+
+    Videos have their time first: how many frames a network leaves is its own choice.
+    """
     if len(first.sizes) == len(second.sizes):
-        return max(abs(math.log2(one / other)) for one, other in zip(first.sizes, second.sizes, strict=True))
+        return max(abs(math.log2(one / other)) for one, other in zip(first.sizes[-2:], second.sizes[-2:], strict=True))
     axes = max(len(first.sizes), len(second.sizes))
     return abs(math.log2(first.positions / second.positions)) / axes
 

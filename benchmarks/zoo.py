@@ -382,7 +382,7 @@ def _torchvision(name: str, size: int | None = None, **options: Any) -> Network:
             model,
             (list(images(side)),),
             numbered(model, *patterns),
-            heads=HEADS + r"|(^|\.)(rpn|anchor_\w+|extra)(\.|$)",
+            heads=HEADS + r"|(^|\.)(rpn|anchor_\w+)(\.|$)",
         )
     if re.match("r3d|mc3|r2plus1d|s3d|mvit|swin3d", name):
         side, frames = size or (224 if name.startswith(("s3d", "mvit")) else 64), 16  # the others need not be so large
@@ -403,7 +403,7 @@ _TORCHVISION: list[tuple[str, tuple[str, ...]]] = [
     (r"(fcn|deeplabv3)_resnet", (r"backbone.layer#",)),
     (r"deeplabv3_mobilenet", (r"backbone.#",)),
     (r"lraspp", (r"backbone.#",)),
-    (r"ssd300", (r"backbone.features.#",)),
+    (r"ssd300", (r"backbone.features.#", r"backbone.extra.#")),
     (
         r"ssdlite",
         (

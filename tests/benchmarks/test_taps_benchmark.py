@@ -157,7 +157,8 @@ def test_pairs_are_compared_by_stride():
     assert "t2 has 2.0 times the stride of s3" in taps.doubts(wrong, student)
     coarse_only = Side(PYRAMID[:2], [value("t2", (8, 8), {0, 1, 2})], WEIGHTS, zoo.HEADS)  # it has no coarser map
     assert not any("stride" in doubt for doubt in taps.doubts(coarse_only, student))
-    assert taps.octaves(value("video", (4, 8, 8), {0}), value("other", (8, 8, 8), {0})) == 1
+    assert taps.octaves(value("video", (8, 4, 4), {0}), value("other", (2, 8, 8), {0})) == 1
+    assert taps.octaves(value("sequence", (16,), {0}), value("other", (64,), {0})) == 2
     assert taps.octaves(value("tokens", (16,), {0}), value("map", (8, 8), {0})) == 1
 
 
