@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from matchdistill.encoder import Encoder, arranged, closes_block, layers, leading, level, same_resolution, within
+from matchdistill.encoder import (
+    ACTIVATIONS,
+    Encoder,
+    arranged,
+    closes_block,
+    layers,
+    leading,
+    level,
+    same_resolution,
+    within,
+)
 from matchdistill.taps import ADDING, Tap
 from matchdistill.trace import Operation, Trace
 
-_ACTIVATIONS = frozenset(
-    "relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu gelu silu mish hardswish softplus threshold tanh".split()
-)
 _COMPUTING = frozenset("conv1d conv2d conv3d linear batch_norm layer_norm group_norm".split())
 # A stage's position has at least this share of the stage's weights behind it, if any value has.
 _ENOUGH = 0.6
@@ -71,7 +78,7 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
     ends: dict[int, Candidate] = {}
     for value in stage:
         found = None
-        if value.name in _ACTIVATIONS:
+        if value.name in ACTIVATIONS:
             found = _before_activation(trace, value)
         elif value.outputs_of and closes_block(trace, value):
             tap = Tap(_name(value), "output", value.channel_dim, "end of the last block at its resolution")
@@ -82,7 +89,7 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
                 ends[root] = replace(found, closes_block=closes_block(trace, found.operation))
     if ends:
         closing = [ends[number] for number in sorted(ends)]
-        return [*closing, *_stage_output(encoder, stage, closing[-1])]
+        return [*closing, *_stage_output(encoder, stage, closing)]
     reason = "last value at its resolution"
     return [
         Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)
@@ -91,10 +98,13 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
     ]
 
 
-def _stage_output(encoder: Encoder, stage: list[Operation], end: Candidate) -> list[Candidate]:
+def _stage_output(encoder: Encoder, stage: list[Operation], ends: list[Candidate]) -> list[Candidate]:
     """What the module of the stage, or of its last block, returns if a layer follows the end that was found."""
-    others = [other[0].module for other in encoder.stages if other is not stage]
-    others = others or [encoder.stages[0][0].module]
+    # A module of several stages is the network, and so is one of several blocks where there is a single stage.
+    others = [other[0].module for other in encoder.stages if other is not stage] or [
+        one.operation.module for one in ends[:-1]
+    ]
+    end = ends[-1]
     for value in reversed(stage):
         if value.number <= end.operation.number or value.weights == end.operation.weights:
             break
@@ -136,7 +146,7 @@ def _at(trace: Trace, value: Operation) -> Candidate | None:
     reason = "end of the block to which most of the weights at its resolution lead"
     for path in value.inputs_of:
         following = next((o for o in trace.operations if value.number in o.inputs and o.module == path), None)
-        if following is not None and following.name in _ACTIVATIONS:
+        if following is not None and following.name in ACTIVATIONS:
             return Candidate(Tap(path, "input", value.channel_dim, reason), value)
     if value.outputs_of:
         return Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)

@@ -18,6 +18,9 @@ from matchdistill.trace import Operation, Trace
 
 # Sizes this much apart count as one resolution: a valid convolution or a class token, not a stride.
 SAME_RESOLUTION = 1.5
+ACTIVATIONS = frozenset(
+    "relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu gelu silu mish hardswish softplus threshold tanh".split()
+)
 _REARRANGING = frozenset("view reshape transpose permute contiguous flatten channel_shuffle dropout".split())
 _INSIDE = frozenset("mul imul div where matmul bmm scaled_dot_product_attention multi_head_attention_forward".split())
 _LAYERS = frozenset("conv1d conv2d conv3d convolution linear matmul bmm scaled_dot_product_attention".split())
@@ -115,13 +118,20 @@ def _encoder(trace: Trace, source: int) -> Encoder | None:
         return None
     deepest, stages = _found(dominators, features)
     if path := _module(trace, stages, deepest):
-        features = [o for o in features if within(o.module, path) or path in o.outputs_of]
+        features = [o for o in features if _belongs(trace, o, path)]
         deepest, stages = _found(dominators, features)
     # A decoder without side exits belongs to it where it holds more than half of the weights.
     last = max((o for o in features if deepest in dominators.chain(o)), key=lambda o: o.number)
     if trace.elements(deepest.weights) < trace.elements(last.weights) / 2:
         deepest, stages = last, _stages(dominators, last)
     return Encoder(trace, stages, _leading_to(trace, deepest))
+
+
+def _belongs(trace: Trace, value: Operation, path: str) -> bool:
+    """Whether a module has made a value, or the value is an activation of what it returns."""
+    if value.name in ACTIVATIONS and value.inputs[0] > INPUT and path in trace.operations[value.inputs[0]].outputs_of:
+        return True
+    return within(value.module, path) or path in value.outputs_of
 
 
 def _found(dominators: Dominators, features: list[Operation]) -> tuple[Operation, list[list[Operation]]]:
@@ -194,9 +204,14 @@ def _deepest(dominators: Dominators, features: list[Operation]) -> Operation:
     enlarged = _enlarged(trace)
     alike = {o.number for o in features if (o.number in enlarged) == (best.number in enlarged)}
     alike |= {o.number for o in _led_to(trace, best, level(best) * SAME_RESOLUTION)}
-    return max(
+    best = max(
         (o for o in features if o.number in alike and least[o.number] > 0 and same_resolution(best, o)), key=weight
     )
+    # It may lie on a branch of a block that ends at a lower resolution, or of a head.
+    end = max(_led_to(trace, best), key=weight)
+    common = usable & {o.number for o in dominators.chain(end)}
+    shared = [o for o in dominators.chain(best) if o.number in common and same_resolution(best, o)]
+    return shared[-1] if shared and weight(shared[-1])[0] > 0.7 * weight(best)[0] else best
 
 
 def _led_to(trace: Trace, start: Operation, largest: float = math.inf) -> list[Operation]:
