@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from matchdistill.files import path_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -29,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from jsonargparse import ArgumentError
 
+    from matchdistill.ending import Terminated, orderly
+
     command = COMMANDS.get(arguments[0])
     try:
         if command is None:
@@ -38,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}: expected one of "
                 + ", ".join(COMMANDS)
             )
-        command(arguments[1:])
+        for before, argument in itertools.pairwise(arguments):
+            if not argument or (argument.startswith("--") and argument.endswith("=")):
+                option = argument.removesuffix("=") or before
+                raise ValueError(f"{option} is given an empty value: is a variable of the shell not set?")
+        with orderly():
+            command(arguments[1:])
     except (ValueError, OSError, FloatingPointError, ArgumentError, RuntimeError) as error:
         if os.environ.get("MATCHDISTILL_DEBUG"):
             raise
@@ -48,9 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"matchdistill: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("matchdistill: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+        return _ended("interrupted", 130)
+    except Terminated:
+        return _ended("terminated by SIGTERM", 143)
     return 0
+
+
+def _ended(how: str, code: int) -> int:
+    """Say that a command has been ended, once where several processes run it."""
+    lightning = sys.modules.get("pytorch_lightning.utilities")
+    if lightning is None or lightning.rank_zero_only.rank == 0:
+        print(f"matchdistill: {how}; what was finished is kept, a run goes on with it by --resume", file=sys.stderr)
+    return code
 
 
 def _usage() -> str:
@@ -84,7 +103,7 @@ def fit(arguments: Sequence[str]) -> None:
 
     def options(parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--out", type=Path, default=None, help="folder of the run; default: runs/ and the recipe's name"
+            "--out", type=path_of, default=None, help="folder of the run; default: runs/ and the recipe's name"
         )
         parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
         parser.add_argument("--open", action="store_true", help="open its page in a browser at the end")
@@ -97,9 +116,9 @@ def fit(arguments: Sequence[str]) -> None:
     from matchdistill.training import fit as run
     from matchdistill.training import is_first
 
-    out = resolved.out or Path("runs") / name
-    metrics = run(Recipe.of(config), out, resolved.resume)
-    if is_first():
+    out, recipe = resolved.out or Path("runs") / name, Recipe.of(config)
+    metrics = run(recipe, out, resolved.resume)
+    if is_first(recipe.trainer):
         _print_metrics(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
         _point_to_page(out / REPORT, resolved.open)
 
@@ -109,9 +128,9 @@ def report(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="matchdistill report", exit_on_error=False, description=report.__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of one comparison")
+    parser.add_argument("runs", type=path_of, nargs="+", help="folders of runs, or of one comparison")
     parser.add_argument(
-        "--out", type=Path, default=None, help="the file; default: report.html in the folder, or here for several"
+        "--out", type=path_of, default=None, help="the file; default: report.html in the folder, or here for several"
     )
     parser.add_argument("--open", action="store_true", help="open it in a browser")
     options = parser.parse_args(list(arguments))
@@ -135,7 +154,7 @@ def validate(arguments: Sequence[str]) -> None:
     from matchdistill.training import is_first
     from matchdistill.validation import validate as measure
 
-    path = Path(arguments[0])
+    path = path_of(arguments[0])
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
     run, weights = (path.parent, path) if path.is_file() else (path, None)
@@ -147,14 +166,23 @@ def validate(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
     values = read_recipe(run / RECIPE)
     parser = recipe_parser(parser.prog, task_of(values))
-    config = plain_config(resolve_recipe(values, parser, arguments[1:]))
+    _add_trust(parser)
+    resolved = resolve_recipe(values, parser, arguments[1:])
+    config = plain_config(resolved)
     # Those that it started from need not be here any more.
     config["student"]["weights"] = None
     if config["teacher"]["training"]["epochs"]:
         config["teacher"]["weights"] = None
-    measured = measure(Recipe.of(config), run, weights)
-    if is_first():
+    recipe = Recipe.of(config)
+    measured = measure(recipe, run, weights, resolved.trust)
+    if is_first(recipe.trainer):
         _print_metrics(measured, str(path))
+
+
+def _add_trust(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", action="store_true", help="run code that the folder names, or that is in a .pt2 file: only your own"
+    )
 
 
 def taps(arguments: Sequence[str]) -> None:
@@ -173,6 +201,7 @@ def taps(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
     import torch
     from rich.table import Table
+    from rich.text import Text
 
     from matchdistill.distiller import MatchingDistiller
     from matchdistill.messages import console
@@ -197,8 +226,7 @@ def taps(arguments: Sequence[str]) -> None:
         table.add_column(heading, overflow="fold")
     for position in distiller.positions:
         table.add_row(
-            f"{position.teacher}\n[dim]{position.teacher.reason}[/dim]",
-            f"{position.student}\n[dim]{position.student.reason}[/dim]",
+            *(Text.assemble(str(tap), "\n", (str(tap.reason), "dim")) for tap in (position.teacher, position.student)),
             f"{position.teacher_channels} -> {position.student_channels}",
             " -> ".join(dict.fromkeys("x".join(map(str, size)) for size in position.spatial)),
             str(position.index.shape[1]),
@@ -228,7 +256,7 @@ def recipes(arguments: Sequence[str]) -> None:
         case ["copy", name, *rest] if len(rest) < 2:
             from matchdistill.files import atomic_write
 
-            path = Path(rest[0] if rest else f"{name}.yaml")
+            path = path_of(rest[0] if rest else f"{name}.yaml")
             if path.exists():
                 raise ValueError(f"{path} exists already: name another file")
             atomic_write(path, lambda temporary: temporary.write_text(known[name]))
@@ -242,13 +270,14 @@ def export(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=path_of, help="folder of the run")
     parser.add_argument(
         "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
     )
     parser.add_argument(
-        "--out", type=Path, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
+        "--out", type=path_of, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
     )
+    _add_trust(parser)
     options = parser.parse_args(list(arguments))
     import torch
 
@@ -257,8 +286,8 @@ def export(arguments: Sequence[str]) -> None:
     from matchdistill.export import export_detector
     from matchdistill.folder import load_student, read_metrics
 
-    model, described = load_student(options.run)
-    rebuilt, _ = load_student(options.run)
+    model, described = load_student(options.run, options.trust)
+    rebuilt, _ = load_student(options.run, options.trust)
     path = options.out or options.run / "export" / f"model.{options.format}"
     recipe, metrics = recipe_of(options.run, path.parent), read_metrics(options.run)
     if described["task"] == "detection":
@@ -305,7 +334,7 @@ def _point_to_page(path: Path, opens: bool) -> None:
 
 def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
     def options(parser: ArgumentParser) -> None:
-        parser.add_argument("--out", type=Path, default=None, help="folder; default: runs/ and the recipe's name")
+        parser.add_argument("--out", type=path_of, default=None, help="folder; default: runs/ and the recipe's name")
         parser.add_argument(
             "--methods", type=str, default=None, help="with commas: none,kd,mgd-amp+kd; default: the recipe's"
         )
@@ -328,9 +357,10 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
         raise ValueError(f"--jobs {resolved.jobs}: expected at least 1")
     recipe = Recipe.of(config)
     out = resolved.out or Path("runs") / name
-    terminal = console(quiet=not is_first())
+    first = is_first(recipe.trainer)
+    terminal = console(quiet=not first)
     run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, terminal)
-    if is_first():
+    if first:
         print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
         _point_to_page(out / REPORT, resolved.open)
 

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from matchdistill.data import DetectionData, ImageData
+from matchdistill.files import path_of
 from matchdistill.messages import did_you_mean
 from matchdistill.models import weights_file
 from matchdistill.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
@@ -104,11 +105,10 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
         ValueError: neither exists, or the file holds no YAML mapping.
     """
     known = packaged()
-    path = Path(name)
     text: str | bytes
     if str(name) in known:
         text = known[str(name)]
-    elif path.is_file():
+    elif (path := path_of(name)).is_file():
         text = path.read_bytes()  # YAML finds out the encoding
     else:
         raise ValueError(
@@ -181,6 +181,9 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
             continue
         if key not in leaves:
             problems[key] = f"unknown key {key!r}{did_you_mean(key, leaves)}"
+            continue
+        if value == "":
+            problems[key] = f"{key} is empty: give a value, or leave it out"
             continue
         try:
             parser.parse_object(_nested(key, value), defaults=False)

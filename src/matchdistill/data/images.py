@@ -22,6 +22,7 @@ from matchdistill.data.tensors import (
     load_digits,
     load_fashion_mnist,
 )
+from matchdistill.files import path_of
 from matchdistill.messages import did_you_mean
 
 Images = GrayImages | ImageFiles
@@ -124,7 +125,7 @@ class ImageData(DataModule):
             problems, batch_size, workers, train_part, val_part, train_limit, val_limit, skip_corrupt, seed
         )
         self.name: str = name
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else path_of(root)
         self.image_size = image_size or IMAGE_SIZES[name]
         self.augment = augment
         self.download = download
