@@ -6,7 +6,7 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, memory, page, profiled, projection, refresh, scale, step
+from benchmarks import adaptive, assign, kills, memory, page, profiled, projection, refresh, scale, step
 
 COMMANDS = {
     "step": step.run,
@@ -19,6 +19,7 @@ COMMANDS = {
     "scale": scale.run,
     "profile": profiled.run,
     "projection": projection.run,
+    "kills": kills.run,
     "page": page.run,
 }
 

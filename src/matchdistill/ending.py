@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-GRACE = 30.0  # seconds that the ending may take, and the file that is being written
+GRACE = 30.0  # seconds that the ending may take, without the file that is being written
+TWICE = 2.0  # seconds within which the same signal comes to a process and its group
 
 
 class Terminated(SystemExit):
@@ -29,11 +30,13 @@ class _Ending:
     Attributes:
         process: whose work it is; None: there is none.
         told: the signal that has come.
+        since: when it came.
         whole: how many blocks are not to be cut.
     """
 
     process: int | None = None
     told: int | None = None
+    since = 0.0
     whole = 0
 
 
@@ -94,10 +97,11 @@ def _handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
-    if _Ending.told is not None:
-        return  # it ends already
-    _Ending.told = number
-    threading.Thread(target=_cut, args=(CODES[signal.Signals(number)],), daemon=True).start()
+    if _Ending.told is None:
+        _Ending.told, _Ending.since = number, time.monotonic()
+        threading.Thread(target=_cut, args=(CODES[signal.Signals(number)],), daemon=True).start()
+    elif time.monotonic() - _Ending.since < TWICE:
+        return
     if not _Ending.whole:
         raise _Ended
 
@@ -106,5 +110,7 @@ def _cut(code: int) -> None:
     """End the process if it does not end by itself, as where other processes are waited for that are gone."""
     own: Any = _Ending.process
     time.sleep(GRACE)
+    while _Ending.whole:
+        time.sleep(0.1)
     if _Ending.process == own and _Ending.told is not None:
         os._exit(code)

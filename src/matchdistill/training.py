@@ -42,7 +42,7 @@ from matchdistill.folder import (
     save_student,
 )
 from matchdistill.history import History
-from matchdistill.locking import held
+from matchdistill.locking import LOCK, held
 from matchdistill.matching import Matching
 from matchdistill.messages import attempt, cause, console
 from matchdistill.models import load_weights
@@ -79,7 +79,7 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
     """
     first = is_first(recipe.trainer)
     with ending.orderly():
-        if first and (out / METRICS).is_file() and (out / REPORT).is_file():
+        if first and (out / METRICS).is_file() and (out / REPORT).is_file() and not (out / LOCK).exists():
             check_folder(recipe, out, resume, other=CELLS)  # nothing is written
             return read_metrics(out) or {}
         with held(out) if first else contextlib.nullcontext():
@@ -89,7 +89,8 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
                 return _train(recipe, out, resume, quiet)
             if first:  # the run was cut as it made its page
                 remove_partial(out)
-                attempt("write the page", lambda: write_report([out]))
+                if not (out / REPORT).is_file():
+                    attempt("write the page", lambda: write_report([out]))
             return done
 
 
