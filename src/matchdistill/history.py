@@ -46,10 +46,20 @@ class History(Callback):
         """How long the run took so far, but for what a kill has undone."""
         return self._before + time.monotonic() - self.started
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out the epochs after the checkpoint."""
+        self._write(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the epoch before, which is in the checkpoint now."""
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last epoch, and keep the most memory that was held."""
+        self._write(trainer)
+        found = {"memory": self._most_memory(pl_module.device)}
         if trainer.is_global_zero:
-            self._write()
+            attempt("keep the memory", lambda: write_json(self.out / COSTS, found))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -71,8 +81,6 @@ class History(Callback):
             "epochs": self._epochs,
             "corrupt": {name: _of_all_ranks(each) for name, each in self._sets().items()},
         }
-        if trainer.is_global_zero:
-            self._write()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -85,12 +93,6 @@ class History(Callback):
             numbers = known.get("corrupt", {}).get(name, [])
             images.corrupt[[number for number in numbers if number < len(images)]] = True
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the most memory that was held."""
-        if trainer.is_global_zero:
-            found = {"memory": self._most_memory(pl_module.device)}
-            attempt("keep the memory", lambda: write_json(self.out / COSTS, found))
-
     def _most_memory(self, device: torch.device) -> int | None:
         found = [each for each in (self._memory, peak_memory(device)) if each is not None]
         return max(found, default=None)
@@ -99,8 +101,9 @@ class History(Callback):
         found = {name: getattr(self.data, name, None) for name in SETS}
         return {name: images for name, images in found.items() if isinstance(images, FileDataset)}
 
-    def _write(self) -> None:
-        attempt("keep the epochs", lambda: write_json(self.out / EPOCHS, {"epochs": self._epochs}))
+    def _write(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            attempt("keep the epochs", lambda: write_json(self.out / EPOCHS, {"epochs": self._epochs}))
 
 
 def _of_all_ranks(images: FileDataset) -> list[int]:
