@@ -243,6 +243,7 @@ class Signals(Callback):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     codes.add(process.wait(timeout=3))
             process.kill()
+            process.wait()
         _started.clear()
         for number, code in ending.CODES.items():
             if code in codes:

@@ -265,7 +265,7 @@ def test_a_run_cut_as_its_page_was_made(tiny, tmp_path, monkeypatch):
     assert fit(tiny(*EVERY), out, resume=True, quiet=True) == json.loads((out / "metrics.json").read_text())
     page = (out / "report.html").read_text()
     assert "Not finished:" not in page
-    assert "with the trained student" in page
+    assert "after training, by the matching in force" in page
     assert "What they find" in page
 
 
