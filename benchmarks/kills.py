@@ -54,6 +54,7 @@ LASTING = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_s
 ALIKE = ("student.safetensors", "model.json", "recipe.yaml")
 SEEN = (evidence.FIRST, evidence.LAST, evidence.FINAL, evidence.PICTURES)
 LONGEST = 600.0  # seconds of a command
+FORKS = multiprocessing.get_context("forkserver")
 
 
 @dataclass
@@ -96,6 +97,7 @@ def run(kills: int = 100, kinds: list[str] | None = None, cuts: int = 4, seed: i
     chosen = list(KINDS) if kinds is None else kinds
     tallies: dict[str, Tally] = {}
     begun = time.monotonic()
+    Process.warm_up()
     with tempfile.TemporaryDirectory() as folder:
         for number, kind in enumerate(chosen):
             share = kills * (number + 1) // len(chosen) - kills * number // len(chosen)
@@ -122,10 +124,10 @@ def _victim(kind: str, out: Path, whole: Path, seconds: float, cuts: int, chance
     """Begin a run, cut it, let it end, and see what has become of it."""
     tally.runs += 1
     reached: dict[Path, int] = {}
-    for _ in range(cuts):
+    for cut in range(cuts):
         process = Process(kind, out)
         # The later ones sooner: there is less left to do.
-        moment, sighting = chance.uniform(0, 0.7 * seconds), chance.randint(1, 12)
+        moment, sighting = chance.uniform(0, seconds / (1 + cut)), chance.randint(1, 24 // (1 + cut))
         due = _moment(process, moment) if chance.random() < 0.5 else _sighting(out, sighting)
         while not due() and process.runs():
             pass
@@ -163,6 +165,7 @@ def _sighting(out: Path, number: int) -> Callable[[], bool]:
     seen: set[Path] = set()
 
     def due() -> bool:
+        time.sleep(0.0005)
         seen.update(out.rglob(f".*{PARTIAL}*"))
         return len(seen) >= number
 
@@ -179,13 +182,19 @@ class Process:
         self._command: subprocess.Popen[bytes] | None = None
         if arguments[0] == "fit":
             # Forked from a server that has imported everything: a kill meets the run, not Python's start.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["matchdistill.training", "matchdistill.cli"])
-            self._fork = context.Process(target=_command, args=([*arguments, "--resume"],))
+            self._fork = FORKS.Process(target=_command, args=([*arguments, "--resume"],))
             self._fork.start()
         else:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             self._command = subprocess.Popen([sys.executable, "-m", "matchdistill", *arguments], **quiet)
+
+    @staticmethod
+    def warm_up() -> None:
+        """Start the server, so that no run waits for it."""
+        FORKS.set_forkserver_preload(["matchdistill.training", "matchdistill.cli"])
+        first = FORKS.Process(target=_command, args=(["--version"],))
+        first.start()
+        first.join()
 
     @property
     def seconds(self) -> float:
