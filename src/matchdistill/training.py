@@ -58,9 +58,9 @@ _started: list[subprocess.Popen[bytes]] = []  # processes of a training over sev
 def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the student of a recipe, its teacher first where the recipe says so.
 
-    Writes into `out`: the recipe, `last.ckpt` at the end of every epoch, logs, and when done `student.safetensors` with
-    `model.json`, `metrics.json` and the page `report.html`, made from these and `evidence/`. A run that was killed goes on
-    from its last whole epoch and ends as it would have.
+    Writes into `out`, which it holds against other writers: the recipe, `last.ckpt` at the end of every epoch, logs, and
+    when done `student.safetensors` with `model.json`, `metrics.json` and the page `report.html`, made from these and
+    `evidence/`. A run that was killed goes on from its last whole epoch and ends as it would have.
 
     Args:
         recipe: what to do.
