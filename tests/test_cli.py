@@ -747,7 +747,10 @@ def test_a_second_writer_is_refused(tiny_file, mistake, monkeypatch):
     [
         {"RANK": "3"},
         {"LOCAL_RANK": "2"},
-        {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+        {
+            **{"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "0"},
+            **{"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none"},
+        },
         {
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_NAME": "sweep",

@@ -1,4 +1,5 @@
 import errno
+import functools
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from matchdistill.files import PARTIAL, atomic_write, path_of, read_json, remove_partial, write_json
 
@@ -82,6 +84,34 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, number):
         atomic_write(tmp_path / "note.txt", full)
     assert str(tmp_path / "note.txt") in str(info.value)
     assert info.value.errno == number
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_that_a_writer_does_not_name(full_disk):
+    """PyTorch says of it "unexpected pos 64 vs 0"."""
+    with pytest.raises(OSError, match="No space left on device") as info:
+        atomic_write(full_disk / "x.pt", functools.partial(torch.save, torch.zeros(100_000)))
+    assert info.value.filename == str(full_disk / "x.pt")
+    assert names(full_disk) == []
+
+
+def test_other_errors_of_a_writer_stay_what_they_are(tmp_path):
+    def broken(temporary):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        atomic_write(tmp_path / "x.pt", broken)
+    assert names(tmp_path) == []
 
 
 WRITE = """

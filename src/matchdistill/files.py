@@ -68,7 +68,13 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
         try_lock(held)
-        write(temporary)
+        try:
+            write(temporary)
+        except RuntimeError:  # what PyTorch's zip writer makes of all errors of a disk
+            with temporary.open("ab") as file:
+                file.write(b" " * 2**20)  # says so where it is full
+                os.fsync(file.fileno())
+            raise
         # Without the sync, a power cut after the rename can leave an empty file under the final name.
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())

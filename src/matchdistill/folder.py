@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -184,8 +183,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         Raises:
             OSError: the disk is full, or the folder cannot be written; the old file is left.
         """
-        with whole():
-            atomic_write(Path(path), lambda temporary: _save(checkpoint, temporary, path))
+        try:
+            with whole():
+                atomic_write(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        except RuntimeError as error:
+            raise OSError(f"cannot write checkpoint {path}: {cause(error)}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read values and tensors only.
@@ -199,13 +201,3 @@ class AtomicCheckpoints(TorchCheckpointIO):
         if missing := [key for key in NEEDED if key not in checkpoint]:
             raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
         return checkpoint
-
-
-def _save(checkpoint: dict[str, Any], temporary: Path, path: Any) -> None:
-    try:
-        torch.save(checkpoint, temporary)
-    except RuntimeError as error:  # what PyTorch's zip writer makes of a disk's errors
-        with temporary.open("ab") as file:  # where the disk is full, this says so
-            file.write(b" " * 2**20)
-            os.fsync(file.fileno())
-        raise OSError(f"cannot write checkpoint {path}: {cause(error)}") from error

@@ -52,7 +52,7 @@ from matchdistill.report.page import REPORT, write_report
 from matchdistill.settings import Machine
 from matchdistill.tasks.base import Task, metric_label
 
-_started: list[subprocess.Popen[bytes]] = []  # processes of a training over several
+_started: list[list[subprocess.Popen[bytes]]] = []  # processes of trainings over several, as their launchers list them
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -233,12 +233,15 @@ class Signals(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the processes that this one has started, which take part in the trainings after this one too."""
-        _started.extend(getattr(trainer.strategy.launcher, "procs", ()))
+        _started.append(getattr(trainer.strategy.launcher, "procs", []))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End the processes that this one has started, which would wait for it; or end as one of them that was told to."""
         codes = set()
-        for process in _started:
+        processes = [process for started in _started for process in started]
+        for started in _started:
+            started.clear()  # Lightning watches them, and kills this process too when one is gone
+        for process in processes:
             if isinstance(exception, RuntimeError):  # what comes of a process that does not answer any more
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     codes.add(process.wait(timeout=3))
