@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,6 +89,14 @@ def _usage() -> str:
     )
 
 
+def _path(text: str) -> Path:
+    """As `path_of`, for the options of a parser, which keeps the words of this error alone."""
+    try:
+        return path_of(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
 def quickstart(arguments: Sequence[str]) -> None:
     """Distil a digits classifier in five ways and compare them: minutes on two cores."""
     _compare(arguments, "matchdistill quickstart", default="quickstart")
@@ -103,7 +112,7 @@ def fit(arguments: Sequence[str]) -> None:
 
     def options(parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--out", type=path_of, default=None, help="folder of the run; default: runs/ and the recipe's name"
+            "--out", type=_path, default=None, help="folder of the run; default: runs/ and the recipe's name"
         )
         parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
         parser.add_argument("--open", action="store_true", help="open its page in a browser at the end")
@@ -128,9 +137,9 @@ def report(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="matchdistill report", exit_on_error=False, description=report.__doc__)
-    parser.add_argument("runs", type=path_of, nargs="+", help="folders of runs, or of one comparison")
+    parser.add_argument("runs", type=_path, nargs="+", help="folders of runs, or of one comparison")
     parser.add_argument(
-        "--out", type=path_of, default=None, help="the file; default: report.html in the folder, or here for several"
+        "--out", type=_path, default=None, help="the file; default: report.html in the folder, or here for several"
     )
     parser.add_argument("--open", action="store_true", help="open it in a browser")
     options = parser.parse_args(list(arguments))
@@ -270,12 +279,12 @@ def export(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="matchdistill export", exit_on_error=False, description=export.__doc__)
-    parser.add_argument("run", type=path_of, help="folder of the run")
+    parser.add_argument("run", type=_path, help="folder of the run")
     parser.add_argument(
         "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
     )
     parser.add_argument(
-        "--out", type=path_of, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
+        "--out", type=_path, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
     )
     _add_trust(parser)
     options = parser.parse_args(list(arguments))
@@ -334,7 +343,7 @@ def _point_to_page(path: Path, opens: bool) -> None:
 
 def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
     def options(parser: ArgumentParser) -> None:
-        parser.add_argument("--out", type=path_of, default=None, help="folder; default: runs/ and the recipe's name")
+        parser.add_argument("--out", type=_path, default=None, help="folder; default: runs/ and the recipe's name")
         parser.add_argument(
             "--methods", type=str, default=None, help="with commas: none,kd,mgd-amp+kd; default: the recipe's"
         )

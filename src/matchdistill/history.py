@@ -103,7 +103,7 @@ class History(Callback):
 
     def _write(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            attempt("keep the epochs", lambda: write_json(self.out / EPOCHS, {"epochs": self._epochs}))
+            write_json(self.out / EPOCHS, {"epochs": self._epochs})
 
 
 def _of_all_ranks(images: FileDataset) -> list[int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import operator
 import pkgutil
 import sys
-from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,13 @@ def weights_file(weights: str) -> Path | None:
 
 def _package_folder(package: str) -> Path | None:
     """Where a package is, which is not imported, nor are those around it."""
-    places: Sequence[str] | None = None
-    name = ""
-    for part in package.split("."):
-        name = f"{name}.{part}" if name else part
-        specs = (finder.find_spec(name, places) for finder in sys.meta_path)
-        spec = next((each for each in specs if each is not None), None)
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        places = list(spec.submodule_search_locations)
-    return Path(places[0]) if places else None
+    outermost, *inside = package.split(".")
+    try:
+        spec = importlib.util.find_spec(outermost)
+    except ValueError:  # __main__
+        return None
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return next((folder for place in places if (folder := Path(place, *inside)).is_dir()), None)
 
 
 def _library_models(library: str) -> list[str]:
