@@ -333,4 +333,4 @@ def test_one_of_two_processes_is_told_to_end(tmp_path, tiny_file, rank, teacher)
     assert "Traceback" not in error
     assert not Path(f"/proc/{child}").exists()
     assert not list((tmp_path / "run").rglob(".*"))
-    assert checkpoint(tmp_path / "run")["epoch"] >= 2
+    assert checkpoint(tmp_path / "run")["epoch"] >= 1
