@@ -722,10 +722,7 @@ def test_a_run_that_is_told_to_end(tiny_file, number, code):
     assert not Path("o/metrics.json").exists()
 
 
-def test_a_second_writer_is_refused(tiny_file, mistake, monkeypatch):
-    from matchdistill import locking
-
-    monkeypatch.setattr(locking, "PATIENCE", 0.0)
+def test_a_second_writer_is_refused(tiny_file, mistake):
     arguments = ("fit", tiny_file, "--out=o", "--training.epochs=300", "--distillation.method=none")
     process = begun(*arguments, until="epoch 2/300")
     try:

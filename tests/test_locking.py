@@ -28,11 +28,6 @@ with held(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(locking, "PATIENCE", 0.0)
-
-
 @pytest.fixture
 def holder(tmp_path):
     """Starts another process that holds a folder."""
@@ -92,9 +87,12 @@ def test_the_same_process_does_not_hold_a_folder_twice(tmp_path):
         assert is_locked(tmp_path / LOCK) is True
 
 
-def test_it_waits_for_processes_that_are_about_to_end(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(locking, "PATIENCE", 20.0)
+def test_it_waits_for_processes_whose_parent_is_gone(tmp_path, holder):
     process, _ = holder()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    path = tmp_path / "run" / LOCK
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parent": gone.pid}))
     subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {process.pid}"])
     begun = time.monotonic()
     with held(tmp_path / "run"):
@@ -115,7 +113,7 @@ def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
 
 def test_of_many_that_begin_at_once_one_gets_it(tmp_path):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom matchdistill import locking\nlocking.PATIENCE = 0.0\n"
+        "import sys, time\nfrom pathlib import Path\nfrom matchdistill import locking\n"
         "while time.time() < float(sys.argv[2]): pass\n"
         "with locking.held(Path(sys.argv[1])): time.sleep(2)\n"
     )

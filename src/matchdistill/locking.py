@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -13,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK = ".lock"
-# Seconds: processes that a killed one has started take a while to see it, and have their own locks or its.
-PATIENCE, LONGEST = 5.0, 30.0
+LONGEST = 30.0  # seconds: processes that a killed one has started take a while to see it, and have locks of their own
 
 _held: set[int] = set()  # descriptors of this process's locks
 
@@ -71,14 +71,20 @@ def _locked(path: Path) -> int:
         elif not free:
             owner = _read(path)
             os.close(descriptor)
-            if time.monotonic() - begun < (LONGEST if _is_dead(owner) else PATIENCE):
+            if _is_ending(owner) and time.monotonic() - begun < LONGEST:
                 time.sleep(0.1)
                 continue
             raise ValueError(f"{path.parent} is in use{_told(owner)}: wait until it ends, or choose another --out")
         elif not _is_there(path, descriptor):
             os.close(descriptor)  # its last owner has removed it in between
             continue
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        parent = multiprocessing.parent_process()
+        owner = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "parent": None if parent is None else parent.pid,
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(owner).encode())
         return descriptor
@@ -97,11 +103,14 @@ def _read(path: Path) -> dict[str, object]:
     return {}
 
 
-def _is_dead(owner: dict[str, object]) -> bool:
-    """Whether the owner was a process of this machine and is none any more."""
-    process = owner.get("process")
-    if owner.get("host") != socket.gethostname() or not isinstance(process, int):
+def _is_ending(owner: dict[str, object]) -> bool:
+    """Whether the owner, or the process that it works for, was one of this machine and is none any more."""
+    if owner.get("host") != socket.gethostname():
         return False
+    return any(_is_dead(each) for each in (owner.get("process"), owner.get("parent")) if isinstance(each, int))
+
+
+def _is_dead(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
