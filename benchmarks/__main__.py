@@ -6,7 +6,7 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, memory, page, profiled, projection, refresh, scale, step, taps
+from benchmarks import adaptive, assign, kills, memory, page, profiled, projection, refresh, scale, step, taps
 
 COMMANDS = {
     "step": step.run,
@@ -20,6 +20,7 @@ COMMANDS = {
     "profile": profiled.run,
     "projection": projection.run,
     "taps": taps.run,
+    "kills": kills.run,
     "page": page.run,
 }
 

@@ -39,7 +39,7 @@ def pictures(tmp_path):
 
 
 def exported(out, *arguments):
-    assert cli.main(["export", str(out), *arguments]) == 0
+    assert cli.main(["export", str(out), "--trust", *arguments]) == 0
     return ModelCard.load(out / "export" / "model_card.md"), json.loads((out / "export" / "config.json").read_text())
 
 
@@ -58,7 +58,7 @@ def test_timm_loads_its_own_student(tiny, pictures, tmp_path):
 
     assert (config["architecture"], config["num_classes"], config["label_names"]) == ("test_resnet", 2, LABELS)
     assert config["num_features"] == timm.create_model("test_resnet").num_features
-    ours, _ = load_student(out)
+    ours, _ = load_student(out, trust=True)
     weights = out / "export" / "model.safetensors"
     models = [
         timm.create_model(f"local-dir:{out}/export", pretrained=True),
@@ -113,7 +113,7 @@ def test_a_network_of_ones_own_in_two_formats(tiny, tmp_path):
     rebuilt = small_resnet(config["num_classes"], **config["options"])
     assert config["name"] == "matchdistill.models:small_resnet"
     assert (config["input_size"], config["crop_pct"]) == ([3, 16, 16], 1.0)
-    ours, _ = load_student(out)
+    ours, _ = load_student(out, trust=True)
     loaded, run = blocks(card)
     names = {"images": torch.randn(3, 3, 16, 16)}
     for code in (loaded, run):
@@ -174,6 +174,6 @@ def test_a_detector(small, tmp_path, capsys):
     assert found["ap50"] == pytest.approx(metrics["student"]["ap50"], abs=1e-4)
     names = {}
     exec(blocks(card)[0].replace('"model.safetensors"', f'"{out}/export/model.safetensors"'), names)
-    ours, _ = load_student(out)
+    ours, _ = load_student(out, trust=True)
     for name, value in ours.state_dict().items():
         assert torch.equal(names["model"].state_dict()[name], value)

@@ -170,7 +170,7 @@ def test_validate(run, mistake, tiny_file):
     metrics = json.loads(Path("o/metrics.json").read_text())
     run("export", "o", "--format=pt2")
     for path in ("o", "o/last.ckpt", "o/student.safetensors", "o/export/model.pt2"):
-        out = run("validate", path)
+        out = run("validate", path, "--trust") if path.endswith("pt2") else run("validate", path)
         assert path in out
         assert re.search(r"top-1 error +┃ top-5 error", out)
         for role in ("teacher", "student"):
@@ -179,7 +179,8 @@ def test_validate(run, mistake, tiny_file):
             assert re.search(f"{first} +│ +{second}", row)
     assert "student" in run("validate", "o", "--data.val_limit=20")
     Path("o/export/model.pt2").write_bytes(b"PK")
-    assert "o/export/model.pt2: not an exported model, or a damaged one" in mistake("validate", "o/export/model.pt2")
+    assert "give --trust if it is your own" in mistake("validate", "o/export/model.pt2")
+    assert "model.pt2: not an exported model, or a damaged one" in mistake("validate", "o/export/model.pt2", "--trust")
     Path("elsewhere").mkdir()
     Path("elsewhere/model.pt2").write_bytes(b"PK")
     assert "elsewhere is no folder of a run" in mistake("validate", "elsewhere/model.pt2")
@@ -574,7 +575,7 @@ def test_exports_that_fail_leave_no_file(run, mistake, tiny_file):
             *(f"--student.name=mine:{name}", "--student.options={}", "--training.epochs=1"),
         )
         for kind in ("onnx", "pt2"):
-            assert message in mistake("export", name, f"--format={kind}")
+            assert message in mistake("export", name, f"--format={kind}", "--trust")
         assert left(Path(name, "export")) == []
 
 
@@ -638,3 +639,184 @@ def test_the_command_is_killed_and_resumed(tiny_file, folder):
     for name, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][name]), name
     assert first["results"] == second["results"]
+
+
+SHORT = ("--training.epochs=1", "--distillation.method=none")
+
+
+@pytest.mark.parametrize("name", ["runs[/old]", "a$HOME", "ünï ß", ":smile:", "a::b", "./~/z", "a*?", "~/run"])
+def test_paths_are_what_they_say(run, tiny_file, monkeypatch, folder, name):
+    """Of `~` a home is made, nothing of anything else, in every command and by Lightning too."""
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    out = folder / "home" / "run" if name == "~/run" else folder / name
+    printed = run("fit", tiny_file, f"--out={name}", *SHORT)
+    told = str(out) if name.startswith("~") else str(Path(name))
+    assert "".join(told.split()) in "".join(printed.split())
+    assert {"last.ckpt", "recipe.yaml"} <= set(left(out))
+    assert {path.name for path in (out / "logs").iterdir()} == {"tensorboard", "version_0"}
+    assert "epoch 1/1" not in run("fit", tiny_file, f"--out={name}", *SHORT, "--resume")
+    exported = f"{name}/x/model.safetensors"
+    assert "model.safetensors" in run("export", name, f"--out={exported}")
+    assert left(out / "x") == ["config.json", "model.safetensors", "model_card.md"]
+    assert "student" in run("validate", exported.removesuffix("/x/model.safetensors"))
+    run("report", name, f"--out={name}/page.html")
+    assert (out / "page.html").is_file()
+    torch.save(small_resnet(width=2).state_dict(), out / "w.pt")
+    assert "top-1" in run("fit", tiny_file, "--out=other", *SHORT, f"--student.weights={name}/w.pt")
+    beside = {path.name for path in folder.iterdir()} - {"tiny.yaml", "other", "home", out.relative_to(folder).parts[0]}
+    assert beside == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fit", "quickstart", "--out", ""),
+        ("fit", "quickstart", "--out="),
+        ("fit", ""),
+        ("fit", "quickstart", "--data.root="),
+        ("fit", "quickstart", "--student.weights", ""),
+        ("compare", "quickstart", "--out", ""),
+        ("report", ""),
+        ("report", "x", "--out="),
+        ("export", ""),
+        ("export", "x", "--out", ""),
+        ("validate", ""),
+        ("taps", "", "timm:resnet18"),
+        ("recipes", "copy", "quickstart", ""),
+    ],
+)
+def test_empty_values_are_refused(mistake, arguments):
+    assert "is given an empty value: is a variable of the shell not set?" in mistake(*arguments)
+    assert left(Path()) == []
+
+
+def test_empty_values_in_a_recipe_are_refused(mistake):
+    Path("r.yaml").write_text('data: {name: folder, root: ""}\nstudent: {name: "timm:resnet18", weights: ""}\n')
+    said = mistake("fit", "r.yaml")
+    assert "data.root is empty" in said
+    assert "student.weights is empty" in said
+
+
+def test_a_home_of_nobody(mistake):
+    assert "there is no home of ~nobody-has-this-name" in mistake("fit", "quickstart", "--out=~nobody-has-this-name/x")
+
+
+def test_a_folder_of_somebody_else_runs_no_code(run, mistake, tiny_file):
+    """What export and validate read names functions: only those of known libraries are called."""
+    run("fit", tiny_file, "--out=o", *SHORT)
+    described = json.loads(Path("o/model.json").read_text())
+    Path("o/model.json").write_text(
+        json.dumps(described | {"name": "os:system", "options": {"command": "touch executed"}})
+    )
+    values = yaml.safe_load(Path("o/recipe.yaml").read_text())
+    said = mistake("export", "o")
+    assert "o: it builds its network by importing 'os' and calling 'system' of it" in said
+    for role in ("student", "teacher"):
+        changed = {**values, role: {**values[role], "name": "os:system", "options": {"command": "touch executed"}}}
+        Path("o/recipe.yaml").write_text(yaml.safe_dump(changed))
+        assert "--trust" in mistake("validate", "o")
+    # Weights of a package are found without importing what is around it.
+    Path("around/inner").mkdir(parents=True)
+    Path("around/__init__.py").write_text("open('executed', 'w')")
+    Path("o/recipe.yaml").write_text(
+        yaml.safe_dump({**values, "teacher": {**values["teacher"], "weights": "around.inner:w.pt"}})
+    )
+    assert "around.inner" in mistake("validate", "o")
+    run("report", "o")
+    assert not Path("executed").exists()
+
+
+def test_code_of_ones_own_is_trusted_by_name(run, mistake, tiny_file):
+    Path("mine_too.py").write_text("from matchdistill.models import small_resnet as net\n")
+    run("fit", tiny_file, "--out=o", *SHORT, "--student.name=mine_too:net")
+    for command in ("export", "validate"):
+        assert "importing 'mine_too' and calling 'net'" in mistake(command, "o")
+        assert run(command, "o", "--trust")
+
+
+COMMAND = [sys.executable, "-m", "matchdistill"]
+
+
+def begun(*arguments, until, **options):
+    """A command in a process of its own that has printed some words."""
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, text=True, **options)
+    for line in process.stdout:
+        if until in line:
+            return process
+    raise AssertionError("it has ended before")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_end(tiny_file, number, code):
+    arguments = ("fit", tiny_file, "--out=o", "--training.epochs=300", "--distillation.method=none")
+    process = begun(
+        *arguments,
+        until="epoch 3/300",
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.count("\n") == 1
+    assert error.startswith("matchdistill: ")
+    assert "--resume" in error
+    assert not list(Path("o").glob(".*"))
+    assert torch.load("o/last.ckpt", weights_only=True)["epoch"] >= 1
+    assert not Path("o/metrics.json").exists()
+
+
+def test_a_second_writer_is_refused(tiny_file, mistake):
+    arguments = ("fit", tiny_file, "--out=o", "--training.epochs=300", "--distillation.method=none")
+    process = begun(*arguments, until="epoch 2/300")
+    try:
+        for more in ((), ("--resume",), ("--seed=4",)):
+            assert f"o is in use by process {process.pid} on " in mistake(*arguments, *more)
+        assert "o is in use by process" in mistake("compare", tiny_file, "--out=o")
+        # Reading is no writing.
+        assert cli.main(["report", "o"]) == 0
+        assert cli.main(["validate", "o/last.ckpt"]) == 0
+        assert "holds no finished run" in mistake("export", "o")
+    finally:
+        process.kill()
+        process.wait()
+    assert cli.main([*map(str, arguments[:3]), *SHORT, "--training.epochs=300", "--resume", "--print_config"]) == 0
+    assert Path("o/.lock").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "3"},
+        {"LOCAL_RANK": "2"},
+        {
+            **{"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "0"},
+            **{"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none"},
+        },
+        {
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NAME": "sweep",
+            "SLURM_NTASKS": "4",
+            "SLURM_NTASKS_PER_NODE": "4",
+            "SLURM_NNODES": "1",
+            "SLURM_NODEID": "0",
+            "SLURM_PROCID": "3",
+            "SLURM_LOCALID": "3",
+        },
+    ],
+    ids=["RANK", "LOCAL_RANK", "torchrun", "SLURM"],
+)
+def test_a_rank_in_the_environment_of_a_single_process(tiny_file, environment):
+    done = subprocess.run(
+        [*COMMAND, "fit", str(tiny_file), "--out=o", *SHORT],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "epoch 1/1" in done.stdout
+    assert "page: o/report.html" in done.stdout
+    assert {"recipe.yaml", "metrics.json", "model.json"} <= set(left(Path("o")))
+    assert Path("o/logs/version_0/metrics.csv").read_text().count("\n") > 1

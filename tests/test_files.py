@@ -1,12 +1,25 @@
 import errno
+import functools
 import json
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from matchdistill.files import atomic_write, is_kind, read_bytes, read_json, write_json
+from matchdistill.files import (
+    PARTIAL,
+    atomic_write,
+    is_kind,
+    path_of,
+    read_bytes,
+    read_json,
+    remove_partial,
+    write_json,
+)
 
 
 def names(folder):
@@ -69,6 +82,118 @@ def test_failing_system_call_leaves_the_old_file(tmp_path, monkeypatch, owner, s
         atomic_write(path, lambda temporary: temporary.write_text("new"))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["note.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_with_the_file(tmp_path, number):
+    def full(temporary):
+        raise OSError(number, "no room")
+
+    with pytest.raises(OSError, match=os.strerror(number)) as info:
+        atomic_write(tmp_path / "note.txt", full)
+    assert str(tmp_path / "note.txt") in str(info.value)
+    assert info.value.errno == number
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_that_a_writer_does_not_name(full_disk):
+    """PyTorch says of it "unexpected pos 64 vs 0"."""
+    with pytest.raises(OSError, match="No space left on device") as info:
+        atomic_write(full_disk / "x.pt", functools.partial(torch.save, torch.zeros(100_000)))
+    assert info.value.filename == str(full_disk / "x.pt")
+    assert names(full_disk) == []
+
+
+def test_other_errors_of_a_writer_stay_what_they_are(tmp_path):
+    def broken(temporary):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        atomic_write(tmp_path / "x.pt", broken)
+    assert names(tmp_path) == []
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from matchdistill.files import atomic_write
+
+def write(temporary):
+    temporary.write_text("half")
+    print(temporary, flush=True)
+    time.sleep(60)
+
+atomic_write(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Another process in the middle of a file, and the temporary file's path."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(tmp_path / "a[b].json")], stdout=subprocess.PIPE, text=True
+    )
+    yield process, Path(process.stdout.readline().strip())
+    process.kill()
+    process.wait()
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next_one(tmp_path, writer):
+    process, temporary = writer
+    (tmp_path / ".mine.txt").touch()
+    assert temporary.exists()
+    assert PARTIAL in temporary.name
+    for remove in (lambda: remove_partial(tmp_path), lambda: atomic_write(tmp_path / "a[b].json", Path.touch)):
+        remove()
+        assert temporary.exists()  # its writer lives
+    process.kill()
+    process.wait()
+    atomic_write(tmp_path / "other.json", Path.touch)
+    assert temporary.exists()
+    atomic_write(tmp_path / "a[b].json", Path.touch)
+    assert sorted(names(tmp_path)) == [".mine.txt", "a[b].json", "other.json"]
+
+
+def test_what_killed_writers_leave_anywhere_in_a_folder(tmp_path, writer):
+    process, temporary = writer
+    process.kill()
+    process.wait()
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    temporary.rename(tmp_path / "deep" / "er" / temporary.name)
+    remove_partial(tmp_path)
+    assert (tmp_path / "deep" / "er" / temporary.name).exists()
+    remove_partial(tmp_path, f"**/.*{PARTIAL}*")
+    assert names(tmp_path / "deep" / "er") == []
+
+
+def test_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    for text, expected in (
+        ("~", "/home/ann"),
+        ("~/runs/x", "/home/ann/runs/x"),
+        ("a/~/b", "a/~/b"),
+        ("$HOME/x", "$HOME/x"),
+        ("runs[1]", "runs[1]"),
+        ("./~/x", str(Path.cwd() / "~/x")),  # not to be expanded by anyone after
+        (Path("a") / "b", "a/b"),
+    ):
+        assert str(path_of(text)) == expected
+        assert path_of(path_of(text)) == path_of(text)
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="a path is empty"):
+            path_of(empty)
+    with pytest.raises(ValueError, match="there is no home of ~nobody-has-this-name"):
+        path_of("~nobody-has-this-name/x")
 
 
 def test_json_round_trip_and_non_finite_values(tmp_path):

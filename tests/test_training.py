@@ -295,6 +295,21 @@ def test_a_finished_run_is_returned_and_another_recipe_refused(tiny, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "recipe.yaml"} == before
 
 
+def test_faults_of_the_students_data_are_found_before_the_teacher_is_trained(tiny, tmp_path):
+    out, teacher = tmp_path / "run", ("--teacher.weights=null", "--teacher.training.epochs=1")
+    with pytest.raises(ValueError, match="1 training images for 1 processes: each needs 2 at least"):
+        fit(tiny(*teacher, "--data.train_limit=1", "--teacher.train_limit=60"), out)
+    with pytest.raises(ValueError, match="1 validation images cannot be shared among 2 processes"):
+        fit(tiny(*teacher, "--data.val_limit=1", "--trainer.devices=2", "--trainer.strategy=ddp"), out)
+    assert not out.exists()
+    root = write_images(tmp_path / "insects")
+    for path in (root / "val" / "bee").iterdir():  # the teacher would meet them after its first epoch
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read"):
+        fit(tiny(*folder_arguments(root), *teacher), out)
+    assert not (out / "teacher").exists()
+
+
 def test_more_than_one_problem_of_the_folder(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

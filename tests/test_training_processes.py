@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -300,3 +302,35 @@ def test_corrupt_images_of_all_processes_are_counted(tmp_path, launch):
     assert metrics["corrupt_images"] == sorted(damaged)
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["data"]["skip_corrupt"] is True
     assert load_student(tmp_path / "run")[1]["class_names"] == ["bee", "wasp"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "teacher", [(), ("--teacher.weights=null", "--teacher.training.epochs=1")], ids=["", "teacher"]
+)
+def test_one_of_two_processes_is_told_to_end(tmp_path, tiny_file, rank, teacher):
+    """Neither waits for the other for ever."""
+    command = [sys.executable, "-m", "matchdistill", "fit", str(tiny_file), "--out=run", *teacher]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp", "--training.epochs=300", "--data.batch_size=10"]
+    command += ["--teacher.train_limit=60"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 3/300"):
+            break
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = [each for each in map(int, started) if b"matchdistill" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    os.kill(child if rank else process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert error.count("matchdistill: terminated by SIGTERM") == 1
+    assert "Traceback" not in error
+    assert not Path(f"/proc/{child}").exists()
+    assert not list((tmp_path / "run").rglob(".*"))
+    assert checkpoint(tmp_path / "run")["epoch"] >= 1

@@ -6,19 +6,23 @@ import os
 import pickle
 import signal
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from matchdistill import training
+from matchdistill import files, training
 from matchdistill.averaging import TRAINED
+from matchdistill.compare import compare
 from matchdistill.distiller import Position
 from matchdistill.folder import NEEDED, AtomicCheckpoints, claim, load_student
 from matchdistill.recipe import Recipe
 from matchdistill.tasks.classification import Classification
 from matchdistill.training import fit
+from test_training import folder_arguments, write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -100,6 +104,10 @@ def fit_until(moment, count, config, out, resume):
         training.torch.save = save
     elif moment == "student":
         training.save_student = after(count, training.save_student)
+    elif moment == "looked":
+        training.look = after(count, training.look)
+    elif moment == "writing":  # any file but a checkpoint
+        files.os.fsync = after(count, files.os.fsync)
     fit(Recipe.of(config), out, resume, quiet=True)
 
 
@@ -128,6 +136,9 @@ def whole(tiny, tmp_path):
         ("saved", 2, 2),
         ("saving", 3, 2),
         ("student", 1, 5),
+        ("looked", 1, 5),
+        ("writing", 3, 0),
+        pytest.param("writing", 9, 1, marks=pytest.mark.slow),
         pytest.param("step", 1, 0, marks=pytest.mark.slow),
         pytest.param("step", 8, 2, marks=pytest.mark.slow),
         pytest.param("refresh", 4, 2, marks=pytest.mark.slow),
@@ -143,8 +154,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, whole, momen
     assert (out / "last.ckpt").exists() == (epochs > 0)
     if epochs:
         assert checkpoint(out)["epoch"] == epochs - 1
+    assert (out / ".lock").exists()
     fit(tiny(*RANDOM), out, resume=True, quiet=True)
     assert_same_end(out, whole)
+    for each in (out, whole):  # the kill has left nothing, and nothing is missing
+        assert not list(each.rglob(".*"))
+    first, second = ({path.name for path in (each / "evidence").iterdir()} for each in (out, whole))
+    assert first == second
 
 
 AVERAGED = ("--training.ema=0.8", "--training.accumulate=2", "--training.validate_every=2")
@@ -244,6 +260,53 @@ def test_everything_that_training_needs_is_in_the_checkpoint(whole):
     assert not any("teacher" in name for name in names)
     assert len(checkpoint(whole)["optimizer_states"][0]["state"]) > 3 * 2
     assert [path.name for path in whole.glob("*.ckpt")] == ["last.ckpt"]
+
+
+@pytest.mark.pages
+def test_a_run_that_was_killed_before_its_page(tiny, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_report", lambda folders: None)
+        metrics = fit(tiny("--distillation.method=none"), out, quiet=True)
+    assert not (out / "report.html").exists()
+    assert fit(tiny("--distillation.method=none"), out, resume=True, quiet=True) == metrics
+    assert "What they find" in (out / "report.html").read_text()
+
+
+def test_a_comparison_that_was_moved_goes_on(tiny, tmp_path):
+    arguments = ("--teacher.weights=null", "--teacher.training.epochs=1")
+    report = compare(tiny(*arguments), tmp_path / "old", ["kd"], 1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "new" / "cells" / "kd" / "seed0" / "metrics.json").unlink()
+    again = compare(tiny(*arguments), tmp_path / "new", ["kd"], 1)
+    assert again["runs"][0]["student"] == report["runs"][0]["student"]
+
+
+def moved(root):
+    return (f"--data.root={root}", "--data.workers=1", "--trainer.log_every=7", "--data.skip_corrupt=true")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_changes_nothing_may_change(tiny, tmp_path, finished):
+    """The data on another disk, the workers that read it, the logs."""
+    root, arguments = write_images(tmp_path / "insects"), ("--distillation.method=none", "--data.augment=false")
+    for name in ("whole", *(["run"] if finished else [])):
+        fit(tiny(*folder_arguments(root), *arguments), tmp_path / name, quiet=True)
+    if not finished:
+        killed("saved", 1, tiny(*folder_arguments(root), *arguments), tmp_path / "run")
+    root.rename(tmp_path / "elsewhere")
+    recipe = tiny(*folder_arguments(root), *arguments, *moved(tmp_path / "elsewhere"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(recipe, tmp_path / "run", resume=True, quiet=True)
+    assert sum("data.workers was 0" in str(each.message) for each in caught) == (not finished)
+    first, second = (checkpoint(tmp_path / name) for name in ("run", "whole"))
+    for key in LASTING:
+        assert same(first[key], second[key]), key
+    if not finished:
+        assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["data"]["workers"] == 1
+    with pytest.raises(ValueError, match="differs in data: resume with the same values"):
+        fit(tiny(*folder_arguments(root), *arguments, "--data.image_size=8"), tmp_path / "run", resume=True, quiet=True)
 
 
 class Payload:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from matchdistill.files import path_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from jsonargparse import ArgumentError
 
+    from matchdistill.ending import Terminated, orderly
+
     command = COMMANDS.get(arguments[0])
     try:
         if command is None:
@@ -42,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}: expected one of "
                 + ", ".join(COMMANDS)
             )
-        command(arguments[1:])
+        for before, argument in itertools.pairwise(arguments):
+            if not argument or (argument.startswith("--") and argument.endswith("=")):
+                option = argument.removesuffix("=") or before
+                raise ValueError(f"{option} is given an empty value: is a variable of the shell not set?")
+        with orderly():
+            command(arguments[1:])
     except (ValueError, OSError, FloatingPointError, ArgumentError, RuntimeError) as error:
         if os.environ.get("MATCHDISTILL_DEBUG"):
             raise
@@ -52,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"matchdistill: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("matchdistill: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+        return _ended("interrupted", 130)
+    except Terminated:
+        return _ended("terminated by SIGTERM", 143)
     return 0
 
 
@@ -77,6 +89,14 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text), error.end
 
 
+def _ended(how: str, code: int) -> int:
+    """Say that a command has been ended, once where several processes run it."""
+    lightning = sys.modules.get("pytorch_lightning.utilities")
+    if lightning is None or lightning.rank_zero_only.rank == 0:
+        print(f"matchdistill: {how}; what was finished is kept, a run goes on with it by --resume", file=sys.stderr)
+    return code
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
@@ -91,6 +111,14 @@ def _usage() -> str:
             "matchdistill COMMAND --help explains each. MATCHDISTILL_DEBUG=1 shows where an error comes from.",
         ]
     )
+
+
+def _path(text: str) -> Path:
+    """As `path_of`, for the options of a parser, which keeps the words of this error alone."""
+    try:
+        return path_of(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def quickstart(arguments: Sequence[str]) -> None:
@@ -108,7 +136,7 @@ def fit(arguments: Sequence[str]) -> None:
 
     def options(parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--out", type=Path, default=None, help="folder of the run; default: runs/ and the recipe's name"
+            "--out", type=_path, default=None, help="folder of the run; default: runs/ and the recipe's name"
         )
         parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
         parser.add_argument("--open", action="store_true", help="open its page in a browser at the end")
@@ -121,9 +149,9 @@ def fit(arguments: Sequence[str]) -> None:
     from matchdistill.training import fit as run
     from matchdistill.training import is_first
 
-    out = resolved.out or Path("runs") / name
-    metrics = run(Recipe.of(config), out, resolved.resume)
-    if is_first():
+    out, recipe = resolved.out or Path("runs") / name, Recipe.of(config)
+    metrics = run(recipe, out, resolved.resume)
+    if is_first(recipe.trainer):
         _print_metrics(metrics, f"{metrics['method']}, {metrics['epochs']} epochs: {out}", metrics["parameters"])
         _point_to_page(out / REPORT, resolved.open)
 
@@ -131,9 +159,9 @@ def fit(arguments: Sequence[str]) -> None:
 def report(arguments: Sequence[str]) -> None:
     """Write the page of a run or a comparison, finished or not, or of several runs side by side."""
     parser = _parser("matchdistill report", report)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of one comparison")
+    parser.add_argument("runs", type=_path, nargs="+", help="folders of runs, or of one comparison")
     parser.add_argument(
-        "--out", type=Path, default=None, help="the file; default: report.html in the folder, or here for several"
+        "--out", type=_path, default=None, help="the file; default: report.html in the folder, or here for several"
     )
     parser.add_argument("--open", action="store_true", help="open it in a browser")
     options = parser.parse_args(list(arguments))
@@ -157,7 +185,7 @@ def validate(arguments: Sequence[str]) -> None:
     from matchdistill.training import is_first
     from matchdistill.validation import validate as measure
 
-    path = Path(arguments[0])
+    path = path_of(arguments[0])
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
     run, weights = (path.parent, path) if path.is_file() else (path, None)
@@ -169,14 +197,23 @@ def validate(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
     values = read_recipe(run / RECIPE)
     parser = recipe_parser(parser.prog, task_of(values))
-    config = plain_config(resolve_recipe(values, parser, arguments[1:]))
+    _add_trust(parser)
+    resolved = resolve_recipe(values, parser, arguments[1:])
+    config = plain_config(resolved)
     # Those that it started from need not be here any more.
     config["student"]["weights"] = None
     if config["teacher"]["training"]["epochs"]:
         config["teacher"]["weights"] = None
-    measured = measure(Recipe.of(config), run, weights)
-    if is_first():
+    recipe = Recipe.of(config)
+    measured = measure(recipe, run, weights, resolved.trust)
+    if is_first(recipe.trainer):
         _print_metrics(measured, str(path))
+
+
+def _add_trust(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", action="store_true", help="run code that the folder names, or that is in a .pt2 file: only your own"
+    )
 
 
 def taps(arguments: Sequence[str]) -> None:
@@ -193,6 +230,7 @@ def taps(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
     import torch
     from rich.table import Table
+    from rich.text import Text
 
     from matchdistill.distiller import MatchingDistiller
     from matchdistill.messages import console
@@ -217,8 +255,7 @@ def taps(arguments: Sequence[str]) -> None:
         table.add_column(heading, overflow="fold")
     for position in distiller.positions:
         table.add_row(
-            f"{position.teacher}\n[dim]{position.teacher.reason}[/dim]",
-            f"{position.student}\n[dim]{position.student.reason}[/dim]",
+            *(Text.assemble(str(tap), "\n", (str(tap.reason), "dim")) for tap in (position.teacher, position.student)),
             f"{position.teacher_channels} -> {position.student_channels}",
             " -> ".join(dict.fromkeys("x".join(map(str, size)) for size in position.spatial)),
             str(position.index.shape[1]),
@@ -248,7 +285,7 @@ def recipes(arguments: Sequence[str]) -> None:
         case ["copy", name, *rest] if len(rest) < 2:
             from matchdistill.files import atomic_write
 
-            path = Path(rest[0] if rest else f"{name}.yaml")
+            path = path_of(rest[0] if rest else f"{name}.yaml")
             if path.exists():
                 raise ValueError(f"{path} exists already: name another file")
             atomic_write(path, lambda temporary: temporary.write_text(known[name], encoding="utf-8"))
@@ -260,13 +297,14 @@ def recipes(arguments: Sequence[str]) -> None:
 def export(arguments: Sequence[str]) -> None:
     """Write the student of a run as safetensors, ONNX or a torch.export program, checked, with a model card."""
     parser = _parser("matchdistill export", export)
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=_path, help="folder of the run")
     parser.add_argument(
         "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
     )
     parser.add_argument(
-        "--out", type=Path, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
+        "--out", type=_path, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
     )
+    _add_trust(parser)
     options = parser.parse_args(list(arguments))
     import torch
 
@@ -275,8 +313,8 @@ def export(arguments: Sequence[str]) -> None:
     from matchdistill.export import export_detector
     from matchdistill.folder import load_student, read_metrics
 
-    model, described = load_student(options.run)
-    rebuilt, _ = load_student(options.run)
+    model, described = load_student(options.run, options.trust)
+    rebuilt, _ = load_student(options.run, options.trust)
     path = options.out or options.run / "export" / f"model.{options.format}"
     recipe, metrics = recipe_of(options.run, path.parent), read_metrics(options.run)
     if described["task"] == "detection":
@@ -332,7 +370,7 @@ def _point_to_page(path: Path, opens: bool) -> None:
 
 def _compare(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
     def options(parser: ArgumentParser) -> None:
-        parser.add_argument("--out", type=Path, default=None, help="folder; default: runs/ and the recipe's name")
+        parser.add_argument("--out", type=_path, default=None, help="folder; default: runs/ and the recipe's name")
         parser.add_argument(
             "--methods", type=str, default=None, help="with commas: none,kd,mgd-amp+kd; default: the recipe's"
         )
@@ -357,9 +395,10 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     if problems := list(whole("the last of the seeds", recipe.seed + recipe.compare.seeds - 1, 0, LARGEST_SEED)):
         raise ValueError(problems[0])
     out = resolved.out or Path("runs") / name
-    terminal = console(quiet=not is_first())
+    first = is_first(recipe.trainer)
+    terminal = console(quiet=not first)
     run(recipe, out, recipe.compare.methods, recipe.compare.seeds, resolved.jobs, terminal)
-    if is_first():
+    if first:
         print(f"results: {out}/metrics.json, {out}/metrics.csv; students: {out}/cells/METHOD/SEED/student.safetensors")
         _point_to_page(out / REPORT, resolved.open)
 

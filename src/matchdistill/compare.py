@@ -6,6 +6,7 @@ import contextlib
 import csv
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,15 +19,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from matchdistill import ending
 from matchdistill.building import build_module
 from matchdistill.files import atomic_write, write_json
-from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim
+from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim, read_metrics
+from matchdistill.locking import held
 from matchdistill.messages import attempt
 from matchdistill.recipe import Recipe
 from matchdistill.report.page import write_report
 from matchdistill.summary import metric_of, shown, summarise
 from matchdistill.tasks.base import metric_label
-from matchdistill.training import fit
+from matchdistill.training import fit, look_at
 
 TABLE = "metrics.csv"
 
@@ -63,7 +66,8 @@ def compare(
         What `metrics.json` holds: the summary by method, and the metrics of every run.
 
     Raises:
-        ValueError: `out` holds runs of another recipe.
+        ValueError: `out` holds runs of another recipe, or another process writes there.
+        KeyboardInterrupt, Terminated: it was told to end, by Ctrl-C or SIGTERM.
         RuntimeError: runs failed; the others are done and kept.
     """
     terminal = terminal or Console(quiet=True)
@@ -72,17 +76,30 @@ def compare(
         raise ValueError(
             f"{jobs} jobs on {recipe.trainer.devices} devices each: compare with --jobs 1 or on one device"
         )
+    with ending.orderly(), held(out):
+        return _compare(recipe, out, methods, seeds, jobs, terminal)
+
+
+def _compare(
+    recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int, terminal: Console
+) -> dict[str, Any]:
+    """The comparison itself, in a folder that is this process's."""
     check_folder(recipe, out, resume=True, other=CHECKPOINT)
     for method in methods:  # before anything is trained or written
         build_module(Recipe.of(recipe.config, distillation__method=method))
+    recipe.data.check_shares(1)
     trains_teacher = any(method != "none" for method in methods) and recipe.teacher.training.epochs > 0
     if trains_teacher:
-        recipe.for_teacher().data.setup()
+        recipe.for_teacher().data.check_shares(1)
     claim(recipe, out)
     (out / CELLS).mkdir(exist_ok=True)  # it tells a comparison from a run
     cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
     if trains_teacher:
-        terminal.print(f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False)
+        terminal.print(
+            f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False, markup=False
+        )
+        if read_metrics(out / "teacher") is None:
+            look_at(recipe.data)
         with _threads(jobs):
             result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
         terminal.print(f"teacher: {_told(result)}", highlight=False)
@@ -151,6 +168,9 @@ def _run(
 
 def _start_worker(threads: int) -> None:
     """Set up a process of the pool; it ends with its parent, even where that is killed."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all of a terminal's processes; the parent ends this one
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,7 +1,10 @@
-"""Files that are either complete or absent: results must survive a crash or a full disk."""
+"""Files that are either complete or absent: results must survive a crash or a full disk. And what a path is."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import json
 import math
 import os
@@ -12,7 +15,36 @@ from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Any, BinaryIO, get_args, get_origin
 
+from matchdistill.locking import is_locked, try_lock
 from matchdistill.messages import cause
+
+PARTIAL = ".partial-"  # in the name of a file that is being written
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none that the user may fill
+
+
+def path_of(text: str | Path) -> Path:
+    """A path as it is given anywhere: ``~`` at its start is a home, every other character stands for itself.
+
+    Shells leave ``~`` alone in ``--out=~/x``, and files of settings know no shell. Variables (``$HOME``) are the
+    shell's.
+
+    Raises:
+        ValueError: an empty path, or a home of a user who does not exist.
+
+    Examples:
+        >>> import os
+        >>> os.environ["HOME"] = "/home/ann"
+        >>> str(path_of("~/runs[1]")), str(path_of("$HOME/x"))
+        ('/home/ann/runs[1]', '$HOME/x')
+    """
+    text = str(text)
+    if not text.strip():
+        raise ValueError("a path is empty: is a variable of the shell not set?")
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  (of "./~" pathlib would make a home)
+    if text.startswith("~") and not path.is_absolute():
+        raise ValueError(f"{text}: there is no home of {path.parts[0]}; write ./{text} for a folder of this name")
+    # So that no one expands it a second time.
+    return path.absolute() if path.parts and path.parts[0].startswith("~") else path
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -30,16 +62,44 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partial(path.parent, f".{glob.escape(path.stem)}{PARTIAL}*{glob.escape(path.suffix)}")
     # Not tempfile: its files are private (mode 0600) and would stay so after the rename.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}{PARTIAL}{secrets.token_hex(4)}{path.suffix}")
+    # The lock says that its writer lives.
+    held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
-        write(temporary)
+        try_lock(held)
+        try:
+            write(temporary)
+        except RuntimeError:  # what PyTorch's zip writer makes of all errors of a disk
+            with temporary.open("ab") as file:
+                file.write(b" " * 2**20)  # says so where it is full
+                os.fsync(file.fileno())
+            raise
         # Without the sync, a power cut after the rename can leave an empty file under the final name.
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # a write does not name its file
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(held)
+
+
+def remove_partial(folder: Path, pattern: str = f".*{PARTIAL}*") -> None:
+    """Remove what killed writers have left of their files: not what is being written now, by whatever process.
+
+    Args:
+        folder: where to look.
+        pattern: of the names, with "**/" in front for the folders in it too.
+    """
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process was faster, or the folder is read-only
+            if path.is_file() and is_locked(path) is False:
+                path.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import nn
 
 from matchdistill.building import BUILDERS
 from matchdistill.data import DetectionData, ImageData
-from matchdistill.files import atomic_write, is_kind, read_json, write_json
+from matchdistill.ending import whole
+from matchdistill.files import PARTIAL, atomic_write, is_kind, read_json, remove_partial, write_json
 from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
 from matchdistill.models.detection import weightless
+from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
 from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 
@@ -39,6 +42,13 @@ NEEDED = {
     "results": list[object],
 }
 CELLS = "cells"  # the runs of a comparison
+# What changes nothing of a run's result: where the data is and how it comes in, the logs, and the grid around the run.
+INDIFFERENT = (
+    "compare",
+    *(f"data.{name}" for name in ("root", "workers", "skip_corrupt", "download")),
+    *(f"data.{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations")),
+    "trainer.log_every",
+)
 
 
 def save_student(student: nn.Module, recipe: Recipe, data: ImageData | DetectionData, out: Path) -> None:
@@ -58,11 +68,16 @@ def save_student(student: nn.Module, recipe: Recipe, data: ImageData | Detection
     write_json(out / MODEL, described)
 
 
-def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """The student of a run with its final weights, in evaluation mode, and its description.
 
+    Args:
+        run: the folder.
+        trust: build the network by whatever function the folder names, even one that is of no known library.
+
     Raises:
-        ValueError: the folder holds no finished run, or a damaged one.
+        ValueError: the folder holds no finished run, or a damaged one; or building its student would run code that is not
+            trusted.
     """
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
@@ -75,6 +90,8 @@ def load_student(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         or len(described["class_names"]) != described["num_classes"]
     ):
         raise ValueError(f"{run / MODEL} is damaged, or of another version: expected a task with what belongs to it")
+    if not trust:
+        check_trusted(run, (described["name"], described["options"]))
     model = BUILDERS[task](described["name"], described["num_classes"], **described["options"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
@@ -128,24 +145,39 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
     # Resolved, as values that an older version did not know have their defaults.
     values = read_recipe(path)
-    there = _decisive(plain_config(resolve_recipe(values, recipe_parser(task=task_of(values)))))
-    changed = [key for key, value in _decisive(recipe.config).items() if there.get(key) != value]
-    if changed:
+    there = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    before, now = (_decisive(config, out) for config in (there, recipe.config))
+    if changed := [key for key, value in now.items() if before.get(key) != value]:
         raise ValueError(
             f"{path} differs in {', '.join(changed)}: resume with the same values, or choose another --out"
         )
+    begun = (out / CHECKPOINT).is_file() and not (out / METRICS).is_file()
+    if begun and there["data"]["workers"] != recipe.config["data"]["workers"]:
+        warnings.warn(
+            f"data.workers was {there['data']['workers']} when {out} was begun: other workers vary the images by other "
+            "random numbers, so that the end differs a little from an uncut run's",
+            stacklevel=3,
+        )
 
 
-def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on: not the grid around it, nor whether it stops at a corrupt image."""
-    decisive = {key: value for key, value in config.items() if key != "compare"}
-    if isinstance(config.get("data"), dict):
-        decisive["data"] = {key: value for key, value in config["data"].items() if key != "skip_corrupt"}
-    return decisive
+def _decisive(config: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What a run depends on; the teacher's weights in the comparison around it are where the comparison is."""
+    sections = {
+        section: {key: own for key, own in value.items() if f"{section}.{key}" not in INDIFFERENT}
+        if isinstance(value, dict)
+        else value
+        for section, value in config.items()
+        if section not in INDIFFERENT
+    }
+    inside = Path("teacher", WEIGHTS)
+    if out.absolute().parent.parent.name == CELLS and str(config["teacher"]["weights"]).endswith(str(inside)):
+        sections["teacher"]["weights"] = str(inside)
+    return sections
 
 
 def claim(recipe: Recipe, out: Path) -> None:
-    """Make `out` the folder of this recipe, by writing it there."""
+    """Make `out` the folder of this recipe, by writing it there, and remove what killed processes have left half-written."""
+    remove_partial(out, f"**/.*{PARTIAL}*")
     text = yaml.safe_dump(recipe.config, sort_keys=False)
     atomic_write(out / RECIPE, lambda temporary: temporary.write_text(text))
 
@@ -160,8 +192,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
             OSError: the disk is full, or the folder cannot be written; the old file is left.
         """
         try:
-            atomic_write(Path(path), lambda temporary: torch.save(checkpoint, temporary))
-        except RuntimeError as error:  # what PyTorch's zip writer makes of a full disk
+            with whole():
+                atomic_write(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        except RuntimeError as error:
             raise OSError(f"cannot write checkpoint {path}: {cause(error)}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

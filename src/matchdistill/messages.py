@@ -95,10 +95,13 @@ def attempt(what: str, work: Callable[[], object]) -> None:
 
 
 def console(quiet: bool = False) -> Console:
-    """Standard output; wide where it is no terminal, so that lines in files and pipes stay whole."""
+    """Standard output; wide where it is no terminal, so that lines in files and pipes stay whole.
+
+    Names and paths are printed as they are: brackets and colons in them are no markup.
+    """
     from rich.console import Console
 
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 200)
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
 
 
 def listed(names: Iterable[str], most: int = 30) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from matchdistill.data import DetectionData, ImageData
-from matchdistill.files import read_bytes
+from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
 from matchdistill.models import weights_file
 from matchdistill.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
@@ -107,11 +107,10 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
         ValueError: neither exists, or the file holds no YAML mapping.
     """
     known = packaged()
-    path = Path(name)
     text: str | bytes
     if str(name) in known:
         text = known[str(name)]
-    elif path.is_file():
+    elif (path := path_of(name)).is_file():
         text = read_bytes(path)  # YAML finds out the encoding
     else:
         raise ValueError(
@@ -184,6 +183,9 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
             continue
         if key not in leaves:
             problems[key] = f"unknown key {key!r}{did_you_mean(key, leaves)}"
+            continue
+        if value == "":
+            problems[key] = f"{key} is empty: give a value, or leave it out"
             continue
         try:
             if value is None and not _is_optional(options[key]):  # which the parser takes for no value at all

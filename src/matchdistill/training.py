@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import random
+import subprocess
 import time
 import warnings
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,10 +24,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
+from matchdistill import ending
 from matchdistill.averaging import WeightAverage
 from matchdistill.building import build_module
+from matchdistill.data import DetectionData, ImageData
 from matchdistill.data.loading import mix_seed
-from matchdistill.files import write_json
+from matchdistill.files import remove_partial, write_json
 from matchdistill.folder import (
     CELLS,
     CHECKPOINT,
@@ -36,6 +41,8 @@ from matchdistill.folder import (
     read_metrics,
     save_student,
 )
+from matchdistill.history import History
+from matchdistill.locking import LOCK, held
 from matchdistill.matching import Matching
 from matchdistill.messages import attempt, cause, console
 from matchdistill.models import load_weights
@@ -45,13 +52,15 @@ from matchdistill.report.page import REPORT, write_report
 from matchdistill.settings import Machine
 from matchdistill.tasks.base import Task, metric_label
 
+_started: list[list[subprocess.Popen[bytes]]] = []  # processes of trainings over several, as their launchers list them
+
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the student of a recipe, its teacher first where the recipe says so.
 
-    Writes into `out`: the recipe, `last.ckpt` at the end of every epoch, logs, and when done `student.safetensors` with
-    `model.json`, `metrics.json` and the page `report.html`, made from these and `evidence/`. A run that was killed goes on
-    from its last whole epoch and ends as it would have.
+    Writes into `out`, which it holds against other writers: the recipe, `last.ckpt` at the end of every epoch, logs, and
+    when done `student.safetensors` with `model.json`, `metrics.json` and the page `report.html`, made from these and
+    `evidence/`. A run that was killed goes on from its last whole epoch and ends as it would have.
 
     Args:
         recipe: what to do.
@@ -63,39 +72,59 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
         The metrics, as in `metrics.json`.
 
     Raises:
-        ValueError: `out` holds a run already and `resume` is not set, or holds another recipe's; a model or data that
-            does not fit.
+        ValueError: `out` holds a run already and `resume` is not set, or holds another recipe's, or another process writes
+            there; a model or data that does not fit.
         FloatingPointError: a loss that is not finite.
+        KeyboardInterrupt, Terminated: it was told to end, by Ctrl-C or SIGTERM.
     """
-    first = is_first()
-    if first:
-        check_folder(recipe, out, resume, other=CELLS)
-    if (done := read_metrics(out)) is not None:
-        if first and not (out / REPORT).exists():  # the run was cut as it made it
-            attempt("write the page", lambda: write_report([out]))
-        return done
-    terminal = console(quiet=quiet or not first)
+    first = is_first(recipe.trainer)
+    with ending.orderly():
+        if first and (out / METRICS).is_file() and (out / REPORT).is_file() and not (out / LOCK).exists():
+            check_folder(recipe, out, resume, other=CELLS)  # nothing is written
+            return read_metrics(out) or {}
+        with held(out) if first else contextlib.nullcontext():
+            if first:
+                check_folder(recipe, out, resume, other=CELLS)
+            if (done := read_metrics(out)) is None:
+                return _train(recipe, out, resume, quiet)
+            if first:  # the run was cut as it made its page
+                remove_partial(out)
+                if not (out / REPORT).is_file():
+                    attempt("write the page", lambda: write_report([out]))
+            return done
+
+
+def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> dict[str, Any]:
+    """The run itself, in a folder that is this process's."""
     started = time.monotonic()
+    first = is_first(recipe.trainer)
+    terminal = console(quiet=quiet or not first)
     quieten()
     data = recipe.data
     module = build_module(recipe)
     student, teacher = module.network(), module.guide()
     guide = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
-    if guide is not None:
-        guide.data.setup()
-    trainer = _trainer(recipe, out, terminal)
+    history = History(out, data, started)
+    trainer = _trainer(recipe, out, terminal, history)
     if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     if recipe.trainer.compile:
         check_compiler(trainer.strategy.root_device)
+    for each in (data, *([guide.data] if guide is not None else [])):
+        each.check_shares(trainer.world_size)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
+    seconds = 0.0
     if teacher is not None and guide is not None:
-        fit(guide, out / "teacher", resume, quiet)
+        if first and read_metrics(out / "teacher") is None:
+            look_at(data)
+        begun = time.monotonic()
+        seconds = fit(guide, out / "teacher", resume, quiet)["seconds"]
+        history.started += time.monotonic() - begun
         load_weights(teacher, out / "teacher" / WEIGHTS)
     if module.distiller is not None:
-        terminal.print(str(module.distiller), highlight=False, markup=False, soft_wrap=True)
+        terminal.print(str(module.distiller), highlight=False, soft_wrap=True)
     checkpoint = out / CHECKPOINT
     start = Start()
     trainer.callbacks.insert(0, start)  # type: ignore[attr-defined]
@@ -116,19 +145,27 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
         "teacher": module.teacher_result,
         "parameters": {"student": _parameters(student), "teacher": _parameters(teacher)},
         "corrupt_images": _of_all_ranks(data.corrupt),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds + history.seconds, 1),
     }
     if trainer.is_global_zero:
         save_student(module.network(), recipe, data, out)
-        write_json(out / METRICS, metrics)
         look(module, data, out, trainer.strategy.root_device)
+        write_json(out / METRICS, metrics)  # last: what has metrics is finished, but for its page
         attempt("write the page", lambda: write_report([out]))
     trainer.strategy.barrier()
     return metrics
 
 
-def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
+def look_at(data: ImageData | DetectionData) -> None:
+    """See that the first batches can be read, before a teacher is trained for hours."""
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        with contextlib.closing(cast("Generator[Any]", iter(loader))) as batches:  # which ends its workers
+            next(batches, None)
+
+
+def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> pl.Trainer:
     machine = recipe.trainer
+    out = out.absolute()  # Lightning takes "~" for a home
     on_terminal = terminal.is_terminal and not terminal.quiet
     checkpoints = ModelCheckpoint(
         dirpath=out, filename=Path(CHECKPOINT).stem, save_on_train_epoch_end=True, enable_version_counter=False
@@ -137,6 +174,8 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
         SeedEpochs(recipe.seed),
         Narration(terminal, not on_terminal),
         Evidence(out),
+        history,
+        Signals(),
         checkpoints,
     ]
     if recipe.training.ema is not None:
@@ -151,7 +190,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console) -> pl.Trainer:
         accumulate_grad_batches=recipe.training.accumulate,
         log_every_n_steps=machine.log_every,
         callbacks=callbacks,
-        logger=[TensorBoardLogger(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
+        logger=[TensorBoard(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
         enable_progress_bar=on_terminal,
@@ -203,6 +242,44 @@ class Start(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """It has."""
         self.begun = True
+
+
+class Signals(Callback):
+    """Ctrl-C and SIGTERM are the run's, not Lightning's, whose handlers wait for other processes that may be gone."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has just set its own."""
+        ending.take_signals()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the processes that this one has started, which take part in the trainings after this one too."""
+        _started.append(getattr(trainer.strategy.launcher, "procs", []))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the processes that this one has started, which would wait for it; or end as one of them that was told to."""
+        codes = set()
+        processes = [process for started in _started for process in started]
+        for started in _started:
+            started.clear()  # Lightning watches them, and kills this process too when one is gone
+        for process in processes:
+            if isinstance(exception, RuntimeError):  # what comes of a process that does not answer any more
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    codes.add(process.wait(timeout=3))
+            process.kill()
+            process.wait()
+        _started.clear()
+        for number, code in ending.CODES.items():
+            if code in codes:
+                raise ending.exception(number) from exception
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's logs in the folder that is named: Lightning would take "$HOME" in it for a variable."""
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the logs."""
+        return str(Path(self.root_dir, str(self.version)))
 
 
 class SeedEpochs(Callback):
@@ -274,9 +351,16 @@ class Narration(Callback):
         self.terminal.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes and reports; the only one, or rank 0."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+def is_first(machine: Machine) -> bool:
+    """Whether this is the process that writes and reports: the only one, or rank 0.
+
+    Ranks in the environment count where there are several processes alone: one of SLURM's tasks, or what is left of another
+    run, may have any.
+    """
+    quieten()
+    trainer = machine_trainer(machine, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # by which Lightning logs and warns
+    return bool(trainer.is_global_zero)
 
 
 def _of_all_ranks(names: list[str]) -> list[str]:

@@ -12,11 +12,14 @@ from matchdistill.export import load_detector, load_exported
 from matchdistill.folder import WEIGHTS
 from matchdistill.models import load_weights
 from matchdistill.models.detection import weightless
+from matchdistill.models.trust import check_trusted
 from matchdistill.recipe import Recipe
 from matchdistill.training import machine_trainer, quieten
 
 
-def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str, dict[str, float]]:
+def validate(
+    recipe: Recipe, run: Path, weights: Path | None = None, trust: bool = False
+) -> dict[str, dict[str, float]]:
     """Measure the student of a run, and its teacher where its weights are there.
 
     Args:
@@ -24,15 +27,21 @@ def validate(recipe: Recipe, run: Path, weights: Path | None = None) -> dict[str
         run: its folder.
         weights: what the student is loaded from, a checkpoint or exported weights, or its exported program (.onnx, .pt2);
             None: its final weights.
+        trust: build networks by whatever functions the recipe names, and load `.pt2` files, which can run code.
 
     Returns:
         For "student" and "teacher" the metrics by name: the shares of images right ("top1", and with more than 5 classes
         "top5"), or of a detector its average precisions ("ap", "ap50", ..., "mask_ap", ...).
 
     Raises:
-        ValueError: weights that are missing or do not fit, or a package that is missing for them.
+        ValueError: weights that are missing or do not fit, or a package that is missing for them; or something that would
+            run code that is not trusted.
     """
     quieten()
+    if not trust:
+        check_trusted(run, *((network.name, network.options) for network in (recipe.student, recipe.teacher)))
+        if weights is not None and weights.suffix.lower() == ".pt2":
+            raise ValueError(f"{weights}: torch.export can run code that is in a file: give --trust if it is your own")
     data = recipe.data
     data.setup()
     student: nn.Module

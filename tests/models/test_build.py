@@ -277,11 +277,8 @@ def test_weights_of_an_installed_package(tmp_path, monkeypatch):
     for wrong, part in (
         ("around.some_weights:none.pth", "there is no such file"),
         ("no_weights:a.pth", "no package 'no_weights': install it"),
-        (
-            "no_weights.large:a.pth",
-            "no package 'no_weights.large' \\(ModuleNotFoundError: No module named 'no_weights'",
-        ),
-        ("around.some_weights.large:a.pth", "large' \\(RuntimeError: it is only looked for"),
+        ("no_weights.large:a.pth", "no package 'no_weights.large': install it"),
+        ("around.some_weights.large:a.pth", "no package 'around.some_weights.large': install it"),
         ("__main__:a.pth", "no package '__main__'"),
     ):
         with pytest.raises(ValueError, match=part) as info:

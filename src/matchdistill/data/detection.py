@@ -11,6 +11,7 @@ from torch import Tensor
 from matchdistill.data.coco import CocoDataset, CocoImages, read_coco
 from matchdistill.data.masks import rasteriser
 from matchdistill.data.module import DataModule
+from matchdistill.files import path_of
 
 
 class DetectionData(DataModule):
@@ -106,7 +107,7 @@ class DetectionData(DataModule):
             seed,
         )
         assert root is not None
-        self.root = Path(root).expanduser()
+        self.root = path_of(root)
         self.train_images = train_images
         self.val_images = val_images
         self.train_annotations = train_annotations

@@ -22,6 +22,7 @@ from matchdistill.data.tensors import (
     load_digits,
     load_fashion_mnist,
 )
+from matchdistill.files import path_of
 from matchdistill.messages import did_you_mean, whole
 
 Images = GrayImages | ImageFiles
@@ -139,7 +140,7 @@ class ImageData(DataModule):
             seed,
         )
         self.name: str = name
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else path_of(root)
         self.image_size = image_size or IMAGE_SIZES[name]
         self.augment = augment
         self.download = download

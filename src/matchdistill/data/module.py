@@ -132,16 +132,22 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"data.{argument} is {value}, but there are only {len(groups)} images")
         return images.subset(balanced_subset(groups, last - first, seed, first))
 
+    def check_shares(self, world: int) -> None:
+        """Raise a ValueError unless there are enough images for so many processes."""
+        self.setup()
+        if -(-len(self.train_set) // world) < self.fewest:
+            raise ValueError(
+                f"{len(self.train_set)} training images for {world} processes: each needs {self.fewest} at least"
+            )
+        strided_batches(len(self.val_set), self.batch_size, 0, world)
+
     def train_dataloader(self) -> BatchLoader:
         """This rank's share of the training images, shuffled anew in each epoch that its sampler is told of."""
         self.setup()
         rank, world = rank_and_world()
+        self.check_shares(world)
         generator = Generator()
         sampler = EpochSampler(self.train_set, self.seed, generator, rank, world)
-        if len(sampler) < self.fewest:
-            raise ValueError(
-                f"{len(self.train_set)} training images for {world} processes: each needs {self.fewest} at least"
-            )
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.
         drop_last = len(sampler) >= self.batch_size

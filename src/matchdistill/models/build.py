@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from matchdistill.files import path_of
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.weights import load_weights, no_file
 
@@ -81,25 +82,32 @@ def weights_file(weights: str) -> Path | None:
     Raises:
         ValueError: there is no such file or package.
     """
-    file = Path(weights).expanduser()
+    file = path_of(weights)
     package, _, inside = weights.partition(":")
     # A single letter is a drive of Windows.
     named = len(package) > 1 and all(part.isidentifier() for part in package.split("."))
     if not file.is_file() and inside and named:
-        spec, why = None, ""
-        try:
-            spec = importlib.util.find_spec(package)
-        except Exception as error:  # it imports the packages around this one, which can fail in every way
-            why = f" ({cause(error)})"
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"weights {weights}: there is no package {package!r}{why}: install it, or name a file")
-        file = Path(spec.submodule_search_locations[0], inside)
+        folder = _package_folder(package)
+        if folder is None:
+            raise ValueError(f"weights {weights}: there is no package {package!r}: install it, or name a file")
+        file = folder / inside
     # A folder may have the name that a library has for its own weights.
     elif not (file.suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or file.is_file()):
         return None
     if not file.is_file():
         raise ValueError(f"weights {weights}: {no_file(file)}")
     return file
+
+
+def _package_folder(package: str) -> Path | None:
+    """Where a package is, which is not imported, nor are those around it."""
+    outermost, *inside = package.split(".")
+    try:
+        spec = importlib.util.find_spec(outermost)
+    except ValueError:  # __main__
+        return None
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return next((folder for place in places if (folder := Path(place, *inside)).is_dir()), None)
 
 
 def _library_models(library: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from matchdistill.files import atomic_write
+from matchdistill.files import atomic_write, path_of
 from matchdistill.messages import cause
 from matchdistill.models.skipping import SKIPPING, Code, Skipped
 
@@ -64,7 +64,7 @@ def load_weights(
         >>> load_weights(nn.Linear(4, 3), path, strict=False)
         ['weight is (2, 4) in the file, (3, 4) in the model', 'bias is (2,) in the file, (3,) in the model']
     """
-    path = Path(path).expanduser()
+    path = path_of(path)
     own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     state = _chosen(_read(path), own, path)
     if adapt is not None:

@@ -29,13 +29,14 @@ from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.functional import ignored
 from matchdistill.matching import Matching
-from matchdistill.measuring import measured, peak_memory, watch_memory
+from matchdistill.measuring import measured, watch_memory
 from matchdistill.messages import attempt, cause
 from matchdistill.probing import evaluating, unchanged
 from matchdistill.tasks.base import Task
 
 FOLDER = "evidence"
 ENVIRONMENT, REFRESHES, COSTS = f"{FOLDER}/environment.json", f"{FOLDER}/refreshes.json", f"{FOLDER}/costs.json"
+EPOCHS = f"{FOLDER}/epochs.json"
 FIRST, LAST, FINAL = (f"{FOLDER}/{name}.safetensors" for name in ("first", "last", "final"))
 PICTURES = f"{FOLDER}/pictures.safetensors"
 
@@ -62,7 +63,12 @@ class Evidence(Callback):
         """Keep where the run takes place, and leave out the refreshes after the checkpoint that it goes on from."""
 
         def keep() -> None:
-            write_json(self.out / ENVIRONMENT, environment(pl_module.device, trainer.world_size))
+            described = environment(pl_module.device, trainer.world_size)
+            if trainer.global_step:  # the run goes on
+                first = read_json(self.out / ENVIRONMENT) if (self.out / ENVIRONMENT).is_file() else {}
+                resumed = [*first.get("resumed", []), described["begun"]]
+                described |= {"begun": first.get("begun", "unknown"), "resumed": resumed}
+            write_json(self.out / ENVIRONMENT, described)
             before = [each for each in read_refreshes(self.out) if each["step"] <= trainer.global_step]
             write_json(self.out / REFRESHES, {"refreshes": before})
 
@@ -121,16 +127,17 @@ class Evidence(Callback):
         seconds = {"seconds/epoch": time.monotonic() - self._started, "seconds/validation": self._validating}
         pl_module.log_dict(seconds)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the most memory that was held."""
-        if trainer.is_global_zero:
-            attempt("keep the memory", lambda: write_json(self.out / COSTS, {"memory": peak_memory(pl_module.device)}))
-
 
 def read_refreshes(out: Path) -> list[dict[str, Any]]:
     """The refreshes of a run so far, each with step, epoch, images, seconds, and cost and churn by position."""
     path = out / REFRESHES
     return list(read_json(path, refreshes=list)["refreshes"]) if path.is_file() else []
+
+
+def read_epochs(out: Path) -> list[dict[str, Any]]:
+    """The whole epochs of a run so far, each with epoch, step, and what it came to by name."""
+    path = out / EPOCHS
+    return list(read_json(path, epochs=list)["epochs"]) if path.is_file() else []
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:

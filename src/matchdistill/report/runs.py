@@ -75,6 +75,13 @@ class Run:
         """
         by_epoch: dict[str, list[Point]] = {}
         by_step: dict[str, list[Point]] = {}
+        for each in evidence.read_epochs(self.folder):
+            for name, value in each.items():
+                if name not in ("epoch", "step") and value is not None:
+                    by_epoch.setdefault(name, []).append(Point(each["step"] - 1, each["epoch"], value))
+        if by_epoch:
+            return by_epoch
+        # Of a run within its first epoch, or of an older version.
         versions = [path for path in (self.folder / "logs").glob("version_*/metrics.csv") if _version(path) >= 0]
         for path in sorted(versions, key=_version):
             try:

@@ -1,0 +1,50 @@
+"""What is built from a folder that somebody else may have made: networks of libraries, and no code that it names.
+
+A name of a network can be any function of any module, with any arguments. In a recipe that a user runs this is what is
+wanted. In the folder of a run it would be the folder that says what is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matchdistill.models.detection import detector
+from matchdistill.models.shufflenet import shufflenet_v2_x1_0
+from matchdistill.models.small import small_resnet
+
+LIBRARIES = ("torchvision", "timm")  # names of these are looked up in their own lists
+OWN = {
+    f"{module}:{function.__name__}"
+    for function in (small_resnet, detector, shufflenet_v2_x1_0)
+    for module in ("matchdistill.models", function.__module__)
+}
+READS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # of timm: files of its own, read as it does
+
+
+def check_trusted(folder: Path, *networks: tuple[str | None, Mapping[str, Any]]) -> None:
+    """Raise a ValueError if building networks that a folder names could run other code than of known libraries.
+
+    Args:
+        folder: what names them, for the error.
+        networks: of each the name, None for none, and the options of the function that builds it.
+    """
+    for name, options in networks:
+        if name is not None and (found := _foreign(name, options)):
+            raise ValueError(
+                f"{folder}: {found}. From a folder, only networks of {', '.join(LIBRARIES)} and matchdistill are built "
+                "without --trust: give it if the folder is of your own making, or you trust whoever made it"
+            )
+
+
+def _foreign(name: str, options: Mapping[str, Any]) -> str:
+    """What building a network would do that is not known to be harmless; empty if nothing."""
+    library, _, entry = name.partition(":")
+    if library in LIBRARIES:
+        given = [key for key in READS if library == "timm" and key in options]
+        return f"it builds {name} with the option {given[0]}, which makes timm read other files" if given else ""
+    if name not in OWN:
+        return f"it builds its network by importing {library!r} and calling {entry!r} of it"
+    backbone = options.get("backbone")
+    return _foreign(backbone, {}) if isinstance(backbone, str) else ""
