@@ -6,6 +6,7 @@ Axes: N batch, C channels, T tokens, 0 1 2 position axes of the image (H and W; 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,12 +46,12 @@ class Layout:
 
     axes: tuple[Axis, ...]
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the axes."""
         return tuple(_size(axis) for axis in self.axes)
 
-    @property
+    @functools.cached_property
     def channel_dim(self) -> int | None:
         """The one axis of channels alone; None where there is none, or several."""
         found = [number for number, axis in enumerate(self.axes) if axis and all(part.of == CHANNELS for part in axis)]
@@ -62,7 +63,7 @@ class Layout:
         extras = [part.of.before for axis in self.axes for part in axis if isinstance(part.of, Extra)]
         return sum(extras)
 
-    @property
+    @functools.cached_property
     def grid(self) -> tuple[int, ...] | None:
         """The sizes of the image's position axes, of a value that has every position in one place.
 
