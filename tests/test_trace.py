@@ -124,7 +124,7 @@ def test_first_tensor_of_nested_outputs_counts() -> None:
         (lambda self, x: self.conv(x).flatten(2), (2, 4, 64), 1),
         (lambda self, x: self.conv(x).flatten(2).transpose(1, 2), (2, 64, 4), 2),
         (lambda self, x: self.conv(x).flatten(2).mT, (2, 64, 4), 2),
-        (lambda self, x: self.conv(x).view(2, 2, 2, 8, 8).transpose(1, 2).reshape(2, 4, 8, 8), (2, 4, 8, 8), None),
+        (lambda self, x: self.conv(x).view(2, 2, 2, 8, 8).transpose(1, 2).reshape(2, 4, 8, 8), (2, 4, 8, 8), 1),
         (lambda self, x: self.linear(x), (2, 3, 8, 4), 3),
         (lambda self, x: self.linear(x).permute(0, 3, 1, 2), (2, 4, 3, 8), 1),
         (lambda self, x: self.linear(x).roll(1, 2).reshape(2, 24, 4), (2, 24, 4), 2),

@@ -35,21 +35,20 @@ def pair_candidates(
     if len(student) == 1:
         ends = [stage[-1] for stage in teacher][-min(limit, len(student[0])) :]
         return list(zip(ends, _alike(student[0], ends), strict=True))
-    ends = [stage[-1] for stage in student][-limit:]
+    ends = [stage[-1] for stage in student]
     if len(teacher) == 1:
-        ends = ends[-len(teacher[0]) :]
+        ends = ends[-min(limit, len(teacher[0])) :]
         return list(zip(_alike(teacher[0], ends), ends, strict=True))
-    pairs = []
-    last = teacher[-1]
-    deep = [end for end in ends if _same_size(last[-1], end) or level(end.operation) < level(last[-1].operation)]
-    for end in ends[: len(ends) - len(deep)]:
+    pairs: list[tuple[Candidate, Candidate]] = []
+    deep: list[Candidate] = []
+    for end in ends:
         nearest = min(teacher, key=lambda stage: _distance(stage[-1], end))
-        if _same_size(nearest[-1], end):
+        if nearest is teacher[-1] and (deep or _same_size(nearest[-1], end) or pairs):
+            deep.append(end)
+        elif _same_size(nearest[-1], end):
             pairs.append((nearest[-1], end))
-    if not pairs and not any(_same_size(last[-1], end) for end in deep):
-        return []
-    deep = deep[-len(last) :]
-    return [*pairs, *zip(_alike(last, deep), deep, strict=True)]
+    deep = deep[-len(teacher[-1]) :]
+    return [*pairs, *zip(_alike(teacher[-1], deep), deep, strict=True)][-limit:]
 
 
 def _distance(first: Candidate, second: Candidate) -> float:

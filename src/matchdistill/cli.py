@@ -16,6 +16,7 @@ from matchdistill.files import path_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+    from torch import Tensor
 
 # The modules of the commands are imported by them: `matchdistill --help` need not wait for PyTorch.
 
@@ -223,6 +224,14 @@ def taps(arguments: Sequence[str]) -> None:
     parser.add_argument("student", type=str, help="likewise")
     parser.add_argument("--image_size", type=int, default=None, help="pixels; default: what the models ask for")
     parser.add_argument("--channels", type=int, default=3, help="of the images")
+    parser.add_argument(
+        "--example",
+        type=str,
+        nargs="+",
+        default=None,
+        help="inputs of other kinds, each by its shape without the batch: 3x16x112x112 a video, 1x16000 a sequence, 12:int "
+        "whole numbers; several for networks of several inputs",
+    )
     parser.add_argument("--reduction", type=str, default="amp", help="sm, rd, amp, max or mean")
     parser.add_argument("--task", type=Literal["classification", "detection"], default="classification")
     parser.add_argument("--teacher_options", type=dict[str, Any], default={}, help="of the function that builds it")
@@ -237,8 +246,12 @@ def taps(arguments: Sequence[str]) -> None:
     from matchdistill.models import build_detector, build_model
     from matchdistill.models.detection import distilled_part
 
-    example = None
-    if options.image_size is not None:
+    example: Any = None
+    if options.example is not None:
+        if options.image_size is not None:
+            raise ValueError("--example and --image_size are both given: give one of them")
+        example = tuple(map(_input, options.example))
+    elif options.image_size is not None:
         if min(options.image_size, options.channels) < 1:
             raise ValueError(
                 f"--image_size {options.image_size} --channels {options.channels}: expected at least 1 each"
@@ -251,7 +264,7 @@ def taps(arguments: Sequence[str]) -> None:
         teacher, student = (build_model(name, **own) for name, own in networks)
     distiller = MatchingDistiller(teacher, student, reduction=options.reduction, example=example)
     table = Table(title=f"{options.teacher} -> {options.student}", show_lines=True)
-    for heading in ("teacher tap", "student tap", "channels", "map", "G", "margins"):
+    for heading in ("teacher tap", "student tap", "channels", "map", "G", "margins", "body"):
         table.add_column(heading, overflow="fold")
     for position in distiller.positions:
         table.add_row(
@@ -260,8 +273,23 @@ def taps(arguments: Sequence[str]) -> None:
             " -> ".join(dict.fromkeys("x".join(map(str, size)) for size in position.spatial)),
             str(position.index.shape[1]),
             position.margin_norm or "measured",
+            f"{position.guided_share:.0%}",
         )
+    table.caption = (
+        f"body: share of the student's weights that lead to the position; to any: {distiller.guided_share:.0%}"
+    )
     console().print(table)
+
+
+def _input(text: str) -> Tensor:
+    """A batch of two zeros from a shape, "3x224x224", or "12:int"."""
+    import torch
+
+    shape, _, kind = text.partition(":")
+    sizes = shape.split("x") if shape else []
+    if kind not in ("", "int") or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"--example {text}: expected a shape without the batch, such as 3x224x224, or 12:int")
+    return torch.zeros(2, *map(int, sizes), dtype=torch.int64 if kind else torch.float32)
 
 
 def recipes(arguments: Sequence[str]) -> None:

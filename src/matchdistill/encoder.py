@@ -156,7 +156,9 @@ def _is_stage(dominators: Dominators, stages: list[list[Operation]], deepest: Op
     thickness = [after - before for before, after in itertools.pairwise([0, *ends])]
     blocks = [any(closes_block(trace, value) for value in stage) for stage in stages]
     own = trace.elements(deepest.weights & ~stages[-2][-1].weights) / max(1, trace.elements(deepest.weights))
-    if own < (0.02 if blocks[-1] or sum(blocks) < 2 else 0.1):
+    if thickness[-1] == 0 or 0 < own < (
+        0.02 if blocks[-1] or sum(blocks) < 2 else 0.1
+    ):  # 0: the weights are those before
         return False
     if thickness[-1] == 1 and max(thickness) > 3 and not blocks[-1]:
         return False
@@ -265,9 +267,10 @@ def _module(trace: Trace, stages: list[list[Operation]], deepest: Operation) -> 
 
     All changes of resolution lie in it, and half of the layers or of the weights on the way to the deepest feature.
     """
-    path: list[str] = []
     # What has no weights before it prepares the image.
-    for names in zip(*(stage[0].module.split(".") for stage in stages if stage[0].weights), strict=False):
+    starts = [stage[0].module.split(".") for stage in stages if stage[0].weights]
+    path: list[str] = []
+    for names in zip(*starts, strict=False) if len(starts) > 1 else ():
         if len(set(names)) > 1:
             break
         path.append(names[0])

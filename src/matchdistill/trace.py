@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -297,7 +298,7 @@ def traced(
     """
     arguments = example, options or {}
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with _silent(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             with _Shapes(mode):
                 copied = copy.deepcopy(model)
             args, kwargs = tree_map_only(Tensor, lambda value: mode.from_tensor(value).clone(), arguments)
@@ -310,6 +311,17 @@ def traced(
             trace = Trace(probe, args, kwargs, training)
     trace.model = model
     return trace
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """PyTorch logs what fails on shapes alone, though that is no more than a try."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 class _Shapes(TorchFunctionMode):
