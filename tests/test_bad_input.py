@@ -457,8 +457,15 @@ CASES = [
     ),
     run(
         "a model that is unknown",
-        "there is no library or module 'nothing'",
-        edited("model.json", name="nothing:net"),
+        "model 'timm:nothing': timm has no such model",
+        edited("model.json", name="timm:nothing"),
+        "export",
+        "run",
+    ),
+    run(
+        "a model by a function of somebody's",
+        "it builds its network by importing 'theirs' and calling 'net' of it. From a folder, only networks of torchvision",
+        edited("model.json", name="theirs:net"),
         "export",
         "run",
     ),
