@@ -73,5 +73,5 @@ def test_the_average_of_the_weights(tiny, tmp_path, monkeypatch, method, accumul
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2])
 def test_decays_that_average_nothing(tiny, decay):
-    with pytest.raises(ValueError, match=rf"training.ema is {float(decay)}: expected a decay from 0 to below 1"):
+    with pytest.raises(ValueError, match=rf"training.ema is {float(decay)}: expected a number from 0 to below 1"):
         tiny(f"--training.ema={decay}")

@@ -1,6 +1,6 @@
 """Every kind of bad input that we know, and what each gets: one line that says what is wrong, and exit code 2.
 
-`python tests/test_bad_input.py` writes the list as docs/bad-input.md.
+`python tests/test_bad_input.py` writes the list as docs/bad-input.md, which docs/reliability.md includes.
 """
 
 import json
@@ -457,8 +457,15 @@ CASES = [
     ),
     run(
         "a model that is unknown",
-        "there is no library or module 'nothing'",
-        edited("model.json", name="nothing:net"),
+        "model 'timm:nothing': timm has no such model",
+        edited("model.json", name="timm:nothing"),
+        "export",
+        "run",
+    ),
+    run(
+        "a model by a function of somebody's",
+        "it builds its network by importing 'theirs' and calling 'net' of it. From a folder, only networks of torchvision",
+        edited("model.json", name="theirs:net"),
         "export",
         "run",
     ),
@@ -552,14 +559,13 @@ def test_bad_input_gets_one_line(case, finished, tmp_path, monkeypatch, capfd):
 
 
 def page() -> str:
-    """The list."""
-    lines = ["# Bad input, and what it gets", ""]
-    lines += [
+    """The list, as a section of a page."""
+    lines = [
         f"Each of these {len(CASES)} inputs ends with exit code 2 and one line on standard error, of which the part that",
-        "matters is below. `tests/test_bad_input.py` runs all of them, and writes this page.",
+        "matters is below. `tests/test_bad_input.py` runs all of them, and writes this list.",
     ]
     for group, cases in groupby(CASES, lambda case: case.group):
-        lines += ["", f"## {group}", "", "| given | said |", "|---|---|"]
+        lines += ["", f"### {group}", "", "| given | said |", "|---|---|"]
         lines += [f"| {case.given} | {case.said.replace('|', '&#124;')} |" for case in cases]
     return "\n".join(lines) + "\n"
 

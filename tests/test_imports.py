@@ -1,7 +1,10 @@
-"""The core is light to import and knows nothing of the layers built on it."""
+"""The core is light to import and knows nothing of the layers built on it; each file imports what stands above it in
+CONTRIBUTING.
+"""
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 import matchdistill
 
 PACKAGE = Path(matchdistill.__file__).parent
-CORE = ("functional", "reduction", "matching", "trace", "taps", "distiller", "refresh")
+TABLE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+CORE = ("functional", "reduction", "matching", "trace", "taps", "choice", "distiller", "refresh", "baselines")
 OUTER_LAYERS = {
     f"matchdistill.{name}" for name in ("tasks", "data", "models", "cli", "compare", "integrations", "report")
 }
@@ -92,6 +96,28 @@ def test_core_modules_exist():
 @pytest.mark.parametrize("path", CORE_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_core_modules_import_nothing_of_the_outer_layers(path):
     assert sorted(name for name in modules_of(path) if within(name, OUTER_LAYERS | HEAVY)) == []
+
+
+def lines() -> dict[str, int]:
+    """The line of CONTRIBUTING's table of each file and folder at the package's root."""
+    table = TABLE.read_text("utf-8").partition("| file | what it is |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
+    return {name: at for at, cell in enumerate(cells) for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)}
+
+
+def test_the_table_has_every_file_and_no_other():
+    there = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(lines()) == there - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_stands_above_it(path):
+    table = lines()
+    unit = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if unit in ("__init__", "__main__"):  # the public names, and the command
+        return
+    imported = {name.split(".")[1] for name in modules_of(path) if name.startswith("matchdistill.")} - {unit}
+    assert sorted(name for name in imported if table.get(name, -1) > table[unit]) == []
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
