@@ -782,7 +782,7 @@ def test_network_without_maps_lists_what_could_be_tapped(role: str) -> None:
     networks = {"teacher": Plain(8), "student": Plain(4)} | {role: flat}
     with pytest.raises(
         ValueError,
-        match=f"no position in the {role}: .*flat \(2, 3072\), hidden \(2, 8\), relu \(2, 8\), head \(2, 2\)",
+        match=rf"no position in the {role}: .*flat \(2, 3072\), hidden \(2, 8\), relu \(2, 8\), head \(2, 2\)",
     ):
         find_taps(**networks, example=SMALL)
 
