@@ -105,6 +105,7 @@ class Layout:
         Tokens beside the image's are left out.
 
         Examples:
+            >>> import torch
             >>> rows = reshaped(image_layout((2, 5, 4, 6), 1), (2, 5, 4, 2, 3))
             >>> columns = Layout((*rows.axes[:2], (*rows.axes[3], *rows.axes[2], *rows.axes[4])))
             >>> columns.in_order, columns.to_map(torch.zeros(7, 5, 24)).shape
@@ -159,8 +160,8 @@ def reshaped(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
     Examples:
         >>> windows = reshaped(image_layout((2, 8, 6, 5), 3), (2, 2, 4, 2, 3, 5))
-        >>> windows.grid, permuted(windows, (0, 1, 3, 2, 4, 5)).grid
-        ((8, 6), None)
+        >>> windows.in_order, permuted(windows, (0, 1, 3, 2, 4, 5)).in_order
+        (True, False)
     """
     if math.prod(layout.shape) != math.prod(shape):
         return None
