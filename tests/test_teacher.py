@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from matchdistill import MatchingDistiller
 from matchdistill.capture import Captured
 from matchdistill.models import small_resnet
 from matchdistill.taps import Tap
 from matchdistill.teacher import FrozenTeacher
+from networks import Plain
 
 
 def captured(*args, **kwargs):
@@ -121,3 +123,18 @@ def test_a_network_without_weights():
 def test_taps_that_do_not_exist():
     with pytest.raises(ValueError, match=r"no module 'layer4'"):
         FrozenTeacher(small_resnet(width=2), [Tap("layer4", "output")])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_teacher_of_another_floating_point_type_than_the_student(dtype):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 16, 16)
+    teacher, students = Plain(8), (Plain(4), Plain(4))
+    students[1].load_state_dict(students[0].state_dict())
+    losses = []
+    for network, student in zip((teacher, copy.deepcopy(teacher).to(dtype)), students, strict=True):
+        distiller = MatchingDistiller(network, student, example=images)
+        distiller.refresh([images])
+        losses.append(distiller(images)[1].detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05 if dtype == torch.bfloat16 else 1e-5, atol=0)
+    assert next(teacher.parameters()).dtype == torch.float32

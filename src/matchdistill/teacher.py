@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from matchdistill.capture import ARGUMENTS, Capture, Captured, ChangedInPlaceError, copy_of
 from matchdistill.functional import wide
@@ -63,6 +64,7 @@ class FrozenTeacher:
         teacher = self.on(tensors[0].device) if tensors else self
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
         args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
+        args, kwargs = teacher.in_own_type((args, kwargs))
         try:
             with training_kept(teacher.shared), torch.no_grad(), teacher.capture(alone=True) as own:
                 # All or some of it may be part of a larger model that was put into training mode.
@@ -80,6 +82,20 @@ class FrozenTeacher:
                 ) from error
             raise
         return own.values
+
+    def in_own_type(self, arguments: Any) -> Any:
+        """Arguments with floating point values in the type of the teacher's weights; autocast sees to it where it is on."""
+        weight = next((value for value in self.model.parameters() if value.is_floating_point()), None)
+        if weight is None:
+            return arguments
+        kind = weight.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return arguments
+
+        def convert(value: Tensor) -> Tensor:
+            return value.to(weight.dtype) if value.is_floating_point() else value
+
+        return tree_map_only(Tensor, convert, arguments)
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Change every parameter and buffer, as `nn.Module._apply` does for modules that hold modules."""
