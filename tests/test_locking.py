@@ -113,14 +113,24 @@ def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
 
 def test_of_many_that_begin_at_once_one_gets_it(tmp_path):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom matchdistill import locking\n"
-        "while time.time() < float(sys.argv[2]): pass\n"
-        "with locking.held(Path(sys.argv[1])): time.sleep(2)\n"
+        "import sys\nfrom pathlib import Path\nfrom matchdistill import locking\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\n"
+        "with locking.held(Path(sys.argv[1])): sys.stdin.readline()\n"
     )
-    at = str(time.time() + 2)
-    arguments = [sys.executable, "-c", script, str(tmp_path / "new" / "run"), at]
-    started = [subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    errors = [process.communicate(timeout=60)[1] for process in started]
+    command = [sys.executable, "-c", script, str(tmp_path / "new" / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen(command, text=True, **pipes) for _ in range(4)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("begin\n")
+        process.stdin.flush()
+    begun = time.monotonic()
+    while sum(process.poll() is None for process in started) > 1 and time.monotonic() - begun < 60:
+        time.sleep(0.05)
+    errors = [
+        process.communicate(timeout=60)[1] for process in started
+    ]  # which closes the input of the one that holds it
     assert sorted(process.returncode for process in started) == [0, 1, 1, 1]
     assert sum("ValueError" in error and "is in use by" in error for error in errors) == 3
     assert list(tmp_path.iterdir()) == []

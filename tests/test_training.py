@@ -344,7 +344,7 @@ def test_files_of_something_else_are_left_alone(tiny, tmp_path, name, resume):
         (["--data.train_limit=9999"], "data.train_limit is 9999"),
         (["--trainer.accelerator=cud"], "trainer does not fit this machine"),
         (["--trainer.accelerator=tpu"], "trainer does not fit this machine"),
-        (["--trainer.devices=0"], "trainer does not fit this machine"),
+        (["--trainer.devices=0"], "trainer.devices is 0: expected a whole number from 1"),
         (["--trainer.strategy=dpp"], "trainer does not fit this machine"),
         (["--trainer.precision=16-mixed"], "trainer.precision '16-mixed' needs a GPU: give 'bf16-mixed' or '32-true'"),
         (

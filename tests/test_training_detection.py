@@ -104,32 +104,32 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
     assert metrics["teacher"].keys() == metrics["student"].keys() >= {"ap", "ap50", "ap75"}
     assert metrics["teacher"] == json.loads((out / "teacher" / "metrics.json").read_text())["student"]
     for weights in (None, "last.ckpt"):
-        measured = validate(small(*arguments), out, weights and out / weights)
+        measured = validate(small(*arguments), out, weights and out / weights, trust=True)
         assert measured == {role: pytest.approx(metrics[role]) for role in ("student", "teacher")}
 
-    assert cli.main(["validate", str(out)]) == 0
+    assert cli.main(["validate", str(out), "--trust"]) == 0
     shown = capsys.readouterr().out
     assert "AP50" in shown
     assert "error" not in shown
-    assert cli.main(["export", str(out), "--out", str(tmp_path / "detector.safetensors")]) == 0
+    assert cli.main(["export", str(out), "--trust", "--out", str(tmp_path / "detector.safetensors")]) == 0
     assert_equal(load_file(tmp_path / "detector.safetensors"), load_file(out / "student.safetensors"))
     images = [torch.rand(3, 40, 60)]
     rebuilt, described = load_student(out, trust=True)
     assert described["task"] == "detection"
     with torch.no_grad():
         assert rebuilt(images)[0]["boxes"].shape[1] == 4
-    assert cli.main(["export", str(out), "--format=pt2"]) == 2
+    assert cli.main(["export", str(out), "--trust", "--format=pt2"]) == 2
     assert "detectors are exported as safetensors or onnx" in capsys.readouterr().err
     assert not (out / "export" / "model.pt2").exists()
     (tmp_path / "student.pt2").write_bytes(b"")
     with pytest.raises(ValueError, match=r"measured from weights \(.safetensors, .ckpt\) or .onnx"):
-        validate(small(*arguments), out, tmp_path / "student.pt2")
+        validate(small(*arguments), out, tmp_path / "student.pt2", trust=True)
     pytest.importorskip("onnxruntime")
-    assert cli.main(["export", str(out), "--format=onnx"]) == 0
+    assert cli.main(["export", str(out), "--trust", "--format=onnx"]) == 0
     capsys.readouterr()
-    assert cli.main(["validate", str(out / "export" / "model.onnx")]) == 0
+    assert cli.main(["validate", str(out / "export" / "model.onnx"), "--trust"]) == 0
     assert "AP50" in capsys.readouterr().out
-    measured = validate(small(*arguments), out, out / "export" / "model.onnx")
+    measured = validate(small(*arguments), out, out / "export" / "model.onnx", trust=True)
     assert measured["student"] == pytest.approx(metrics["student"], abs=1e-3)
 
 
