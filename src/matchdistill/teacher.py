@@ -64,7 +64,10 @@ class FrozenTeacher:
         teacher = self.on(tensors[0].device) if tensors else self
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
         args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
-        args, kwargs = teacher.in_own_type((args, kwargs))
+        given = next((value.dtype for value in tensors if value.is_floating_point()), None)
+        own_type = teacher.other_type(given)
+        if own_type is not None:
+            args, kwargs = in_type((args, kwargs), own_type)
         try:
             with training_kept(teacher.shared), torch.no_grad(), teacher.capture(alone=True) as own:
                 # All or some of it may be part of a larger model that was put into training mode.
@@ -81,21 +84,19 @@ class FrozenTeacher:
                     f"{misfit}. Both are run on the same arguments: give both the same signature, or wrap the teacher"
                 ) from error
             raise
+        if own_type is not None and given is not None:
+            values: dict[int, Any] = in_type(own.values, given)
+            return values
         return own.values
 
-    def in_own_type(self, arguments: Any) -> Any:
-        """Arguments with floating point values in the type of the teacher's weights; autocast sees to it where it is on."""
+    def other_type(self, given: torch.dtype | None) -> torch.dtype | None:
+        """The floating point type of the weights, where inputs have another one; autocast sees to it where it is on."""
         weight = next((value for value in self.model.parameters() if value.is_floating_point()), None)
-        if weight is None:
-            return arguments
+        if weight is None or given in (None, weight.dtype):
+            return None
         kind = weight.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            return arguments
-
-        def convert(value: Tensor) -> Tensor:
-            return value.to(weight.dtype) if value.is_floating_point() else value
-
-        return tree_map_only(Tensor, convert, arguments)
+        converted = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return None if converted else weight.dtype
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Change every parameter and buffer, as `nn.Module._apply` does for modules that hold modules."""
@@ -132,6 +133,11 @@ class FrozenTeacher:
             if self.model._compiled_call_impl is not None:  # which copies do not have
                 model.compile()
         return self.copies[device]
+
+
+def in_type(values: Any, dtype: torch.dtype) -> Any:
+    """Nested values with floating point tensors in a type."""
+    return tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, values)
 
 
 def shared_modules(teacher: nn.Module, student: nn.Module) -> list[nn.Module]:
