@@ -5,7 +5,7 @@ Axes: N batch, C channels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,7 +111,9 @@ class Axes:
             rows, _, columns = (*args, kwargs.get("query"), kwargs.get("key"), kwargs.get("value"))[:3]
             return self._product(rows, columns, shape, 0 if call.name == "multi_head_attention_forward" else -2)
         if call.name == "unfold" and source.ndim == 4 and len(shape) == 3:
-            return layouts.product(None, layouts.image_layout(shape, 1), shape, 2)  # patches of places, not places
+            return layouts.reshaped(
+                layouts.image_layout((*shape[:2], *_patches(source.shape[2:], *args[1:], **kwargs)), 1), shape
+            )
         if call.name == "fold":
             return layouts.image_layout(shape, 1)
         if call.name.startswith("conv"):
@@ -163,6 +165,17 @@ class Axes:
         if name in _CHANNELS_SECOND:
             return layouts.image_layout(shape, 1)
         return layouts.image_layout(shape, len(shape) - 1) if name in _CHANNELS_LAST else None
+
+
+def _patches(
+    size: Sequence[int], kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> tuple[int, ...]:
+    """The numbers of patches along the axes of an image, of `torch.nn.functional.unfold`."""
+    options = (
+        value if isinstance(value, (tuple, list)) else (value, value)
+        for value in (kernel_size, dilation, padding, stride)
+    )
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in zip(size, *options, strict=True))
 
 
 def _taken(call: Call, axes: int) -> int | None:

@@ -123,7 +123,8 @@ def _name(value: Operation) -> str:
 def _completed(encoder: Encoder, stage: list[Operation], found: list[Candidate], before: int) -> list[Candidate]:
     """With the end of the block to which the most of the stage's weights lead, where too few lead to what was found."""
     trace = encoder.trace
-    values = [value for value in leading(encoder) if same_resolution(stage[0], value)]
+    led = leading(encoder) if stage[0].number in encoder.through else filter(trace.is_feature, trace.operations)
+    values = [value for value in led if same_resolution(stage[0], value)]
     own = 0
     for value in values:
         own |= value.weights & ~before
@@ -162,14 +163,21 @@ def _without_stem(encoder: Encoder, stages: list[list[Candidate]]) -> list[list[
     """
     if len(stages) < 2:
         return stages
-    blocks = [sum(one.closes_block for one in stage) for stage in stages]
-    tokens = [all(len(one.operation.shape or ()) == 3 for one in stage) for stage in stages]
-    whole, stem = (encoder.trace.elements(stages[place][-1].operation.weights) for place in (-1, -2))
-    if blocks[-1] < 4 or stem > whole / 2:
+    last = stages[-1]
+    if sum(one.closes_block for stage in stages[:-1] for one in stage) > 0:
+        last = [one for one in last if len(one.operation.shape or ()) == 3]
+        before = [one for stage in stages for one in stage if one not in last]
+        if any(len(one.operation.shape or ()) == 3 for one in before):  # tokens of several resolutions
+            return stages
+    blocks = sum(one.closes_block for one in last)
+    if blocks < 4 or blocks < 0.4 * sum(one.closes_block for stage in stages for one in stage):
         return stages
-    if sum(blocks[:-1]) == 0 or (tokens[-1] and not any(tokens[:-1]) and blocks[-1] >= 0.4 * sum(blocks)):
-        return stages[-1:]
-    return stages
+    stem = max(
+        (one.operation.weights for stage in stages for one in stage if one not in last),
+        key=encoder.trace.elements,
+    )
+    whole = encoder.trace.elements(last[-1].operation.weights)
+    return stages if encoder.trace.elements(stem) > whole / 2 else [last]
 
 
 def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:

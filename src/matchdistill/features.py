@@ -80,7 +80,8 @@ class FeaturePosition(nn.Module):
         self._margin_norm = margin_norm  # in a tuple, as it is the teacher's: not a submodule
         self.channel_dims = values[0].channels_axis, values[1].channels_axis
         self._layouts = values[0].layout, values[1].layout
-        self.spatial = values[0].spatial, values[1].spatial
+        # Of windows, the sizes of the map that they are of.
+        self.spatial = tuple(value.grid if len(value.shape or ()) > 3 else value.spatial for value in values)
         self.teacher_channels, self.student_channels = values[0].channels, values[1].channels
 
     @property

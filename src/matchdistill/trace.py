@@ -164,7 +164,7 @@ class Trace:
     def is_feature(self, operation: Operation) -> bool:
         """Whether a value has the channels of every position of an image, as far as is known, and several positions."""
         shape = operation.shape
-        if shape is None or not 3 <= len(shape) <= 5 or shape[0] != self.batch or operation.name == "pad":
+        if shape is None or not 3 <= len(shape) <= 5 or shape[0] != self.batch or operation.name in ("pad", "unfold"):
             return False
         if operation.layout is not None and operation.layout.grid is None:
             return False
