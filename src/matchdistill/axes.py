@@ -20,7 +20,7 @@ _CHANNELS_SECOND = frozenset("batch_norm group_norm instance_norm".split())
 _CHANNELS_LAST = frozenset("linear layer_norm rms_norm embedding".split())
 # What leaves out axes or changes their order; "get" reads a property, mT or T.
 _PERMUTING = frozenset(
-    "permute transpose swapaxes swapdims movedim moveaxis adjoint get t mean sum amax amin logsumexp".split()
+    "permute transpose swapaxes swapdims movedim moveaxis adjoint get t mean sum amax amin max min logsumexp".split()
 )
 _RESHAPING = frozenset("reshape view flatten unflatten squeeze unsqueeze reshape_as view_as".split())
 _MATRIX_PRODUCTS = frozenset("matmul bmm rmatmul".split())
@@ -128,10 +128,11 @@ class Axes:
         axes = len(layout.axes)
         if call.name == "linear" and layout.channel_dim in (None, len(shape) - 1):
             return layouts.contracted(layout, shape[-1])
-        if call.name in _PERMUTING and call.function is not None:
+        if call.name in _PERMUTING and call.function is not None and len(given) == 1:
             # A tensor whose sizes are all different shows where the function puts each axis.
             sizes = list(range(2, 2 + axes))
-            order = call.function(torch.empty(sizes, device="meta"), *args[1:], **kwargs).shape
+            made = call.function(torch.empty(sizes, device="meta"), *args[1:], **kwargs)
+            order = (made[0] if isinstance(made, tuple) else made).shape
             if set(order) <= set(sizes):
                 return layouts.permuted(layout, [size - 2 for size in order])
         if call.name in _RESHAPING:
