@@ -197,15 +197,18 @@ def _deepest(dominators: Dominators, features: list[Operation]) -> Operation:
     def weight(operation: Operation) -> tuple[int, int]:
         return trace.elements(operation.weights), operation.number
 
-    # Cells that take the values of the last two, branches that are mixed: nothing flows through a single one.
+    enlarged = _enlarged(trace)
+    # Cells that take the values of the last two, branches that are mixed: nothing flows through a single one. What a module
+    # for necks makes of maps that it has enlarged is no such branch.
     coarsest = min(features, key=level)
     last = max((o for o in features if same_resolution(o, coarsest)), key=weight)
-    if 2 * weight(best)[0] < weight(last)[0]:
+    mixed = last.number not in enlarged or not _module(trace, _stages(dominators, best), best)
+    if 2 * weight(best)[0] < weight(last)[0] and mixed:
         return last
     # It may lie within the last block, or on one of two branches.
-    enlarged = _enlarged(trace)
     alike = {o.number for o in features if (o.number in enlarged) == (best.number in enlarged)}
-    alike |= {o.number for o in _led_to(trace, best, level(best) * SAME_RESOLUTION)}
+    near = _led_to(trace, best, level(best) * SAME_RESOLUTION)
+    alike |= {o.number for o in near if count[o.number] == count[best.number]}
     best = max(
         (o for o in features if o.number in alike and least[o.number] > 0 and same_resolution(best, o)), key=weight
     )
