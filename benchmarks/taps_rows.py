@@ -476,7 +476,6 @@ timm:swin_tiny_patch4_window7_224 -> timm:resnet18
 timm:swin_tiny_patch4_window7_224 -> timm:mobilenetv2_100
 timm:swin_tiny_patch4_window7_224 -> timm:efficientnet_b0
 timm:swin_tiny_patch4_window7_224 -> timm:convnext_atto
-timm:swin_tiny_patch4_window7_224 -> timm:mobilevit_xxs
 timm:swin_tiny_patch4_window7_224 -> timm:deit_tiny_patch16_224
 timm:vit_small_patch16_224 -> timm:swin_tiny_patch4_window7_224
 timm:resnet50 -> timm:swin_tiny_patch4_window7_224
@@ -538,7 +537,6 @@ timm:halonet26t -> timm:resnet18 @ 256
 timm:bat_resnext26ts -> timm:resnet18 @ 256
 timm:lambda_resnet26t -> timm:resnet18 @ 256
 timm:inception_next_tiny -> timm:mobilenetv3_small_100 @ 96
-timm:sam2_hiera_tiny img_size=256 -> timm:resnet18 size=256
 transformers:ViTForImageClassification hidden_size=128 -> transformers:ViTForImageClassification
 transformers:ViTForImageClassification num_hidden_layers=12 -> transformers:DeiTForImageClassification
 transformers:DeiTForImageClassification hidden_size=128 -> transformers:DeiTForImageClassification
