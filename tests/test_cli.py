@@ -230,6 +230,16 @@ def test_taps(run):
     out = run("taps", "matchdistill.models:small_resnet", "matchdistill.models:small_resnet", "--image_size=16")
     assert "layer1.relu2:input" in out
     assert "layer3.bn2" in out
+    assert "to any: 100%" in out
+
+
+def test_taps_of_inputs_of_other_kinds(run, mistake):
+    out = run("taps", "torchvision:r3d_18", "torchvision:mc3_18", "--example", "3x8x32x32")
+    assert re.search(r"layer4\.1\.relu:input +│ layer4\.1\.relu:input .*1x2x2 -> 8x2x2", out)
+    small = ["matchdistill.models:small_resnet"] * 2
+    assert "expected a shape without the batch" in mistake("taps", *small, "--example", "3x0x4")
+    assert "expected a shape without the batch" in mistake("taps", *small, "--example", "3x16x16:float")
+    assert "give one of them" in mistake("taps", *small, "--example", "3x16x16", "--image_size=16")
 
 
 def test_recipes(run, mistake):

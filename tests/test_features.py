@@ -402,3 +402,81 @@ def test_what_is_no_network_is_refused() -> None:
     ):
         with pytest.raises(TypeError, match=f"the {role}: expected a torch.nn.Module"):
             MatchingDistiller(teacher, student)  # type: ignore[arg-type]
+
+
+def test_the_share_of_the_body_that_each_position_guides() -> None:
+    """By the weights that a gradient of the position's value reaches; a head on pooled features is no part of the body."""
+    torch.manual_seed(0)
+    teacher, student = networks()
+    distiller = MatchingDistiller(teacher, student, example=images())
+    body = [weight for name, weight in student.named_parameters() if not name.startswith("fc")]
+    whole = sum(weight.numel() for weight in body)
+    with distiller.capture() as captured:
+        student(images())
+    for number, position in enumerate(distiller.positions):
+        reached = torch.autograd.grad(captured.values[number].sum(), body, retain_graph=True, allow_unused=True)
+        guided = sum(weight.numel() for weight, gradient in zip(body, reached, strict=True) if gradient is not None)
+        assert position.guided_share == pytest.approx(guided / whole)
+    assert distiller.guided_share == 1
+    assert distiller.unguided == []
+    assert repr(distiller).endswith(") guides 100% of the student's body")
+
+
+def test_a_body_that_is_mostly_unguided_is_told_with_its_largest_parts() -> None:
+    teacher, student = networks()
+    with pytest.warns(UserWarning, match=r"only 7% of the student's body.*most of it in conv2 \(72%\), conv1 \(18%\)"):
+        distiller = MatchingDistiller(teacher, student, taps=[("relu0:input", "relu0:input")], example=images())
+    assert {name.split(".")[0] for name in distiller.unguided} == {"conv1", "bn1", "conv2", "bn2"}
+
+
+class Counting(nn.Module):
+    """Counts its calls, and sets its scale by the first values that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen = 0, []
+        self.register_buffer("scale", torch.tensor(0.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(values)
+        if self.scale == 0:
+            self.scale.copy_(values.abs().max())
+        return values + torch.rand(())
+
+
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 3, 16, 16)])
+def test_making_a_distiller_leaves_networks_and_random_numbers_as_they_were(example: Tensor | None) -> None:
+    teacher, student = networks()
+    student.fc, teacher.fc = (nn.Sequential(Counting(), network.fc) for network in (student, teacher))
+    student.train().bn1.eval()
+    states = [copy.deepcopy(network.state_dict()) for network in (teacher, student)]
+    random = torch.get_rng_state()
+    MatchingDistiller(teacher, student, example=example).release()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (student.fc[0].calls, student.fc[0].seen) == (0, [])
+    assert [name for name, module in student.named_modules() if not module.training] == ["bn1"]
+    for network, state in zip((teacher, student), states, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_tokens_are_compared_at_the_places_that_they_came_from() -> None:
+    """Maps of a teacher, rows and columns exchanged and a class token before them, are the same features."""
+
+    class Turned(Plain):
+        def forward(self, values: Tensor) -> Tensor:
+            maps = self.relu0(self.bn0(self.conv0(values)))
+            tokens = torch.cat([maps.new_zeros(len(maps), 1, maps.shape[1]), maps.mT.flatten(2).mT], dim=1)
+            return self.fc(self.last(tokens)[:, 1:].mean(1) @ self.out)
+
+    torch.manual_seed(0)
+    teacher = Turned(8)
+    teacher.last, teacher.out = nn.Identity(), nn.Parameter(torch.ones(8, teacher.fc.in_features))
+    student = Plain(4)
+    pixels = torch.randn(2, 3, 16, 8)
+    distiller = MatchingDistiller(teacher, student, taps=[("last:input", "conv0")], example=pixels)
+    with torch.no_grad():
+        maps = teacher.relu0(teacher.bn0(teacher.conv0(pixels)))
+        tokens = torch.cat([maps.new_zeros(2, 1, 8), maps.mT.flatten(2).mT], dim=1)
+    _, put_back = distiller.positions[0].maps(student.conv0(pixels), tokens)
+    assert torch.equal(put_back, maps)

@@ -257,7 +257,7 @@ class FeatureDistiller(nn.Module):
         if self.guided_share < 0.5:
             sizes: Counter[str] = Counter()
             for name in self.unguided:
-                sizes[".".join(name.split(".")[:2])] += trace.sizes[trace.weights.index(name)]
+                sizes[".".join(name.split(".")[:-1][:2]) or name] += trace.sizes[trace.weights.index(name)]
             largest = ", ".join(f"{path} ({size / whole:.0%})" for path, size in sizes.most_common(3))
             warnings.warn(
                 f"only {self.guided_share:.0%} of the student's body, by weights, leads to a position: the rest learns from "
