@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -480,3 +481,19 @@ def test_tokens_are_compared_at_the_places_that_they_came_from() -> None:
         tokens = torch.cat([maps.new_zeros(2, 1, 8), maps.mT.flatten(2).mT], dim=1)
     _, put_back = distiller.positions[0].maps(student.conv0(pixels), tokens)
     assert torch.equal(put_back, maps)
+
+
+def test_tokens_in_another_order_are_put_back_as_their_own_library_does() -> None:
+    """Hiera keeps the tokens of a mask unit together; timm puts them back for its features."""
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, 224, 224)
+    teacher = timm.create_model("hiera_tiny_224").eval()
+    distiller = MatchingDistiller(teacher, timm.create_model("resnet18"), example=pixels)
+    with torch.no_grad():
+        expected = teacher.forward_intermediates(pixels, indices=4, intermediates_only=True)
+        with distiller.capture(pixels) as captured:
+            distiller.student(pixels)
+        values = distiller.teacher_values(captured)
+        pairs = zip(distiller.positions, expected, strict=True)
+        for number, (position, maps) in enumerate(pairs):
+            torch.testing.assert_close(position.maps(captured.values[number], values[number])[1], maps)

@@ -109,7 +109,7 @@ def tapped_operation(trace: Trace, model: nn.Module, tap: Tap) -> Operation:
             or has no such channel axis; or the forward pass does not add what a sum consists of.
     """
     operation = _sum(trace, model, tap) if tap.plus is not None else _single(trace, model, tap)
-    if tap.channel_dim is None:
+    if tap.channel_dim is None or tap.channel_dim == operation.channel_dim:
         return operation
     assert operation.shape is not None
     axes = len(operation.shape)
