@@ -755,4 +755,27 @@ bfloat16 of transformers:Dinov2ForImageClassification -> timm:mobilenetv2_100 @ 
 """.strip().splitlines()
 
 # Rows whose flags were looked at and are right as they are, with the reason.
-REVIEWED: dict[str, str] = {}
+_HRNET = "the last sums of its branches: most of the weights lead to them, nothing flows through any earlier value"
+_XCEPTION = (
+    "timm names values beside a shortcut; the block's end before them is tapped, and they lead to the next position"
+)
+_STRIDE_16 = "the teacher ends at stride 16, so its last blocks go with what is coarser in the student, by depth"
+_HEAD = "the convolution before the pooling works on the map, as MobileNet's last does"
+_BRANCHES = "branches of several resolutions beside each other, each with its own position"
+REVIEWED: dict[str, str] = {
+    "pair timm:hrnet_w18 -> timm:hrnet_w18_small @ 96": _HRNET,
+    "pair timm:hrnet_w18 -> timm:resnet18 @ 96": _HRNET,
+    "pair timm:xception65 -> timm:xception41 @ 128": _XCEPTION,
+    "pair timm:xception41 -> timm:resnet18 @ 128": _XCEPTION,
+    "pair timm:vgg16_bn -> timm:resnet18 @ 96": _STRIDE_16,
+    "pair timm:vgg13_bn -> timm:mobilenetv2_100 @ 96": _STRIDE_16,
+    "pair timm:volo_d1_224 -> timm:resnet18 @ 224": _STRIDE_16,
+    "pair timm:nest_tiny -> timm:resnet18 @ 224": _STRIDE_16,
+    "pair timm:crossvit_small_240 -> timm:crossvit_tiny_240 @ 240": _BRANCHES,
+    "pair timm:crossvit_small_240 -> timm:vit_tiny_patch16_224 @ 240": _BRANCHES,
+    "pair timm:tnt_b_patch16_224 -> timm:tnt_s_patch16_224 @ 64": "the pixels of TNT pass by every block; all of its "
+    "weights lead to the last norm alone",
+    "pair timm:efficientvit_b1 -> timm:efficientvit_b0 @ 128": _HEAD,
+    "pair timm:resnet50 -> timm:efficientvit_b0 @ 96": _HEAD,
+    "pair timm:cpubone_b0_bfrobust -> timm:cpubone_nano @ 224": _HEAD,
+}

@@ -84,7 +84,7 @@ class FrozenTeacher:
                     f"{misfit}. Both are run on the same arguments: give both the same signature, or wrap the teacher"
                 ) from error
             raise
-        if own_type is not None and given is not None:
+        if own_type is not None and given is not None and own_type.itemsize > given.itemsize:
             values: dict[int, Any] = in_type(own.values, given)
             return values
         return own.values
