@@ -46,10 +46,10 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_one_line(task, tmp_path
         action.dest for action in recipe_parser(task=task)._actions if "." in action.dest or action.dest == "seed"
     ]
     assert len(options) > 50
-    for option in options:
+    for number, option in enumerate(options):
         if task == "detection" and not option.startswith("data."):
             continue
-        for value in VALUES:
+        for value in VALUES[number % 5 :: 5]:  # each value meets a fifth of the settings
             code = cli.main(["fit", "r.yaml", f"--{option}={value}", "--print_config"])
             said = capsys.readouterr().err
             assert (code, said.count("\n")) in ((0, 0), (2, 1)), (option, value, said)
