@@ -778,4 +778,6 @@ REVIEWED: dict[str, str] = {
     "pair timm:efficientvit_b1 -> timm:efficientvit_b0 @ 128": _HEAD,
     "pair timm:resnet50 -> timm:efficientvit_b0 @ 96": _HEAD,
     "pair timm:cpubone_b0_bfrobust -> timm:cpubone_nano @ 224": _HEAD,
+    "pair own:streams net=resnet34 -> own:streams net=resnet18": "each image has an encoder of its own; the second is no "
+    "decoder of the first",
 }
