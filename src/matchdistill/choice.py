@@ -170,17 +170,23 @@ def trace_pair(teacher: nn.Module, student: nn.Module, example: Tensor | tuple[A
 def _traced(model: nn.Module, arguments: tuple[Any, ...], role: str, values: bool = True) -> Trace:
     """A trace on the arguments as this model needs them: its device and floating point type."""
     weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
-
-    def placed(value: Tensor) -> Tensor:
-        return value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype, copy=True)
-
     try:
-        return traced(model, tree_map_only(Tensor, placed, arguments), values=values)
+        return traced(model, placed(arguments, weight), values=values)
     except Exception as failure:
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors_in(arguments))
         raise ValueError(
             f"the {role} ({type(model).__name__}) fails on an input of shape {shapes}: {cause(failure)}"
         ) from failure
+
+
+def placed(example: Tensor | tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
+    """An example as arguments on a weight's device and, where they are floating, in its type."""
+
+    def place(value: Tensor) -> Tensor:
+        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+    arguments: tuple[Any, ...] = tree_map_only(Tensor, place, example if isinstance(example, tuple) else (example,))
+    return arguments
 
 
 def _likely_inputs(models: Iterable[nn.Module]) -> Iterator[tuple[int, ...]]:

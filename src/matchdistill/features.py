@@ -16,12 +16,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from matchdistill.alignment import align_maps, align_masked, as_map, channels_second
 from matchdistill.capture import Capture, Captured
 from matchdistill.checks import changed_by_mode, leads_to, modules_before, other_modes_problem, trains_any
-from matchdistill.choice import choose, trace_pair
+from matchdistill.choice import choose, placed, trace_pair
 from matchdistill.functional import batchnorm_margin
 from matchdistill.prepare import Preparation, foldable
 from matchdistill.taps import Tap, margin_source, resolve, tapped_operation
@@ -414,16 +413,6 @@ class FeatureDistiller(nn.Module):
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
         lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
         return "\n".join([*lines, f") guides {self.guided_share:.0%} of the student's body"])
-
-
-def placed(example: Tensor | tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
-    """An example as arguments on a weight's device and, where they are floating, in its type."""
-
-    def place(value: Tensor) -> Tensor:
-        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
-
-    arguments: tuple[Any, ...] = tree_map_only(Tensor, place, example if isinstance(example, tuple) else (example,))
-    return arguments
 
 
 def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]:
