@@ -117,5 +117,5 @@ def test_end_to_end(name, coco, tmp_path, capsys, one_thread):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert ("mask_ap" in metrics["student"]) == ("maskrcnn" in name)
     assert bool(metrics["teacher"]) == (name in DISTILLED)
-    assert cli.main(["validate", str(tmp_path / "run")]) == 0
-    assert cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "student.safetensors")]) == 0
+    assert cli.main(["validate", str(tmp_path / "run"), "--trust"]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), "--trust", "--out", str(tmp_path / "student.safetensors")]) == 0

@@ -266,8 +266,8 @@ def test_ssd(small, tmp_path):
     ]
     recipe = small(*arguments)
     module = build_module(recipe)
-    # The last layer of stride 16, and one of each stride of SSD's own, with a fixed size of images and no pyramid.
-    assert [position.spatial[1] for position in module.distiller.positions] == [(14, 14), (7, 7), (4, 4), (2, 2)]
+    # The stages of MobileNet itself: SSD's own further levels are side exits. A fixed size of images, and no pyramid.
+    assert [position.spatial[1] for position in module.distiller.positions] == [(56, 56), (28, 28), (14, 14), (7, 7)]
     assert fit(recipe, tmp_path / "run", quiet=True)["student"]["ap"] >= 0
     # That of VGG has images of another normalisation.
     with pytest.raises(ValueError, match=r"the teacher's image_mean is \[0.48.*the student's \[0.5"):

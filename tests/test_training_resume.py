@@ -138,7 +138,7 @@ def whole(tiny, tmp_path):
         ("student", 1, 5),
         ("looked", 1, 5),
         ("writing", 3, 0),
-        pytest.param("writing", 9, 1, marks=pytest.mark.slow),
+        pytest.param("writing", 10, 1, marks=pytest.mark.slow),
         pytest.param("step", 1, 0, marks=pytest.mark.slow),
         pytest.param("step", 8, 2, marks=pytest.mark.slow),
         pytest.param("refresh", 4, 2, marks=pytest.mark.slow),
