@@ -22,16 +22,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from matchdistill.compare import compare
 from matchdistill.data.scenes import write_scenes
 from matchdistill.files import atomic_write, write_json
-from matchdistill.folder import WEIGHTS
 from matchdistill.messages import console
 from matchdistill.models import weights_file
-from matchdistill.recipe import Recipe, load_recipe
-from matchdistill.summary import shown, summarise
+from matchdistill.runs.compare import compare
+from matchdistill.runs.recipe import Recipe, load_recipe
+from matchdistill.runs.store import WEIGHTS
+from matchdistill.runs.summary import shown, summarise
+from matchdistill.runs.train import fit
 from matchdistill.tasks.base import metric_label
-from matchdistill.training import fit
 
 RECIPES = {
     "RetinaNet": ("coco_retinanet_r50_r18_1x", ["ap", "ap50"]),

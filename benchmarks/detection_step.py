@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import interleaved
-from matchdistill.building import build_module
 from matchdistill.data.scenes import write_scenes
 from matchdistill.files import write_json
 from matchdistill.models.detection import distilled_part, padded_batches
-from matchdistill.recipe import Recipe, load_recipe
+from matchdistill.runs.build import build_module
+from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.tasks.base import Task
 
 RECIPES = ("coco_retinanet_r50_r18_1x", "coco_maskrcnn_r50_r18_1x")

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from matchdistill.building import build_module
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import write_json
 from matchdistill.functional import random_assignment
 from matchdistill.probing import evaluating
-from matchdistill.recipe import load_recipe
+from matchdistill.runs.build import build_module
+from matchdistill.runs.recipe import load_recipe
 
 RIDGE = 1e-3  # of the mean variance: the map of 1,280 channels has few samples
 

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.harness import save
-from matchdistill.averaging import TRAINED
 from matchdistill.files import PARTIAL
-from matchdistill.history import HISTORY
-from matchdistill.report import evidence
+from matchdistill.runs import evidence
+from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.history import HISTORY
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 TINY = (
@@ -191,7 +191,7 @@ class Process:
     @staticmethod
     def warm_up() -> None:
         """Start the server, so that no run waits for it."""
-        FORKS.set_forkserver_preload(["matchdistill.training", "matchdistill.cli"])
+        FORKS.set_forkserver_preload(["matchdistill.runs.train", "matchdistill.cli"])
         first = FORKS.Process(target=_command, args=(["--version"],))
         first.start()
         first.join()

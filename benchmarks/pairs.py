@@ -81,7 +81,7 @@ def _measure_statistics(network: nn.Module, images: Tensor) -> None:
 
 def of_recipe(name: str, **own: Any) -> Pair:
     """The networks of torchvision and the taps of a packaged recipe."""
-    from matchdistill.recipe import load_recipe  # much that processes which are given a pair need not import
+    from matchdistill.runs.recipe import load_recipe  # much that processes which are given a pair need not import
 
     config = load_recipe(name).config
     makers = [

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from matchdistill.compare import compare
 from matchdistill.files import atomic_write, read_json, write_json
-from matchdistill.folder import WEIGHTS
 from matchdistill.messages import console
-from matchdistill.recipe import load_recipe
-from matchdistill.summary import shown, summarise
-from matchdistill.training import fit
+from matchdistill.runs.compare import compare
+from matchdistill.runs.recipe import load_recipe
+from matchdistill.runs.store import WEIGHTS
+from matchdistill.runs.summary import shown, summarise
+from matchdistill.runs.train import fit
 
 STUDENTS = {
     "pretrained": "(a) EfficientNet-Lite0, pre-trained on ImageNet",

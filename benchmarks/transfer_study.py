@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
 from matchdistill.files import atomic_write, write_json
-from matchdistill.folder import WEIGHTS, read_metrics
-from matchdistill.recipe import Recipe, load_recipe
-from matchdistill.summary import shown, summarise
+from matchdistill.runs.recipe import Recipe, load_recipe
+from matchdistill.runs.store import WEIGHTS, read_metrics
+from matchdistill.runs.summary import shown, summarise
+from matchdistill.runs.train import fit
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import fit
 
 Patch = Callable[[], None]
 DIVERGED = "diverged.json"

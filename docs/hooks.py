@@ -22,9 +22,9 @@ from figures import drawn  # MkDocs puts this folder on the path
 from mkdocs.structure.files import File, Files
 
 from matchdistill import cli
-from matchdistill.recipe import load_recipe
 from matchdistill.report.page import report
-from matchdistill.training import fit
+from matchdistill.runs.recipe import load_recipe
+from matchdistill.runs.train import fit
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (

@@ -9,7 +9,7 @@ import yaml
 
 from detectors import SMALL, write_coco
 from matchdistill.models import build_detector, small_resnet
-from matchdistill.recipe import Recipe, load_recipe
+from matchdistill.runs.recipe import Recipe, load_recipe
 
 TINY: dict[str, Any] = {
     "data": {"batch_size": 20, "train_limit": 60, "val_limit": 50},
@@ -26,8 +26,8 @@ TINY: dict[str, Any] = {
 def pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs make no pages, which take as long as training a tiny network, but in tests marked so."""
     if "pages" not in request.keywords:
-        for module in ("training", "compare"):
-            monkeypatch.setattr(f"matchdistill.{module}.write_report", lambda folders: None)
+        for module in ("train", "compare"):
+            monkeypatch.setattr(f"matchdistill.runs.{module}.write_report", lambda folders: None)
 
 
 @pytest.fixture

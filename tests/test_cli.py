@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from matchdistill import cli
-from matchdistill import compare as compare_module
-from matchdistill.folder import AtomicCheckpoints
 from matchdistill.models import small_resnet
-from matchdistill.training import fit
+from matchdistill.runs import compare as compare_module
+from matchdistill.runs.store import AtomicCheckpoints
+from matchdistill.runs.train import fit
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -243,7 +243,7 @@ def test_taps_of_inputs_of_other_kinds(run, mistake):
 
 
 def test_recipes(run, mistake):
-    from matchdistill.recipe import packaged
+    from matchdistill.runs.recipe import packaged
 
     listed = run("recipes", "list")
     for name, text in packaged().items():

@@ -98,26 +98,31 @@ def test_core_modules_import_nothing_of_the_outer_layers(path):
     assert sorted(name for name in modules_of(path) if within(name, OUTER_LAYERS | HEAVY)) == []
 
 
-def lines() -> dict[str, int]:
-    """The line of CONTRIBUTING's table of each file and folder at the package's root."""
+def order() -> list[str]:
+    """The files of the package as CONTRIBUTING's table has them, from the top."""
     table = TABLE.read_text("utf-8").partition("| file | what it is |")[2].partition("\n\n")[0]
     cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
-    return {name: at for at, cell in enumerate(cells) for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)}
+    return [name for cell in cells for name in re.findall(r"`([\w/]+\.py)`", cell)]
 
 
-def test_the_table_has_every_file_and_no_other():
-    there = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert set(lines()) == there - {"__init__", "__main__"}
+FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+# The public names, the command, and folders whose own file says no more than what they are for.
+PLACELESS = {"__init__.py", "__main__.py"} | {
+    name
+    for name, path in FILES.items()
+    if path.name == "__init__.py" and len(path.read_text("utf-8").splitlines()) == 1
+}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_what_stands_above_it(path):
-    table = lines()
-    unit = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if unit in ("__init__", "__main__"):  # the public names, and the command
-        return
-    imported = {name.split(".")[1] for name in modules_of(path) if name.startswith("matchdistill.")} - {unit}
-    assert sorted(name for name in imported if table.get(name, -1) > table[unit]) == []
+def test_the_table_has_every_file_once_and_no_other():
+    assert sorted(order()) == sorted(FILES.keys() - PLACELESS)
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - PLACELESS))
+def test_a_file_imports_only_what_stands_before_it(name):
+    places = {str(FILES[each]): place for place, each in enumerate(order())}
+    imported = {str(found) for each in modules_of(FILES[name]) if (found := file_of(each))}
+    assert sorted(each for each in imported if places.get(each, -1) > places[str(FILES[name])]) == []
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -13,7 +13,7 @@ from torch import nn
 
 from matchdistill import cli
 from matchdistill.models import small_resnet
-from matchdistill.recipe import Recipe, plain_config, recipe_parser, resolve_recipe
+from matchdistill.runs.recipe import Recipe, plain_config, recipe_parser, resolve_recipe
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)

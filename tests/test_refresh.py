@@ -19,8 +19,9 @@ import distributed
 import oracles
 from distributed import BATCH, IMAGES, distiller, images, plain_loader, refreshed
 from matchdistill import MatchingDistiller
+from matchdistill.distributed import is_sharded, rank_and_world
 from matchdistill.functional import solve_assignment
-from matchdistill.refresh import due, images_of, is_sharded, rank_and_world
+from matchdistill.refresh import due, images_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

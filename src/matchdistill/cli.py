@@ -145,10 +145,10 @@ def fit(arguments: Sequence[str]) -> None:
     resolved, config, name = _resolved("matchdistill fit", options, arguments)
     if config is None:
         return
-    from matchdistill.recipe import Recipe
     from matchdistill.report.page import REPORT
-    from matchdistill.training import fit as run
-    from matchdistill.training import is_first
+    from matchdistill.runs.recipe import Recipe
+    from matchdistill.runs.train import fit as run
+    from matchdistill.runs.train import is_first
 
     out, recipe = resolved.out or Path("runs") / name, Recipe.of(config)
     metrics = run(recipe, out, resolved.resume)
@@ -173,7 +173,7 @@ def report(arguments: Sequence[str]) -> None:
 
 def validate(arguments: Sequence[str]) -> None:
     """Measure a run's student, from its folder, checkpoint or exported file, and its teacher."""
-    from matchdistill.recipe import recipe_parser
+    from matchdistill.runs.recipe import recipe_parser
 
     parser = recipe_parser("matchdistill validate")
     inside = "a checkpoint or an exported file (.safetensors, .onnx, .pt2) in it"
@@ -181,10 +181,10 @@ def validate(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
         raise ValueError(f"no run: name the folder of a run, or {inside}, first")
-    from matchdistill.folder import CELLS, RECIPE
-    from matchdistill.recipe import Recipe, plain_config, read_recipe, resolve_recipe, task_of
-    from matchdistill.training import is_first
-    from matchdistill.validation import validate as measure
+    from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, resolve_recipe, task_of
+    from matchdistill.runs.store import CELLS, RECIPE
+    from matchdistill.runs.train import is_first
+    from matchdistill.runs.validate import validate as measure
 
     path = path_of(arguments[0])
     if not path.exists():
@@ -295,7 +295,7 @@ def _input(text: str) -> Tensor:
 def recipes(arguments: Sequence[str]) -> None:
     """List, show or copy the packaged recipes: list | show NAME | copy NAME [FILE]."""
     from matchdistill.messages import did_you_mean
-    from matchdistill.recipe import packaged
+    from matchdistill.runs.recipe import packaged
 
     known = packaged()
     usage = "usage: matchdistill recipes list | show NAME | copy NAME [FILE]"
@@ -336,10 +336,10 @@ def export(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
     import torch
 
-    from matchdistill.card import CARD, CONFIG, recipe_of, write_card
-    from matchdistill.export import export as write
-    from matchdistill.export import export_detector
-    from matchdistill.folder import load_student, read_metrics
+    from matchdistill.runs.card import CARD, CONFIG, recipe_of, write_card
+    from matchdistill.runs.export import export as write
+    from matchdistill.runs.export import export_detector
+    from matchdistill.runs.store import load_student, read_metrics
 
     model, described = load_student(options.run, options.trust)
     rebuilt, _ = load_student(options.run, options.trust)
@@ -411,11 +411,11 @@ def _compare(arguments: Sequence[str], prog: str, default: str | None = None) ->
     resolved, config, name = _resolved(prog, options, arguments, default, _grid)
     if config is None:
         return
-    from matchdistill.compare import compare as run
     from matchdistill.messages import console, whole
-    from matchdistill.recipe import LARGEST_SEED, Recipe
     from matchdistill.report.page import REPORT
-    from matchdistill.training import is_first
+    from matchdistill.runs.compare import compare as run
+    from matchdistill.runs.recipe import LARGEST_SEED, Recipe
+    from matchdistill.runs.train import is_first
 
     if resolved.jobs < 1:
         raise ValueError(f"--jobs {resolved.jobs}: expected at least 1")
@@ -457,7 +457,7 @@ def _resolved(
         default: the recipe where none is named.
         adjust: puts options into the configuration.
     """
-    from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+    from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 
     # --config and --print_config are taken out here: jsonargparse's own actions of these names would let the recipe win,
     # or print it without the values that are given after it.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from matchdistill.alignment import align_mask, channels_second
 from matchdistill.capture import Captured
+from matchdistill.distributed import from_rank_0, is_sharded, rank_and_world
 from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition, amount
 from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn, regret
@@ -22,7 +23,7 @@ from matchdistill.messages import cause
 from matchdistill.prepare import Preparation
 from matchdistill.probing import evaluating
 from matchdistill.reduction import Reduction, get_reduction
-from matchdistill.refresh import check_loader, doublings, from_rank_0, images_of, is_sharded, rank_and_world
+from matchdistill.refresh import check_loader, doublings, images_of
 from matchdistill.taps import Tap
 from matchdistill.trace import Operation
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -73,29 +72,3 @@ def check_loader(loader: Any) -> None:
         raise ValueError(f"the loader is a {kind}: expected batches, such as a DataLoader or [images]")
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise ValueError(f"the loader is a {type(loader).__name__}: expected batches, such as a DataLoader or [images]")
-
-
-def is_sharded(loader: Iterable[Any]) -> bool:
-    """Whether a loader deals the images out to the ranks already.
-
-    Its sampler is a `DistributedSampler` then, or has a true attribute ``sharded``; or Accelerate has prepared the loader.
-    """
-    from torch.utils.data.distributed import DistributedSampler
-
-    if hasattr(loader, "gradient_state"):  # all of Accelerate's have it, whatever they share out by
-        return True
-    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
-    return any(isinstance(sampler, DistributedSampler) or getattr(sampler, "sharded", False) for sampler in samplers)
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) outside of `torch.distributed`."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def from_rank_0(value: Tensor) -> Tensor:
-    """The value of rank 0 on every rank."""
-    if rank_and_world()[1] > 1:
-        value = value.contiguous()
-        dist.broadcast(value, 0)
-    return value

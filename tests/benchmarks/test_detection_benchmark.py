@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from benchmarks import detection_step as step
 from benchmarks import harness
 from matchdistill.models import weights_file
-from matchdistill.recipe import load_recipe
+from matchdistill.runs.recipe import load_recipe
 from scripts import script
 
 detection = script("detection")

@@ -34,7 +34,7 @@ def test_every_result_has_a_place_in_the_table():
 @pytest.fixture
 def two(tiny, tmp_path):
     """The folders of a run and of its copy."""
-    from matchdistill.training import fit
+    from matchdistill.runs.train import fit
 
     fit(tiny("--distillation.method=mgd-amp"), tmp_path / "whole", quiet=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")

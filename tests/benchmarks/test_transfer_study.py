@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
 from matchdistill.functional import empirical_margin, matching_cost, reduce_margin, solve_assignment
-from matchdistill.recipe import Recipe, load_recipe
+from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.tasks.classification import Classification
 from networks import PLAIN_TAPS, Plain, as_if_trained
 from scripts import script

@@ -7,7 +7,7 @@ from torch import nn
 from detectors import DETECTOR, FEW, SmallBackbone
 from matchdistill.models import build_detector, detector, save_weights
 from matchdistill.models.detection import _spans, check_detector, padded_batches, pixel_mask
-from matchdistill.recipe import load_recipe
+from matchdistill.runs.recipe import load_recipe
 
 IMAGES = [torch.rand(3, 40, 60), torch.rand(3, 64, 48)]
 TARGETS = [

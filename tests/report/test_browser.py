@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from matchdistill.report import evidence
 from matchdistill.report.page import write_report
-from matchdistill.training import fit
+from matchdistill.runs import evidence
+from matchdistill.runs.train import fit
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

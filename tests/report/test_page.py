@@ -12,12 +12,13 @@ import torch
 import yaml
 
 from matchdistill import cli
-from matchdistill.compare import compare
-from matchdistill.report import charts, evidence
+from matchdistill.report import charts
 from matchdistill.report.page import _si, networks, report, write_report
 from matchdistill.report.runs import Run, cells
+from matchdistill.runs import evidence
+from matchdistill.runs.compare import compare
+from matchdistill.runs.train import fit
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import fit
 
 pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -193,7 +194,7 @@ def test_the_total_of_the_losses_by_step(tmp_path):
 
 
 def test_a_run_that_has_only_begun(tiny, tmp_path):
-    from matchdistill.folder import claim
+    from matchdistill.runs.store import claim
 
     claim(tiny(), tmp_path)
     page = report([tmp_path])
@@ -235,7 +236,7 @@ def test_a_comparison_whose_runs_failed_has_a_page(tiny, tmp_path, monkeypatch):
             raise ValueError("no luck")
         return fit(recipe, *_, **__)
 
-    monkeypatch.setattr("matchdistill.compare.fit", fails)
+    monkeypatch.setattr("matchdistill.runs.compare.fit", fails)
     with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
         compare(tiny(), tmp_path, ["none", "mgd-amp"], 1)
     assert "cells/none/seed0/report.html" in (tmp_path / "report.html").read_text()
@@ -258,7 +259,7 @@ def test_a_run_cut_as_its_page_was_made(tiny, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patches:
-        patches.setattr("matchdistill.training.look", cut)
+        patches.setattr("matchdistill.runs.train.look", cut)
         with pytest.raises(KeyboardInterrupt):
             fit(tiny(*EVERY), out, quiet=True)
     assert not (out / "metrics.json").exists()
@@ -416,12 +417,12 @@ def test_a_page_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch):
     def fails(*_):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("matchdistill.training.write_report", fails)
+    monkeypatch.setattr("matchdistill.runs.train.write_report", fails)
     with pytest.warns(UserWarning, match="could not write the page: ValueError: no ink"):
         fit(tiny(), tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "metrics.json").exists()
-    monkeypatch.setattr("matchdistill.compare.write_report", fails)
-    monkeypatch.setattr("matchdistill.training.write_report", lambda folders: None)
+    monkeypatch.setattr("matchdistill.runs.compare.write_report", fails)
+    monkeypatch.setattr("matchdistill.runs.train.write_report", lambda folders: None)
     with pytest.warns(UserWarning, match="could not write the page: ValueError: no ink"):
         compare(tiny(), tmp_path / "grid", ["none"], 1)
     assert (tmp_path / "grid" / "metrics.json").exists()

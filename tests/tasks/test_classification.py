@@ -10,13 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import oracles
-from matchdistill.building import build_module
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import small_resnet
-from matchdistill.settings import Distillation, Machine, Training
+from matchdistill.runs.build import build_module
+from matchdistill.runs.settings import Distillation, Machine, Training
+from matchdistill.runs.train import machine_trainer
 from matchdistill.tasks.base import lr_factor
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import machine_trainer
 
 STAGES = ("layer1", "layer2", "layer3")
 

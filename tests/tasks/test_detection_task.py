@@ -10,12 +10,12 @@ from torch.nn import functional as F
 import distributed
 import oracles
 from detectors import TAPS, as_found, as_tensors, precision_of_two, scenes
-from matchdistill.building import build_module
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import build_detector
-from matchdistill.settings import Distillation, Machine, Training
+from matchdistill.runs.build import build_module
+from matchdistill.runs.settings import Distillation, Machine, Training
+from matchdistill.runs.train import fit, machine_trainer
 from matchdistill.tasks.detection import Detection, average_precision
-from matchdistill.training import fit, machine_trainer
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

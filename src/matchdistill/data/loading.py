@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from matchdistill.refresh import rank_and_world
+from matchdistill.distributed import rank_and_world
 
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 

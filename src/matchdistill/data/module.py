@@ -23,8 +23,8 @@ from matchdistill.data.loading import (
 )
 from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
+from matchdistill.distributed import rank_and_world
 from matchdistill.messages import LARGEST, number, whole
-from matchdistill.refresh import rank_and_world
 
 MOST_WORKERS = 1024
 

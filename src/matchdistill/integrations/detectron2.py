@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.distributed import rank_and_world
 from matchdistill.matching import Matching
 from matchdistill.models.detection import check_same_input, pixel_mask
-from matchdistill.refresh import due_at_step, rank_and_world
+from matchdistill.refresh import due_at_step
 from matchdistill.taps import unwrapped
 
 try:

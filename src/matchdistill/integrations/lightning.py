@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.distributed import from_rank_0, rank_and_world
 from matchdistill.probing import copy_of_model
-from matchdistill.refresh import due, from_rank_0, rank_and_world
+from matchdistill.refresh import due
 from matchdistill.taps import resolve
 from matchdistill.trace import tensors_in
 

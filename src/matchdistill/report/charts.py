@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from matchdistill.report.evidence import most_similar_first
 from matchdistill.report.runs import Point, Run
-from matchdistill.summary import summarise
+from matchdistill.runs.evidence import most_similar_first
+from matchdistill.runs.summary import summarise
 from matchdistill.tasks.base import metric_label
 
 # Okabe and Ito's, which are told apart with any colour vision; their yellow is too pale on white, black on black.

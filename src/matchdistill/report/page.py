@@ -26,12 +26,12 @@ from plotly.utils import PlotlyJSONEncoder
 from torch import Tensor
 
 from matchdistill.files import atomic_write
-from matchdistill.folder import CELLS, METRICS, RECIPE
 from matchdistill.messages import cause
 from matchdistill.report import charts
 from matchdistill.report.charts import Chart
 from matchdistill.report.runs import Run, cells
-from matchdistill.summary import metric_of, shown
+from matchdistill.runs.store import CELLS, METRICS, RECIPE
+from matchdistill.runs.summary import metric_of, shown
 from matchdistill.tasks.base import metric_label
 
 REPORT = "report.html"

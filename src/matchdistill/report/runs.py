@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from matchdistill.files import open_file, read_json
-from matchdistill.folder import CELLS, METRICS, RECIPE, read_metrics
 from matchdistill.messages import cause
-from matchdistill.recipe import read_recipe
-from matchdistill.report import evidence
+from matchdistill.runs import evidence
+from matchdistill.runs.recipe import read_recipe
+from matchdistill.runs.store import CELLS, METRICS, RECIPE, read_metrics
 
 
 class Point(NamedTuple):

@@ -14,10 +14,11 @@ from torchmetrics import Metric, MetricCollection
 
 from matchdistill.data.loading import BatchLoader
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
-from matchdistill.refresh import due, due_at_step, from_rank_0
-from matchdistill.settings import Distillation, Training, parse_method
+from matchdistill.refresh import due, due_at_step
+from matchdistill.runs.settings import Distillation, Training, parse_method
 
 
 class Task(pl.LightningModule):

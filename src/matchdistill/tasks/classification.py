@@ -20,7 +20,7 @@ from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
 from matchdistill.probing import scratch
-from matchdistill.settings import Distillation, Training
+from matchdistill.runs.settings import Distillation, Training
 from matchdistill.tasks.base import Task
 from matchdistill.teacher import FrozenTeacher, shared_modules
 

@@ -19,7 +19,7 @@ from matchdistill.data.loading import BatchLoader
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
 from matchdistill.models.detection import padded_batches, pixel_mask
-from matchdistill.settings import Distillation, Training
+from matchdistill.runs.settings import Distillation, Training
 from matchdistill.tasks.base import Task
 from matchdistill.teacher import shared_modules, training_kept
 from matchdistill.trace import tensors_in

@@ -24,8 +24,8 @@ from matchdistill.models import build_detector, build_model, weights_file
 from matchdistill.models.detection import check_detector, check_same_input, check_targets, detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
 from matchdistill.probing import evaluating, scratch
-from matchdistill.recipe import Recipe
-from matchdistill.settings import Model, Teacher, parse_method
+from matchdistill.runs.recipe import Recipe
+from matchdistill.runs.settings import Model, Teacher, parse_method
 from matchdistill.taps import Tap
 from matchdistill.tasks.base import Task
 from matchdistill.tasks.classification import Classification, Place, logits_place, tensor_at

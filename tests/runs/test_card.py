@@ -15,9 +15,9 @@ from detectors import CATEGORIES
 from matchdistill import cli
 from matchdistill.data.folder import image_transform, uncropped
 from matchdistill.data.images import preparation
-from matchdistill.folder import load_student
 from matchdistill.models import small_resnet
-from matchdistill.training import fit
+from matchdistill.runs.store import load_student
+from matchdistill.runs.train import fit
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
 

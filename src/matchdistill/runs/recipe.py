@@ -17,7 +17,7 @@ from matchdistill.data import DetectionData, ImageData
 from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
 from matchdistill.models import weights_file
-from matchdistill.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
 from matchdistill.values import OPTIONS, read_yaml
 
 DATA = {"classification": ImageData, "detection": DetectionData}  # of each task

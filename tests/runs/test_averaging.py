@@ -1,14 +1,14 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_train_options import column, metrics_of
 from torch import nn
 
-from matchdistill.averaging import TRAINED
-from matchdistill.folder import load_student
 from matchdistill.models import load_weights, small_resnet
+from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.store import load_student
+from matchdistill.runs.train import fit
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import fit
-from test_training_options import column, metrics_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

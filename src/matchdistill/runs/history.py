@@ -16,7 +16,7 @@ from matchdistill.data.reading import FileDataset
 from matchdistill.files import write_json
 from matchdistill.measuring import peak_memory
 from matchdistill.messages import attempt
-from matchdistill.report.evidence import COSTS, EPOCHS
+from matchdistill.runs.evidence import COSTS, EPOCHS
 from matchdistill.tasks.base import Task
 
 HISTORY = "history"  # in a checkpoint

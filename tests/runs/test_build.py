@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from matchdistill.baselines import BASELINES
-from matchdistill.building import build_module, build_teacher, check_state
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.models import small_resnet
+from matchdistill.runs.build import build_module, build_teacher, check_state
 
 
 @pytest.fixture

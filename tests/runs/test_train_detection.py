@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from detectors import FEW
 from matchdistill import cli
-from matchdistill.averaging import TRAINED
-from matchdistill.building import build_module
-from matchdistill.folder import load_student
+from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.build import build_module
+from matchdistill.runs.store import load_student
+from matchdistill.runs.train import fit
+from matchdistill.runs.validate import validate
 from matchdistill.tasks.detection import Detection
-from matchdistill.training import fit
-from matchdistill.validation import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:You are trying to `self.log")
 

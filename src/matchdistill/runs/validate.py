@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from matchdistill.building import BUILDERS, build_teacher, check_network, make_task
-from matchdistill.export import load_detector, load_exported
-from matchdistill.folder import WEIGHTS
 from matchdistill.models import load_weights
 from matchdistill.models.detection import weightless
 from matchdistill.models.trust import check_trusted
-from matchdistill.recipe import Recipe
-from matchdistill.training import machine_trainer, quieten
+from matchdistill.runs.build import BUILDERS, build_teacher, check_network, make_task
+from matchdistill.runs.export import load_detector, load_exported
+from matchdistill.runs.recipe import Recipe
+from matchdistill.runs.store import WEIGHTS
+from matchdistill.runs.train import machine_trainer, quieten
 
 
 def validate(

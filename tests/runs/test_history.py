@@ -3,12 +3,12 @@ import json
 import pytest
 import torch
 from PIL import Image
+from test_train import folder_arguments, write_images
+from test_train_resume import checkpoint, killed
 
-from matchdistill.history import HISTORY
 from matchdistill.report.runs import Run
-from matchdistill.training import fit
-from test_training import folder_arguments, write_images
-from test_training_resume import checkpoint, killed
+from matchdistill.runs.history import HISTORY
+from matchdistill.runs.train import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

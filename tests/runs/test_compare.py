@@ -15,11 +15,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from scipy import stats
 
-from matchdistill import compare as module
-from matchdistill.compare import Cell, compare, summary_table
-from matchdistill.recipe import Recipe
-from matchdistill.summary import summarise
-from matchdistill.training import fit
+from matchdistill.runs import compare as module
+from matchdistill.runs.compare import Cell, compare, summary_table
+from matchdistill.runs.recipe import Recipe
+from matchdistill.runs.summary import summarise
+from matchdistill.runs.train import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from matchdistill.building import check_classes
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.folder import load_student
 from matchdistill.models import small_resnet
-from matchdistill.settings import parse_method
+from matchdistill.runs.build import check_classes
+from matchdistill.runs.settings import parse_method
+from matchdistill.runs.store import load_student
+from matchdistill.runs.train import fit
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import fit
 
 METHODS = ["none", "kd", "mgd-amp", "mgd-sm", "mgd-rd", "mgd-amp+kd", "random-amp", "fitnets", "at+kd", "ofd"]
 

@@ -13,22 +13,23 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from test_train import folder_arguments, write_images
 
-from matchdistill import files, training
-from matchdistill.averaging import TRAINED
-from matchdistill.compare import compare
+from matchdistill import files
 from matchdistill.distiller import Position
-from matchdistill.folder import NEEDED, AtomicCheckpoints, claim, load_student
-from matchdistill.recipe import Recipe
+from matchdistill.runs import train as training
+from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.compare import compare
+from matchdistill.runs.recipe import Recipe
+from matchdistill.runs.store import NEEDED, AtomicCheckpoints, claim, load_student
+from matchdistill.runs.train import fit
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import fit
-from test_training import folder_arguments, write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
 # Its server imports everything once; each process is a fork of it, in which nothing has run yet.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["matchdistill.training"])
+processes.set_forkserver_preload(["matchdistill.runs.train"])
 
 LASTING = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "results")
 

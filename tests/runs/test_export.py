@@ -9,8 +9,8 @@ from torch import nn
 
 from detectors import DETECTOR, FEW, as_found
 from matchdistill.data import DetectionData
-from matchdistill.export import export, export_detector
 from matchdistill.models import detector, small_resnet
+from matchdistill.runs.export import export, export_detector
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -25,12 +25,21 @@ from rich.console import Console
 from torch import nn
 
 from matchdistill import ending
-from matchdistill.averaging import WeightAverage
-from matchdistill.building import build_module
 from matchdistill.data import DetectionData, ImageData
 from matchdistill.data.loading import mix_seed
 from matchdistill.files import remove_partial, write_json
-from matchdistill.folder import (
+from matchdistill.locking import LOCK, held
+from matchdistill.matching import Matching
+from matchdistill.messages import attempt, cause, console
+from matchdistill.models import load_weights
+from matchdistill.report.page import REPORT, write_report
+from matchdistill.runs.averaging import WeightAverage
+from matchdistill.runs.build import build_module
+from matchdistill.runs.evidence import Evidence, look
+from matchdistill.runs.history import History
+from matchdistill.runs.recipe import Recipe
+from matchdistill.runs.settings import Machine
+from matchdistill.runs.store import (
     CELLS,
     CHECKPOINT,
     METRICS,
@@ -41,15 +50,6 @@ from matchdistill.folder import (
     read_metrics,
     save_student,
 )
-from matchdistill.history import History
-from matchdistill.locking import LOCK, held
-from matchdistill.matching import Matching
-from matchdistill.messages import attempt, cause, console
-from matchdistill.models import load_weights
-from matchdistill.recipe import Recipe
-from matchdistill.report.evidence import Evidence, look
-from matchdistill.report.page import REPORT, write_report
-from matchdistill.settings import Machine
 from matchdistill.tasks.base import Task, metric_label
 
 _started: list[list[subprocess.Popen[bytes]]] = []  # processes of trainings over several, as their launchers list them

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from test_train_options import assert_weights_near, by_hand
 
-from matchdistill.averaging import TRAINED
-from matchdistill.building import build_module
 from matchdistill.data import ImageData
-from matchdistill.folder import METRICS, load_student
 from matchdistill.models import small_resnet
-from test_training_options import assert_weights_near, by_hand
+from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.build import build_module
+from matchdistill.runs.store import METRICS, load_student
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 

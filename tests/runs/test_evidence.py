@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import oracles
-from matchdistill.building import build_module
 from matchdistill.capture import Capture
 from matchdistill.files import read_json
 from matchdistill.models import load_weights, save_weights
-from matchdistill.report import evidence
-from matchdistill.settings import Distillation, Training
+from matchdistill.runs import evidence
+from matchdistill.runs.build import build_module
+from matchdistill.runs.settings import Distillation, Training
+from matchdistill.runs.train import fit
 from matchdistill.taps import Tap
 from matchdistill.tasks.classification import Classification
 from matchdistill.tasks.detection import Detection
-from matchdistill.training import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from matchdistill.recipe import (
+from matchdistill.runs.recipe import (
     SECTIONS,
     Recipe,
     packaged,

@@ -11,7 +11,6 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from matchdistill.building import BUILDERS
 from matchdistill.data import DetectionData, ImageData
 from matchdistill.ending import whole
 from matchdistill.files import PARTIAL, atomic_write, is_kind, read_json, remove_partial, write_json
@@ -20,7 +19,8 @@ from matchdistill.models import load_weights, save_weights
 from matchdistill.models.detection import weightless
 from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
-from matchdistill.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+from matchdistill.runs.build import BUILDERS
+from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 
 CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
     "last.ckpt",

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from matchdistill import cli
-from matchdistill.building import build_module
 from matchdistill.data.tensors import DEBIAN_FASHION_MNIST
 from matchdistill.models import build_model
-from matchdistill.recipe import load_recipe
+from matchdistill.runs.build import build_module
+from matchdistill.runs.recipe import load_recipe
 
 pytest.importorskip("efficientnet_lite_pytorch")
 pytestmark = [

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from matchdistill.export import export
 from matchdistill.models import small_resnet
-from matchdistill.training import fit
-from matchdistill.validation import Exported, validate
+from matchdistill.runs.export import export
+from matchdistill.runs.train import fit
+from matchdistill.runs.validate import Exported, validate
 
 # Enough to do better than chance, or every student would measure alike.
 LEARNING = (

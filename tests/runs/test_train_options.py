@@ -12,12 +12,12 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from matchdistill.building import build_module
 from matchdistill.data import module as data_module
 from matchdistill.models import small_resnet
+from matchdistill.runs.build import build_module
+from matchdistill.runs.train import check_compiler, fit
 from matchdistill.tasks.base import lr_factor
 from matchdistill.tasks.classification import Classification
-from matchdistill.training import check_compiler, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -192,7 +192,7 @@ def test_validation_after_the_last_epoch_of_a_resumed_run(tiny, tmp_path, valida
         def stop(self):
             if self.current_epoch == epochs - 1:
                 patch.setattr(Classification, "on_train_epoch_start", lambda _: (_ for _ in ()).throw(KeyError))
-                patch.setattr("matchdistill.training.save_student", lambda *_: (_ for _ in ()).throw(KeyError))
+                patch.setattr("matchdistill.runs.train.save_student", lambda *_: (_ for _ in ()).throw(KeyError))
 
         patch.setattr(Classification, "on_train_epoch_end", stop)
         with pytest.raises(KeyError):

@@ -20,16 +20,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from matchdistill import ending
-from matchdistill.building import build_module
 from matchdistill.files import atomic_write, write_json
-from matchdistill.folder import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim, read_metrics
 from matchdistill.locking import held
 from matchdistill.messages import attempt
-from matchdistill.recipe import Recipe
 from matchdistill.report.page import write_report
-from matchdistill.summary import metric_of, shown, summarise
+from matchdistill.runs.build import build_module
+from matchdistill.runs.recipe import Recipe
+from matchdistill.runs.store import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim, read_metrics
+from matchdistill.runs.summary import metric_of, shown, summarise
+from matchdistill.runs.train import fit, look_at
 from matchdistill.tasks.base import metric_label
-from matchdistill.training import fit, look_at
 
 TABLE = "metrics.csv"
 

@@ -12,13 +12,13 @@ import yaml
 from torch import nn
 
 from matchdistill.data.images import preparation
-from matchdistill.export import Format
 from matchdistill.files import atomic_write, read_json, write_json
-from matchdistill.folder import RECIPE
 from matchdistill.models import weights_file
 from matchdistill.models.build import ANY_PRETRAINED
-from matchdistill.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
-from matchdistill.settings import parse_method
+from matchdistill.runs.export import Format
+from matchdistill.runs.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+from matchdistill.runs.settings import parse_method
+from matchdistill.runs.store import RECIPE
 from matchdistill.tasks.base import metric_label
 
 CARD, CONFIG = "model_card.md", "config.json"

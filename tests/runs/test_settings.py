@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from matchdistill import cli
-from matchdistill.recipe import recipe_parser
-from matchdistill.settings import Comparison, Distillation, Machine, Training, parse_method
+from matchdistill.runs.recipe import recipe_parser
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Training, parse_method
 
 
 def test_methods():
