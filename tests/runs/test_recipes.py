@@ -99,7 +99,7 @@ def tapped(model, taps, images):
 def test_all_of_them_are_packaged_with_the_papers_errors():
     texts = {name: text for name, text in packaged().items() if name.startswith(("imagenet_", "cub200_"))}
     assert texts.keys() == {*ALONE, *DISTILLED}
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     for name, (errors, *row) in {**ALONE, **DISTILLED}.items():
         assert f" {errors}% top-1 / top-5 error in the paper" in texts[name].splitlines()[0]
         assert f"`{name}`" in readme

@@ -220,7 +220,7 @@ sys.exit(code)
 @pytest.mark.slow
 def test_two_processes(small_file, tmp_path):
     (tmp_path / "runner.py").write_text(RUNNER)
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "runner.py", "fit", str(small_file), "--trainer.devices=2", "--trainer.strategy=ddp"]
     arguments = [
         "--data.batch_size=2",

@@ -332,7 +332,7 @@ def partly_frozen(num_classes):
     "arguments", [[], ["--training.ema=0.5", "--training.validate_every=2"]], ids=["plain", "averaged"]
 )
 def test_what_the_builder_put_into_evaluation_mode_stays_so(tiny, tmp_path, monkeypatch, arguments):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     name = ["--student.name=test_training_options:partly_frozen", "--student.options={}"]
     fit(tiny(*name, "--distillation.refresh_every=1", *arguments), tmp_path / "run", quiet=True)
     weights = load_file(tmp_path / "run" / "student.safetensors")

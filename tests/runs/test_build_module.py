@@ -104,7 +104,7 @@ def of_tests(tiny, *arguments, method="mgd-amp", **options):
 @pytest.fixture
 def importable(monkeypatch):
     """This file by its name, which recipes give."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     monkeypatch.setitem(sys.modules, "test_building", sys.modules[__name__])
 
 
