@@ -96,7 +96,7 @@ class Output:
 
 def of_tests(tiny, *arguments, method="mgd-amp", **options):
     return tiny(
-        "--student.name=test_building:Mutable", f"--student.options={json.dumps(options)}",
+        "--student.name=test_build_module:Mutable", f"--student.options={json.dumps(options)}",
         f"--distillation.method={method}", *arguments,
     )  # fmt: skip
 
@@ -104,12 +104,12 @@ def of_tests(tiny, *arguments, method="mgd-amp", **options):
 @pytest.fixture
 def importable(monkeypatch):
     """This file by its name, which recipes give."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    monkeypatch.setitem(sys.modules, "test_building", sys.modules[__name__])
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setitem(sys.modules, "test_build_module", sys.modules[__name__])
 
 
 @pytest.mark.parametrize("method", ["none", "kd"])
-def test_building_looks_at_networks_without_a_trace(importable, tiny, method):
+def test_build_module_looks_at_networks_without_a_trace(importable, tiny, method):
     module = build_module(of_tests(tiny, method=method))
     student = module.network()
     assert (student.calls, student.scale.item()) == (0, 1)

@@ -386,7 +386,7 @@ def several_outputs(num_classes):
     ],
 )
 def test_networks_that_do_not_fit_the_data(tiny, tmp_path, role, function, message):
-    arguments = [f"--{role}.name=test_training:{function}", f"--{role}.options={{}}", "--teacher.weights=null"]
+    arguments = [f"--{role}.name=test_train:{function}", f"--{role}.options={{}}", "--teacher.weights=null"]
     with pytest.raises(ValueError, match=f"the {role} {message}"):
         fit(tiny(*arguments), tmp_path / "run")
     assert files(tmp_path / "run") == []
@@ -413,7 +413,7 @@ class Tied(nn.Module):
 
 
 def test_a_student_whose_weights_are_tied(tiny, tmp_path):
-    fit(tiny("--student.name=test_training:Tied", "--student.options={}"), tmp_path / "run")
+    fit(tiny("--student.name=test_train:Tied", "--student.options={}"), tmp_path / "run")
     weights = load_file(tmp_path / "run" / "student.safetensors")
     Tied(10).load_state_dict(weights, strict=True)
     assert torch.equal(weights["again.weight"], weights["network.fc.weight"])

@@ -237,7 +237,7 @@ def without_norm(num_classes):
 
 
 def test_accumulated_gradients_are_those_of_a_large_batch(tiny, tmp_path):
-    common = ("--student.name=test_training_options:without_norm", "--student.options={}", "--data.train_limit=80")
+    common = ("--student.name=test_train_options:without_norm", "--student.options={}", "--data.train_limit=80")
     common += ("--distillation.method=kd", "--data.augment=false")
     for name, arguments in (("large", ["batch_size=40"]), ("accumulated", ["batch_size=10"])):
         accumulate = "--training.accumulate=" + ("4" if name == "accumulated" else "1")
@@ -332,8 +332,8 @@ def partly_frozen(num_classes):
     "arguments", [[], ["--training.ema=0.5", "--training.validate_every=2"]], ids=["plain", "averaged"]
 )
 def test_what_the_builder_put_into_evaluation_mode_stays_so(tiny, tmp_path, monkeypatch, arguments):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    name = ["--student.name=test_training_options:partly_frozen", "--student.options={}"]
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    name = ["--student.name=test_train_options:partly_frozen", "--student.options={}"]
     fit(tiny(*name, "--distillation.refresh_every=1", *arguments), tmp_path / "run", quiet=True)
     weights = load_file(tmp_path / "run" / "student.safetensors")
     counts = {name: int(value) for name, value in weights.items() if name.endswith("num_batches_tracked")}
