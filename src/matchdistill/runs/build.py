@@ -56,7 +56,7 @@ def build_module(recipe: Recipe) -> Task:
     check_network(student, data, "student")
     check_state(student, "student")
     if isinstance(data, DetectionData):
-        check_targets(student, data.masks)
+        check_targets(student, data.options.masks)
     logits_at = None if isinstance(data, DetectionData) else training_logits(student, data)
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
@@ -83,7 +83,7 @@ def make_task(
     """The Lightning module of a recipe's task."""
     settings = recipe.training, recipe.distillation
     if isinstance(recipe.data, DetectionData):
-        return Detection(student, recipe.data.masks, *settings, teacher, distiller)
+        return Detection(student, recipe.data.options.masks, *settings, teacher, distiller)
     prepare = None
     if recipe.trainer.prepare_teacher and teacher is not None and distiller is None:
         prepare = functools.partial(prepared, folds=foldable(traced(teacher, (example_images(recipe.data),))))
@@ -165,7 +165,7 @@ def _build(
 def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) -> None:
     """Raise a ValueError unless the model takes the data's images and gives what its task needs."""
     if isinstance(data, DetectionData):
-        check_detector(model, data.masks, role)
+        check_detector(model, data.options.masks, role)
     else:
         check_classes(model, data, role)
 
