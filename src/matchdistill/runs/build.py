@@ -21,7 +21,8 @@ from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
-from matchdistill.models.detection import check_detector, check_same_input, check_targets, detector_taps, distilled_part
+from matchdistill.models.detector_checks import check_detector, check_same_input, check_targets
+from matchdistill.models.detector_parts import detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
 from matchdistill.probing import evaluating, scratch
 from matchdistill.runs.recipe import Recipe
