@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.harness import interleaved
 from matchdistill.data.scenes import write_scenes
 from matchdistill.files import write_json
-from matchdistill.models.detection import distilled_part, padded_batches
+from matchdistill.models.detector_parts import distilled_part, padded_batches
 from matchdistill.runs.build import build_module
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.tasks.base import Task

@@ -81,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     given = ["--data.train_limit=null", "--data.train_part=[5000, 11000]", "--data.val_part=[0, 3000]"]
     recipe = load_recipe("transfer_fashion_mnist", *given, *(f"--{each}" for each in options.set))
-    recipe.data.augment = False
+    recipe.data.options.augment = False
     distiller = build_module(recipe).distiller
     assert isinstance(distiller, MatchingDistiller)
     loader = recipe.data.refresh_dataloader(6000, 0)

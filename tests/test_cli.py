@@ -144,8 +144,8 @@ def test_quickstart_is_the_comparison_of_the_packaged_recipe(run, grids):
     assert rest[0] == Path("runs/quickstart")
     assert rest[1] == ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"]
     assert rest[2] >= 3
-    assert first.data.name == "digits"
-    assert first.data.train_limit == 300
+    assert first.data.options.name == "digits"
+    assert first.data.options.train_limit == 300
 
 
 def test_quickstart_takes_options_and_another_recipe(run, grids, tiny_file):

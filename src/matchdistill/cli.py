@@ -244,7 +244,7 @@ def taps(arguments: Sequence[str]) -> None:
     from matchdistill.distiller import MatchingDistiller
     from matchdistill.messages import console
     from matchdistill.models import build_detector, build_model
-    from matchdistill.models.detection import distilled_part
+    from matchdistill.models.detector_parts import distilled_part
 
     example: Any = None
     if options.example is not None:

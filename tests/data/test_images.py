@@ -1,7 +1,11 @@
+import pickle
+
 import pytest
 import torch
 
-from matchdistill.data import ImageData
+from matchdistill.data import DetectionData, ImageData
+from matchdistill.data.images import IMAGE_SETS, ImageSet, preparation
+from matchdistill.data.tensors import GrayImages
 
 
 def ready(**options):
@@ -134,6 +138,48 @@ def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message) as info:
         ready(**options)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (ImageData, {"batchsize": 3}, "ImageData has no option 'batchsize'; did you mean 'batch_size'"),
+        (ImageData, {"masks": True, "seeed": 1}, "no option 'masks'; .*and no option 'seeed'; did you mean 'seed'"),
+        (DetectionData, {"image_size": 8}, "DetectionData has no option 'image_size'"),
+    ],
+)
+def test_options_that_there_are_not(module, options, message):
+    with pytest.raises(TypeError, match=message):
+        module(**options)
+
+
+def test_all_problems_are_told_under_the_names_in_a_recipe():
+    with pytest.raises(ValueError, match=r"^data.image_size is 0: .*; data.batch_size is 0: .*; data.workers is -1: "):
+        ImageData(image_size=0, batch_size=0, workers=-1)
+    problems = ImageData.options_type("folder", train_part=[3]).problems("teacher.data")
+    assert [problem.partition(" is ")[0] for problem in problems] == ["teacher.data.name", "teacher.data.train_part"]
+
+
+def test_a_data_set_is_added_by_one_function_and_one_line(tmp_path, monkeypatch):
+    def stripes(folder):
+        rows = torch.arange(12)[:, None, None].expand(12, 6, 6) * 20
+        images = GrayImages(rows.byte(), torch.arange(12) % 3)
+        return images, images, [f"{folder.name} {number}" for number in range(3)]
+
+    monkeypatch.setitem(IMAGE_SETS, "stripes", ImageSet(10, stripes, "the folder of the stripes", small=True))
+    with pytest.raises(ValueError, match=r"data.name is 'stripes': give the folder of the stripes as data.root"):
+        ImageData(name="stripes")
+    data = ready(name="stripes", root=tmp_path / "red", batch_size=4)
+    images, labels = next(iter(data.train_dataloader()))
+    assert (images.shape, labels.shape) == ((4, 3, 10, 10), (4,))
+    assert data.class_names == ["red 0", "red 1", "red 2"]
+    assert (data.train_set.flip, data.val_set.flip) == (True, False)
+    assert preparation("stripes", 10)["crop_pct"] == 1.0
+
+
+def test_a_data_module_travels_to_other_processes():
+    data = pickle.loads(pickle.dumps(ImageData("cub200", "birds", train_limit=5)))
+    assert (data.options.train_limit, data.image_size) == (5, 224)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,7 +10,8 @@ import torchvision
 from torch import nn
 
 from matchdistill.models import build_model, weights_file
-from matchdistill.models.build import take_head
+from matchdistill.models.build import SOURCES, Source, take_head
+from matchdistill.models.trust import check_trusted
 
 
 def one_line(info):
@@ -299,3 +300,28 @@ def test_a_method_of_a_class_builds_a_model(tmp_path, monkeypatch):
     assert (model.in_features, model.out_features) == (5, 3)
     with pytest.raises(ValueError, match=r"no function 'Net.off'"):
         build_model("method_of_class:Net.off")
+
+
+def test_a_source_is_added_by_one_function_and_one_line(tmp_path, monkeypatch):
+    def linear(name, weights, options):
+        if weights not in (None, "zeros"):
+            raise ValueError(f"model 'toy:{name}' has no weights {weights!r}")
+        model = nn.Linear(int(name.removeprefix("linear")), options["num_classes"], bias=options.get("bias", True))
+        return model if weights is None else model.requires_grad_(False)
+
+    monkeypatch.setitem(SOURCES, "toy", Source(lambda: ["linear3", "linear5"], linear, reads=("file",)))
+    model = build_model("toy:linear5", 2, "zeros", bias=False)
+    assert (model.weight.shape, model.bias, model.weight.requires_grad) == ((2, 5), None, False)
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "toy.pt")
+    assert build_model("toy:linear3", 2, tmp_path / "toy.pt").weight.requires_grad
+    with pytest.raises(ValueError, match="has no weights 'ones'"):
+        build_model("toy:linear5", 2, "ones")
+    with pytest.raises(ValueError, match=r"'timm:NAME', 'toy:NAME' or .*; did you mean 'toy:linear5'\?"):
+        build_model("linear5")
+    with pytest.raises(ValueError, match=r"no library or module 'toys'; did you mean 'toy'"):
+        build_model("toys:linear5")
+    check_trusted(tmp_path, ("toy:linear3", {"bias": False}))
+    with pytest.raises(
+        ValueError, match=r"the option file, which makes toy read other files.*torchvision, timm, toy and"
+    ):
+        check_trusted(tmp_path, ("toy:linear3", {"file": "x"}))

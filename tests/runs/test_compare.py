@@ -326,7 +326,7 @@ def test_cells_share_all_but_method_and_seed(tiny, tmp_path, monkeypatch):
     compare(recipe, tmp_path / "out", ["none", "kd"], 2)
     for each, (method, seed) in zip(seen, [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)], strict=True):
         assert each.config == Recipe.of(recipe.config, seed=seed, distillation__method=method).config
-        assert each.data.seed == seed
+        assert each.data.options.seed == seed
 
 
 @pytest.mark.slow

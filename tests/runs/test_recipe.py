@@ -170,7 +170,11 @@ def test_the_teacher_has_its_own_images():
     values = {**STUDENT, "teacher": teacher, "data": {"train_limit": 5, "train_part": [50, 70], "val_part": [0, 30]}}
     recipe = Recipe.of(resolved({**values, "training": {"epochs": 3}}, "--teacher.training.epochs=7")).for_teacher()
     assert (recipe.student.name, recipe.student.fresh_head, recipe.training.epochs) == ("timm:resnet18", True, 7)
-    assert (recipe.data.train_limit, recipe.data.train_part, recipe.data.val_part) == (40, [0, 50], [0, 30])
+    assert (recipe.data.options.train_limit, recipe.data.options.train_part, recipe.data.options.val_part) == (
+        40,
+        [0, 50],
+        [0, 30],
+    )
     assert recipe.distillation.method == "none"
 
 
@@ -257,9 +261,9 @@ def test_recipe_of_the_teacher(tiny):
     assert (teacher.student.name, teacher.student.options) == (recipe.teacher.name, {"width": 4})
     assert teacher.student.weights == recipe.teacher.weights
     assert (teacher.training.epochs, teacher.training.lr) == (7, 0.3)
-    assert (teacher.data.train_limit, recipe.data.train_limit) == (90, 60)
-    assert teacher.data.val_limit == 50
-    assert (teacher.distillation.method, teacher.seed, teacher.data.seed) == ("none", 4, 4)
+    assert (teacher.data.options.train_limit, recipe.data.options.train_limit) == (90, 60)
+    assert teacher.data.options.val_limit == 50
+    assert (teacher.distillation.method, teacher.seed, teacher.data.options.seed) == ("none", 4, 4)
     assert recipe.config["distillation"]["method"] == "mgd-amp"
 
 

@@ -117,7 +117,7 @@ def test_networks_alone(name):
     assert (values["student"]["name"], values["student"].get("weights")) == (student, weights)
     assert values["distillation"] == {"method": "none"}
     recipe = load_recipe(name)
-    assert (recipe.data.image_size, recipe.data.augment) == (224, True)
+    assert (recipe.data.image_size, recipe.data.options.augment) == (224, True)
     assert recipe.training.all_epochs == 120 + training["warmup_epochs"]
 
 

@@ -51,7 +51,7 @@ def test_values(name):
     assert first in packaged()[name].splitlines()[0]
     recipe, values = load_recipe(name), read_recipe(name)
     assert values["training"] == {**ONE_X, "lr": rate}  # written there, whatever the defaults are
-    assert (recipe.data.batch_size, recipe.data.masks) == (16, architecture == "mask_rcnn")
+    assert (recipe.data.options.batch_size, recipe.data.options.masks) == (16, architecture == "mask_rcnn")
     networks = [(recipe.student, depth)] + ([(recipe.teacher, teacher)] if teacher else [])
     for network, layers in networks:
         assert network.options == {

@@ -1,7 +1,8 @@
 """Images with labels for classification, images with boxes and masks for detection."""
 
-from matchdistill.data.detection import DetectionData
-from matchdistill.data.images import ImageData
+from matchdistill.data.detection import DetectionData, DetectionOptions
+from matchdistill.data.images import ImageData, ImageOptions
 from matchdistill.data.loading import EpochSampler
+from matchdistill.data.module import DataOptions
 
-__all__ = ["DetectionData", "EpochSampler", "ImageData"]
+__all__ = ["DataOptions", "DetectionData", "DetectionOptions", "EpochSampler", "ImageData", "ImageOptions"]

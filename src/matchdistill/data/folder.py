@@ -227,12 +227,18 @@ def uncropped(size: int) -> int:
     return round(size * 256 / 224)
 
 
-def image_transform(size: int, augment: bool) -> Callable[[Image.Image], Tensor]:
-    """ImageNet's usual preparation: a random crop and flip for training, else the middle of the resized image."""
+def image_transform(size: int, augment: bool, flip: bool = True) -> Callable[[Image.Image], Tensor]:
+    """ImageNet's usual preparation: a random crop and flip for training, else the middle of the resized image.
+
+    Args:
+        size: height and width of the result in pixels.
+        augment: whether the image is cropped at random.
+        flip: whether half of the images are then mirrored too.
+    """
     from torchvision.transforms import v2
 
     crop = (
-        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        [v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])]
         if augment
         else [v2.Resize(uncropped(size)), v2.CenterCrop(size)]
     )

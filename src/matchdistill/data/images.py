@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule
+from matchdistill.data.module import DataModule, DataOptions
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
     IMAGENET_MEAN,
@@ -26,13 +28,57 @@ from matchdistill.files import path_of
 from matchdistill.messages import did_you_mean, whole
 
 Images = GrayImages | ImageFiles
+Split = tuple[Images, Images, list[str]]  # training images, validation images, names of the classes
+Place = Any  # the path of a data set; None where it is part of a library
 
-IMAGE_SIZES = {"digits": 16, "fashion-mnist": 32, "folder": 224, "imagenet": 224, "cub200": 224}
 LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
-ROOTS = {
-    "folder": "the folder that holds train/ and val/",
-    "imagenet": "the folder that holds train/ and val/, or the official archives",
-    "cub200": "the folder CUB_200_2011, or its archive",
+
+
+def _as_given(root: Path | None, download: bool) -> Place:
+    return root
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set that `ImageData` knows by name.
+
+    Attributes:
+        size: height and width in pixels that its images have if nothing else is said.
+        read: from where `locate` has found it to training images, validation images and names of the classes.
+        root: what the user has to give as `data.root`; empty: the set can do without.
+        locate: finds it, after downloading or extracting what has to be: (root, whether it may be downloaded) -> place.
+        small: whether `read` gives `GrayImages`, which are kept in memory and resized whole, instead of `ImageFiles`, which
+            are cropped.
+        flip: whether training images are mirrored if they are varied.
+    """
+
+    size: int
+    read: Callable[[Place], Split]
+    root: str = ""
+    locate: Callable[[Place, bool], Place] = _as_given
+    small: bool = False
+    flip: bool = True
+
+
+def _read_digits(_: Place) -> Split:
+    return *load_digits(), [str(digit) for digit in range(10)]
+
+
+def _read_fashion_mnist(folder: Place) -> Split:
+    return *load_fashion_mnist(folder), FASHION_CLASSES.copy()
+
+
+IMAGE_SETS = {
+    "digits": ImageSet(16, _read_digits, small=True, flip=False),
+    "fashion-mnist": ImageSet(32, _read_fashion_mnist, locate=find_fashion_mnist, small=True),
+    "folder": ImageSet(224, find_images, "the folder that holds train/ and val/"),
+    "imagenet": ImageSet(
+        224,
+        find_images,
+        "the folder that holds train/ and val/, or the official archives",
+        locate=lambda root, _: extract_imagenet(root),
+    ),
+    "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
 
 
@@ -45,7 +91,8 @@ def preparation(name: str, image_size: int) -> dict[str, Any]:
         ([3, 224, 224], 0.875)
     """
     # Rounded down: timm rounds the quotient down, which gives the same pixels then.
-    share = 1.0 if name in ("digits", "fashion-mnist") else math.floor(1e4 * image_size / uncropped(image_size)) / 1e4
+    small = name in IMAGE_SETS and IMAGE_SETS[name].small
+    share = 1.0 if small else math.floor(1e4 * image_size / uncropped(image_size)) / 1e4
     return {
         "input_size": [3, image_size, image_size],
         "interpolation": "bilinear",
@@ -56,11 +103,11 @@ def preparation(name: str, image_size: int) -> dict[str, Any]:
     }
 
 
-class ImageData(DataModule):
+@dataclass
+class ImageOptions(DataOptions):
     """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
 
-    Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a
-    function of seed, epoch and rank, and of the number of workers.
+    `ImageData` takes these options and the ones of `DataOptions`.
 
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
@@ -68,27 +115,54 @@ class ImageData(DataModule):
             ``cub200`` for CUB-200-2011. What is in archives is extracted beside them, once.
         root: the folder with the data; ``digits`` needs none.
         image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
-        batch_size: images per step and process.
-        workers: processes that load images; 0 loads in the training process.
+        augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
+            and mirrored (the others).
+        download: whether fashion-mnist may be downloaded into ``root``.
         train_part: [first, last]: of the training images in a balanced random order that is the same for every
             ``seed``, those from ``first`` to before ``last``; ``train_limit`` chooses among them. For disjoint images
             of teacher, pre-training and student.
-        val_part: likewise of the validation images. For disjoint images to choose settings by and to report.
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
-        val_limit: use that many validation images, likewise but the same for every ``seed``.
-        augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
-            and mirrored (the others).
-        skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
-        white: the value that is white in images of more than 8 bits; null: 65535, and of floating-point numbers 1.
-        max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
-        download: whether fashion-mnist may be downloaded into ``root``.
-        seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
+    """
+
+    name: str = "digits"
+    root: Path | None = None
+    image_size: int | None = None
+    augment: bool = True
+    download: bool = False
+
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        if self.name not in IMAGE_SETS:
+            yield (
+                f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)}{did_you_mean(self.name, IMAGE_SETS)}"
+            )
+        elif self.root is None and (needed := IMAGE_SETS[self.name].root):
+            yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
+        yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
+        yield from super().problems(prefix)
+
+
+class ImageData(DataModule):
+    """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
+
+    Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a
+    function of seed, epoch and rank, and of the number of workers.
+
+    Args:
+        positional: the first options of `ImageOptions`, in their order.
+        options: the others, by name.
 
     Attributes:
+        options: all of them, as `ImageOptions`.
+        image_size: height and width of the images in pixels.
         num_classes: number of classes.
         class_names: their names, in the order of the labels.
         train_set: the training images.
         val_set: the validation images.
+
+    Raises:
+        TypeError: there is no such option; the nearest names are suggested.
+        ValueError: in one line, all problems with the options.
 
     Examples:
         >>> data = ImageData(train_limit=300, batch_size=100)
@@ -97,84 +171,37 @@ class ImageData(DataModule):
         [torch.Size([100, 3, 16, 16]), torch.Size([100, 3, 16, 16]), torch.Size([100, 3, 16, 16])]
     """
 
+    options_type = ImageOptions
+    options: ImageOptions
     train_set: TensorDataset | FolderDataset
     val_set: TensorDataset | FolderDataset
 
-    def __init__(
-        self,
-        name: str = "digits",
-        root: Path | None = None,
-        image_size: int | None = None,
-        batch_size: int = 64,
-        workers: int = 0,
-        train_part: list[int] | None = None,
-        val_part: list[int] | None = None,
-        train_limit: int | None = None,
-        val_limit: int | None = None,
-        augment: bool = True,
-        skip_corrupt: bool = False,
-        white: float | None = None,
-        max_pixels: int | None = None,
-        download: bool = False,
-        seed: int = 0,
-    ) -> None:
-        problems = []
-        if name not in IMAGE_SIZES:
-            problems.append(
-                f"data.name is {name!r}: expected {', '.join(IMAGE_SIZES)}{did_you_mean(name, IMAGE_SIZES)}"
-            )
-        if name in ROOTS and root is None:
-            problems.append(f"data.name is {name!r}: give {ROOTS[name]} as data.root")
-        problems += whole("data.image_size", image_size, 1, LARGEST_IMAGE)
-        super().__init__(
-            problems,
-            batch_size,
-            workers,
-            train_part,
-            val_part,
-            train_limit,
-            val_limit,
-            skip_corrupt,
-            white,
-            max_pixels,
-            seed,
-        )
-        self.name: str = name
-        self.root = None if root is None else path_of(root)
-        self.image_size = image_size or IMAGE_SIZES[name]
-        self.augment = augment
-        self.download = download
+    def __init__(self, *positional: Any, **options: Any) -> None:
+        super().__init__(*positional, **options)
+        self.root = None if self.options.root is None else path_of(self.options.root)
+        self.image_size = self.options.image_size or self._set.size
+
+    @property
+    def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not
+        return IMAGE_SETS[self.options.name]
 
     def prepare_data(self) -> None:
         """Download or extract, once per machine, what is to be downloaded or extracted."""
-        self._located()
+        self._set.locate(self.root, self.options.download)
 
-    def _located(self) -> Path | None:
-        """Where the data is, after it was brought there."""
-        if self.name == "fashion-mnist":
-            return find_fashion_mnist(self.root, self.download)
-        extract = {"cub200": find_cub, "imagenet": extract_imagenet}.get(self.name)
-        return extract(self.root) if extract and self.root else self.root
-
-    def _read(self) -> tuple[Images, Images, list[str]]:
-        """Training images, validation images and class names."""
-        if self.name == "digits":
-            return *load_digits(), [str(digit) for digit in range(10)]
-        folder = self._located()
-        assert folder is not None
-        if self.name == "fashion-mnist":
-            return *load_fashion_mnist(folder), FASHION_CLASSES.copy()
-        return read_cub(folder) if self.name == "cub200" else find_images(folder)
+    def _read(self) -> Split:
+        return self._set.read(self._set.locate(self.root, self.options.download))
 
     def _groups(self, images: Images) -> Tensor:
         return images.labels
 
     def _dataset(self, images: Images, training: bool) -> TensorDataset | FolderDataset:
-        augment = training and self.augment
+        augment = training and self.options.augment
+        flip = augment and self._set.flip
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
-            transform = image_transform(self.image_size, augment)
-            return FolderDataset(images, transform, self.skip_corrupt, fewest, self.read)
+            transform = image_transform(self.image_size, augment, flip)
+            return FolderDataset(images, transform, self.options.skip_corrupt, fewest, self.read)
         # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
         shift = self.image_size // 8 if augment else 0
-        return TensorDataset(images.resized(self.image_size), shift, flip=augment and self.name == "fashion-mnist")
+        return TensorDataset(images.resized(self.image_size), shift, flip)

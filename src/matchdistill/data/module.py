@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -24,80 +25,91 @@ from matchdistill.data.loading import (
 from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.distributed import rank_and_world
-from matchdistill.messages import LARGEST, number, whole
+from matchdistill.messages import LARGEST, did_you_mean, number, whole
 
 MOST_WORKERS = 1024
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """The options that all data modules share.
+
+    Args:
+        batch_size: images per step and process.
+        workers: processes that load images; 0 loads in the training process.
+        train_part: [first, last]: of the training images in a random order that is the same for every ``seed``, those
+            from ``first`` to before ``last``; ``train_limit`` chooses among them. For disjoint images of teacher and
+            student.
+        val_part: likewise of the validation images. For disjoint images to choose settings by and to report.
+        train_limit: use that many training images, a random choice by ``seed``.
+        val_limit: use that many validation images, likewise but the same for every ``seed``.
+        skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
+        white: the value that is white in images of more than 8 bits; null: 65535, and of floating-point numbers 1.
+        max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
+        seed: what the order, the choice by ``train_limit`` and the workers' random numbers follow from.
+    """
+
+    batch_size: int = 64
+    workers: int = 0
+    train_part: list[int] | None = None
+    val_part: list[int] | None = None
+    train_limit: int | None = None
+    val_limit: int | None = None
+    skip_corrupt: bool = False
+    white: float | None = None
+    max_pixels: int | None = None
+    seed: int = 0
+
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        yield from whole(f"{prefix}.batch_size", self.batch_size, 1)
+        yield from whole(f"{prefix}.workers", self.workers, 0, MOST_WORKERS)
+        yield from whole(f"{prefix}.train_limit", self.train_limit, 1)
+        yield from whole(f"{prefix}.val_limit", self.val_limit, 1)
+        yield from whole(f"{prefix}.max_pixels", self.max_pixels, 1)
+        yield from number(f"{prefix}.white", self.white, 0, above=True)
+        for name, part in (("train_part", self.train_part), ("val_part", self.val_part)):
+            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= LARGEST):
+                yield (
+                    f"{prefix}.{name} is {part}: expected two whole numbers [first, last], first from 0 on, last larger"
+                )
 
 
 class DataModule(pl.LightningDataModule, ABC):
     """Training and validation images, shared among processes and loaded in batches.
 
     Usable without a trainer too: call ``setup()``, then ask for loaders. Randomness is a function of seed, epoch and
-    rank, and of the number of workers. A subclass says what its images are.
+    rank, and of the number of workers. A subclass names the class of its options and says what its images are.
 
     Args:
-        problems: what is wrong with the subclass's own arguments.
-        batch_size: images per step and process.
-        workers: processes that load images; 0 loads in the training process.
-        train_part: [first, last]: a part of the training images in a random order that is the same for every seed.
-        val_part: likewise of the validation images.
-        train_limit: how many of the training images, a random choice by ``seed``.
-        val_limit: how many of the validation images, a random choice that is the same for every ``seed``.
-        skip_corrupt: leave out images that cannot be read.
-        white: the value of white in images of more than 8 bits.
-        max_pixels: the most pixels of an image.
-        seed: of the order, the choice by ``train_limit`` and the workers' augmentation.
+        positional: the first options of the class ``options_type``, in their order.
+        options: the others, by name.
+
+    Attributes:
+        options: all of them.
 
     Raises:
-        ValueError: in one line, all problems with the arguments.
+        TypeError: there is no such option; the nearest names are suggested.
+        ValueError: in one line, all problems with the options.
     """
 
+    options_type: ClassVar[type[DataOptions]]
     fewest: ClassVar[int] = 2  # training images of a batch: batch norm cannot take one
+    options: Any  # an instance of options_type
     num_classes: int
     class_names: list[str]
     train_set: Any  # a Dataset that has a length
     val_set: Any
 
-    def __init__(
-        self,
-        problems: list[str],
-        batch_size: int,
-        workers: int,
-        train_part: list[int] | None,
-        val_part: list[int] | None,
-        train_limit: int | None,
-        val_limit: int | None,
-        skip_corrupt: bool,
-        white: float | None,
-        max_pixels: int | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, *positional: Any, **options: Any) -> None:
         super().__init__()
-        problems = [
-            *problems,
-            *whole("data.batch_size", batch_size, 1),
-            *whole("data.workers", workers, 0, MOST_WORKERS),
-            *whole("data.train_limit", train_limit, 1),
-            *whole("data.val_limit", val_limit, 1),
-            *whole("data.max_pixels", max_pixels, 1),
-            *number("data.white", white, 0, above=True),
-        ]
-        for argument, part in (("train_part", train_part), ("val_part", val_part)):
-            if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= LARGEST):
-                problems.append(
-                    f"data.{argument} is {part}: expected two whole numbers [first, last], first from 0 on, last larger"
-                )
-        if problems:
+        known = [field.name for field in fields(self.options_type)]
+        if unknown := [f"{name!r}{did_you_mean(name, known)}" for name in options if name not in known]:
+            raise TypeError(f"{type(self).__name__} has no option {'; and no option '.join(unknown)}")
+        self.options = self.options_type(*positional, **options)
+        if problems := list(self.options.problems("data")):
             raise ValueError("; ".join(problems))
-        self.batch_size = batch_size
-        self.workers = workers
-        self.train_part = train_part
-        self.val_part = val_part
-        self.train_limit = train_limit
-        self.val_limit = val_limit
-        self.skip_corrupt = skip_corrupt
-        self.read = functools.partial(read_picture, white=white, max_pixels=max_pixels)
-        self.seed = seed
+        self.read = functools.partial(read_picture, white=self.options.white, max_pixels=self.options.max_pixels)
 
     @abstractmethod
     def _read(self) -> tuple[Any, Any, list[str]]:
@@ -117,19 +129,20 @@ class DataModule(pl.LightningDataModule, ABC):
             return
         train, val, self.class_names = self._read()
         self.num_classes = len(self.class_names)
-        val = self._chosen(self._chosen(val, "val_part", self.val_part, 0), "val_limit", self.val_limit, 0)
+        val = self._chosen(self._chosen(val, "val_part"), "val_limit")
         self.val_set = self._dataset(val, training=False)
-        train = self._chosen(train, "train_part", self.train_part, 0)
-        self.train_set = self._dataset(self._chosen(train, "train_limit", self.train_limit, self.seed), training=True)
+        train = self._chosen(self._chosen(train, "train_part"), "train_limit", self.options.seed)
+        self.train_set = self._dataset(train, training=True)
 
-    def _chosen(self, images: Any, argument: str, value: int | Sequence[int] | None, seed: int) -> Any:
-        """So many images, or those of a part [first, last], at random with groups in balance."""
+    def _chosen(self, images: Any, option: str, seed: int = 0) -> Any:
+        """The images of a part [first, last], or as many as a limit, at random with groups in balance."""
+        value: int | list[int] | None = getattr(self.options, option)
         if value is None:
             return images
         groups = self._groups(images)
         first, last = (0, value) if isinstance(value, int) else value
         if last > len(groups):
-            raise ValueError(f"data.{argument} is {value}, but there are only {len(groups)} images")
+            raise ValueError(f"data.{option} is {value}, but there are only {len(groups)} images")
         return images.subset(balanced_subset(groups, last - first, seed, first))
 
     def check_shares(self, world: int) -> None:
@@ -139,7 +152,7 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError(
                 f"{len(self.train_set)} training images for {world} processes: each needs {self.fewest} at least"
             )
-        strided_batches(len(self.val_set), self.batch_size, 0, world)
+        strided_batches(len(self.val_set), self.options.batch_size, 0, world)
 
     def train_dataloader(self) -> BatchLoader:
         """This rank's share of the training images, shuffled anew in each epoch that its sampler is told of."""
@@ -147,16 +160,18 @@ class DataModule(pl.LightningDataModule, ABC):
         rank, world = rank_and_world()
         self.check_shares(world)
         generator = Generator()
-        sampler = EpochSampler(self.train_set, self.seed, generator, rank, world)
+        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world)
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.
-        drop_last = len(sampler) >= self.batch_size
-        return self._loader(self.train_set, generator, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last)
+        drop_last = len(sampler) >= self.options.batch_size
+        return self._loader(
+            self.train_set, generator, batch_size=self.options.batch_size, sampler=sampler, drop_last=drop_last
+        )
 
     def val_dataloader(self) -> BatchLoader:
         """This rank's share of the validation images: over all ranks, each image once."""
         self.setup()
-        batches = strided_batches(len(self.val_set), self.batch_size, *rank_and_world())
+        batches = strided_batches(len(self.val_set), self.options.batch_size, *rank_and_world())
         # Nothing is random here, but without a generator of its own the loader would draw from the global one.
         return self._loader(self.val_set, Generator(), batch_sampler=batches)
 
@@ -170,17 +185,17 @@ class DataModule(pl.LightningDataModule, ABC):
         if max_images < 1:
             raise ValueError(f"max_images is {max_images}: a refresh of the matching needs at least one image")
         rank, world = rank_and_world()
-        choice = Generator().manual_seed(mix_seed("refresh", self.seed, epoch))
+        choice = Generator().manual_seed(mix_seed("refresh", self.options.seed, epoch))
         chosen = torch.randperm(len(self.train_set), generator=choice)[:max_images]
-        generator = Generator().manual_seed(mix_seed("refresh workers", self.seed, epoch, rank))
+        generator = Generator().manual_seed(mix_seed("refresh workers", self.options.seed, epoch, rank))
         sampler = ShareSampler(chosen[rank::world].tolist())
-        return self._loader(self.train_set, generator, batch_size=self.batch_size, sampler=sampler)
+        return self._loader(self.train_set, generator, batch_size=self.options.batch_size, sampler=sampler)
 
     def _loader(self, dataset: Dataset[Any], generator: Generator, **batching: Any) -> BatchLoader:
         # Workers are not kept from epoch to epoch (persistent_workers): they could not be seeded anew.
         return BatchLoader(
             dataset,
-            num_workers=self.workers,
+            num_workers=self.options.workers,
             collate_fn=as_it_is,
             generator=generator,
             pin_memory=torch.cuda.is_available(),

@@ -19,7 +19,8 @@ from torchvision.models.detection.image_list import ImageList
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import rank_and_world
 from matchdistill.matching import Matching
-from matchdistill.models.detection import check_same_input, pixel_mask
+from matchdistill.models.detector_checks import check_same_input
+from matchdistill.models.detector_parts import pixel_mask
 from matchdistill.refresh import due_at_step
 from matchdistill.taps import unwrapped
 

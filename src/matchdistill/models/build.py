@@ -8,9 +8,10 @@ import inspect
 import operator
 import pkgutil
 import sys
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -60,15 +61,14 @@ def build_model(
     pretrained = str(weights) if weights is not None and file is None else None
     library, _, entry = name.partition(":")
     if not library or not entry:
-        same = [f"{each}:{name}" for each in ("torchvision", "timm") if name in _library_models(each)]
+        same = [f"{each}:{name}" for each, source in SOURCES.items() if name in source.names()]
         hint = f"; did you mean {' or '.join(map(repr, same))}?" if same else ""
-        raise ValueError(f"model {name!r}: expected 'torchvision:NAME', 'timm:NAME' or 'package.module:function'{hint}")
+        forms = ", ".join(f"'{each}:NAME'" for each in SOURCES)
+        raise ValueError(f"model {name!r}: expected {forms} or 'package.module:function'{hint}")
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if library == "torchvision":
-        model = _build_torchvision(entry, pretrained, options)
-    elif library == "timm":
-        model = _build_timm(entry, pretrained, options)
+    if library in SOURCES:
+        model = SOURCES[library].build(entry, pretrained, options)
     else:
         model = _build_own(library, entry, pretrained, options)
     if file is not None:
@@ -110,22 +110,24 @@ def _package_folder(package: str) -> Path | None:
     return next((folder for place in places if (folder := Path(place, *inside)).is_dir()), None)
 
 
-def _library_models(library: str) -> list[str]:
-    if library == "timm":
-        import timm
-
-        return list(timm.list_models())
+def _torchvision_names() -> list[str]:
     from torchvision import models
 
     return list(models.list_models())
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return list(timm.list_models())
 
 
 def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
     name = f"torchvision:{entry}"
-    if entry not in models.list_models():
-        raise ValueError(f"model {name!r}: torchvision has no such model{did_you_mean(entry, models.list_models())}")
+    if entry not in (known := _torchvision_names()):
+        raise ValueError(f"model {name!r}: torchvision has no such model{did_you_mean(entry, known)}")
     options = _without_backbone(inspect.signature(models.get_model_builder(entry)), options)
 
     def build(**options: Any) -> nn.Module:
@@ -175,7 +177,7 @@ def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> 
 
     architecture, _, tag = entry.partition(".")  # "resnet18.a1_in1k" names the weights as well
     if not timm.is_model(architecture):
-        hint = did_you_mean(architecture, timm.list_models())
+        hint = did_you_mean(architecture, _timm_names())
         raise ValueError(f"model 'timm:{entry}': timm has no such model{hint}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     if pretrained is not None and pretrained.lower() not in ANY_PRETRAINED:
@@ -192,6 +194,28 @@ def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> 
         if pretrained is None:
             raise _not_built(f"timm:{entry}", error) from error
         raise _not_loaded(f"timm:{entry}", pretrained, error) from error
+
+
+class Source(NamedTuple):
+    """A library of networks that are built by name.
+
+    Attributes:
+        names: lists its networks.
+        build: builds one: (its name, the library's own weights for it or None, options of the network, among them its
+            `num_classes` if they are given) -> network. Raises a ValueError of one line if there is no such network, if
+            there are no such weights, or if the options do not fit.
+        reads: options by which it would read other files, which a folder of somebody else must not name.
+    """
+
+    names: Callable[[], Sequence[str]]
+    build: Callable[[str, str | None, dict[str, Any]], nn.Module]
+    reads: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "torchvision": Source(_torchvision_names, _build_torchvision),
+    "timm": Source(_timm_names, _build_timm, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")),
+}
 
 
 def _without_backbone(signature: inspect.Signature, options: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +275,7 @@ def _modules_near(module_name: str) -> list[str]:
     while module_name := module_name.rpartition(".")[0]:
         if package := sys.modules.get(module_name):  # imported on the way to the missing module
             return [f"{module_name}.{info.name}" for info in pkgutil.iter_modules(getattr(package, "__path__", []))]
-    return ["torchvision", "timm", *(info.name for info in pkgutil.iter_modules())]
+    return [*SOURCES, *(info.name for info in pkgutil.iter_modules())]
 
 
 def _bad_options(name: str, error: TypeError, accepted: list[str] | None = None) -> ValueError:

@@ -5,7 +5,6 @@ Axes: N batch, H height, W width.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections import OrderedDict
@@ -19,18 +18,15 @@ from torchvision.models import detection, list_models
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
-from matchdistill.choice import find_taps
 from matchdistill.features import group_norm
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weights_file
 from matchdistill.models.weights import load_weights
 from matchdistill.probing import scratch
-from matchdistill.taps import Tap
 
 ARCHITECTURES = {
     "retinanet": detection.RetinaNet,
@@ -369,126 +365,3 @@ def of_labels(state: dict[str, Tensor], own: Mapping[str, Tensor], labels: Seque
 def weightless(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a detector without the weights that its backbone starts from."""
     return {name: value for name, value in options.items() if name not in ("backbone_weights", "weights_backbone")}
-
-
-def check_detector(model: nn.Module, masks: bool, role: str) -> None:
-    """Raise a ValueError unless a model has torchvision's API of detectors.
-
-    Args:
-        model: the model.
-        masks: whether its detections need masks.
-        role: "student" or "teacher".
-    """
-    for part in ("backbone", "transform"):
-        if not isinstance(getattr(model, part, None), nn.Module):
-            raise ValueError(
-                f"the {role} ({type(model).__name__}) has no {part}: expected a detector that is made as torchvision's are"
-            )
-    wanted = ["boxes", "scores", "labels", *(["masks"] if masks else [])]
-    try:
-        with torch.no_grad(), scratch(model) as probe, padded_batches(probe) as batches:
-            found = probe.eval()([torch.zeros(3, 48, 64)])
-        missing = [name for name in wanted if name not in found[0]]
-        of_batch = [tuple(size) for size in batches[0].image_sizes]
-    except Exception as error:  # user code can fail in every way
-        raise ValueError(f"the {role} does not take a list of images (3, H, W): {cause(error)}") from error
-    if missing:
-        raise ValueError(f"the {role}'s detections have no {', '.join(missing)}: expected {', '.join(wanted)}")
-    assert len(of_batch) == 1
-
-
-def check_targets(model: nn.Module, masks: bool) -> None:
-    """Raise a ValueError if a detector of torchvision's is trained on what the data does not give.
-
-    Args:
-        model: the student.
-        masks: whether the data gives masks beside boxes.
-    """
-    heads = getattr(model, "roi_heads", None)
-    kind = type(model).__name__
-    if not masks and getattr(heads, "mask_head", None) is not None:
-        raise ValueError(
-            f"the student ({kind}) learns masks, which the data does not give: set data.masks to true, or take a detector "
-            "of boxes, such as faster_rcnn"
-        )
-    if getattr(heads, "keypoint_head", None) is not None:
-        raise ValueError(
-            f"the student ({kind}) learns keypoints, which the data has none of: take a detector of boxes or masks"
-        )
-
-
-def distilled_part(model: nn.Module, pyramid: bool) -> nn.Module:
-    """The part of a detector whose features are distilled: the body of its backbone, or all of that with the pyramid."""
-    backbone = model.get_submodule("backbone")
-    body = getattr(backbone, "body", None)
-    return body if isinstance(body, nn.Module) and not pyramid else backbone
-
-
-def detector_taps(teacher: nn.Module, student: nn.Module) -> list[tuple[Tap, Tap]]:
-    """The automatic taps of two bodies and the levels of their pyramids, as taps of the backbones.
-
-    Raises:
-        ValueError: they have no pyramids, or other levels; or as of `find_taps`.
-    """
-    levels = []
-    for model in (teacher, student):
-        blocks = getattr(getattr(model.backbone, "fpn", None), "layer_blocks", None)
-        if not isinstance(blocks, nn.ModuleList):
-            kind = type(model.backbone).__name__
-            raise ValueError(f"distillation.pyramid needs a backbone with a feature pyramid at 'fpn': {kind} has none")
-        levels.append([Tap(f"fpn.layer_blocks.{number}") for number in range(len(blocks))])
-    if len(levels[0]) != len(levels[1]):
-        raise ValueError(
-            f"the teacher's pyramid has {len(levels[0])} levels, the student's {len(levels[1])}: give distillation.taps"
-        )
-    bodies = [distilled_part(model, pyramid=False) for model in (teacher, student)]
-    found = find_taps(bodies[0], bodies[1])
-    inside = [[tap.within("body") for tap in pair] for pair in found]
-    return [(first, second) for first, second in [*inside, *zip(*levels, strict=True)]]
-
-
-def check_same_input(teacher: nn.Module, student: nn.Module, names: Sequence[str]) -> None:
-    """Raise a ValueError unless two networks prepare images alike: the teacher is run on the student's batches.
-
-    Args:
-        teacher: what prepares its images.
-        student: likewise.
-        names: attributes that say how; what one of them has not is not compared.
-    """
-    for name in names:
-        first, second = (_plain(getattr(each, name, None)) for each in (teacher, student))
-        if None not in (first, second) and first != second:
-            raise ValueError(
-                f"the teacher's {name} is {first}, the student's {second}: expected the same, as the teacher is run on the "
-                "images as the student has prepared them"
-            )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.flatten().tolist()
-    return list(value) if isinstance(value, tuple) else value
-
-
-@contextlib.contextmanager
-def padded_batches(model: nn.Module) -> Iterator[list[ImageList]]:
-    """The batches that a detector makes of lists of images in a block, resized and padded."""
-    seen: list[ImageList] = []
-    # Only here, as a hook that stays would be copied, and saved, with the model.
-    handle = model.get_submodule("transform").register_forward_hook(lambda _, args, output: seen.append(output[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def pixel_mask(batch: ImageList) -> Tensor | None:
-    """Which pixels of a padded batch belong to an image: bool (N, H, W); None where all of them do."""
-    height, width = batch.tensors.shape[-2:]
-    if all(tuple(size) == (height, width) for size in batch.image_sizes):
-        return None
-    device = batch.tensors.device
-    sizes = torch.tensor(batch.image_sizes, device=device)
-    rows = torch.arange(height, device=device) < sizes[:, :1]
-    columns = torch.arange(width, device=device) < sizes[:, 1:]
-    return rows[:, :, None] & columns[:, None, :]

@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matchdistill.models.build import SOURCES
 from matchdistill.models.detection import detector
 from matchdistill.models.shufflenet import shufflenet_v2_x1_0
 from matchdistill.models.small import small_resnet
 
-LIBRARIES = ("torchvision", "timm")  # names of these are looked up in their own lists
 OWN = {
     f"{module}:{function.__name__}"
     for function in (small_resnet, detector, shufflenet_v2_x1_0)
     for module in ("matchdistill.models", function.__module__)
 }
-READS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # of timm: files of its own, read as it does
 
 
 def check_trusted(folder: Path, *networks: tuple[str | None, Mapping[str, Any]]) -> None:
@@ -33,7 +32,7 @@ def check_trusted(folder: Path, *networks: tuple[str | None, Mapping[str, Any]])
     for name, options in networks:
         if name is not None and (found := _foreign(name, options)):
             raise ValueError(
-                f"{folder}: {found}. From a folder, only networks of {', '.join(LIBRARIES)} and matchdistill are built "
+                f"{folder}: {found}. From a folder, only networks of {', '.join(SOURCES)} and matchdistill are built "
                 "without --trust: give it if the folder is of your own making, or you trust whoever made it"
             )
 
@@ -41,9 +40,9 @@ def check_trusted(folder: Path, *networks: tuple[str | None, Mapping[str, Any]])
 def _foreign(name: str, options: Mapping[str, Any]) -> str:
     """What building a network would do that is not known to be harmless; empty if nothing."""
     library, _, entry = name.partition(":")
-    if library in LIBRARIES:
-        given = [key for key in READS if library == "timm" and key in options]
-        return f"it builds {name} with the option {given[0]}, which makes timm read other files" if given else ""
+    if library in SOURCES:  # whose names are looked up in lists of their own
+        given = [key for key in SOURCES[library].reads if key in options]
+        return f"it builds {name} with the option {given[0]}, which makes {library} read other files" if given else ""
     if name not in OWN:
         return f"it builds its network by importing {library!r} and calling {entry!r} of it"
     backbone = options.get("backbone")

@@ -21,7 +21,8 @@ from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
-from matchdistill.models.detection import check_detector, check_same_input, check_targets, detector_taps, distilled_part
+from matchdistill.models.detector_checks import check_detector, check_same_input, check_targets
+from matchdistill.models.detector_parts import detector_taps, distilled_part
 from matchdistill.prepare import foldable, prepared
 from matchdistill.probing import evaluating, scratch
 from matchdistill.runs.recipe import Recipe
@@ -56,7 +57,7 @@ def build_module(recipe: Recipe) -> Task:
     check_network(student, data, "student")
     check_state(student, "student")
     if isinstance(data, DetectionData):
-        check_targets(student, data.masks)
+        check_targets(student, data.options.masks)
     logits_at = None if isinstance(data, DetectionData) else training_logits(student, data)
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
@@ -83,7 +84,7 @@ def make_task(
     """The Lightning module of a recipe's task."""
     settings = recipe.training, recipe.distillation
     if isinstance(recipe.data, DetectionData):
-        return Detection(student, recipe.data.masks, *settings, teacher, distiller)
+        return Detection(student, recipe.data.options.masks, *settings, teacher, distiller)
     prepare = None
     if recipe.trainer.prepare_teacher and teacher is not None and distiller is None:
         prepare = functools.partial(prepared, folds=foldable(traced(teacher, (example_images(recipe.data),))))
@@ -165,7 +166,7 @@ def _build(
 def check_network(model: nn.Module, data: ImageData | DetectionData, role: str) -> None:
     """Raise a ValueError unless the model takes the data's images and gives what its task needs."""
     if isinstance(data, DetectionData):
-        check_detector(model, data.masks, role)
+        check_detector(model, data.options.masks, role)
     else:
         check_classes(model, data, role)
 

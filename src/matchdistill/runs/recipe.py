@@ -13,14 +13,17 @@ from typing import Any, Literal, cast, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from matchdistill.data import DetectionData, ImageData
+from matchdistill.data import DataOptions, DetectionData, ImageData
 from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
 from matchdistill.models import weights_file
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
 from matchdistill.values import OPTIONS, read_yaml
 
-DATA = {"classification": ImageData, "detection": DetectionData}  # of each task
+DATA: dict[str, type[ImageData | DetectionData]] = {
+    "classification": ImageData,
+    "detection": DetectionData,
+}  # of each task
 LARGEST_SEED = 2**32 - 1  # of NumPy
 SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
 
@@ -154,7 +157,7 @@ def recipe_parser(prog: str | None = None, task: str = "classification") -> Argu
     tasks = Literal["classification", "detection"]
     parser.add_argument("--task", type=tasks, default=task, help="what is learned, by which the options of data differ")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_class_arguments(DATA[task], "data", skip={"seed"})
+    parser.add_class_arguments(DATA[task].options_type, "data", skip={"seed"})
     parser.add_class_arguments(Teacher, "teacher")
     parser.add_class_arguments(Model, "student")
     parser.add_class_arguments(Training, "training")
@@ -249,12 +252,8 @@ def _plain(value: Any) -> Any:
 def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     """What a check of every value by itself cannot see."""
     student, teacher, guidance = Model(**config["student"]), _teacher(config), Distillation(**config["distillation"])
-    own_data = {"root": Path(), "train_limit": teacher.train_limit, "train_part": teacher.train_part}
-    for section, arguments in (("data", config["data"]), ("teacher", own_data)):
-        try:
-            DATA[config["task"]](**arguments)
-        except ValueError as error:
-            yield str(error).replace("data.", f"{section}.")
+    yield from DATA[config["task"]].options_type(**config["data"]).problems("data")
+    yield from DataOptions(train_limit=teacher.train_limit, train_part=teacher.train_part).problems("teacher")
     for method in dict.fromkeys([guidance.method, *config["compare"]["methods"]]):
         try:
             kd = parse_method(method).kd

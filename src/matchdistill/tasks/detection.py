@@ -18,7 +18,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from matchdistill.data.loading import BatchLoader
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
-from matchdistill.models.detection import padded_batches, pixel_mask
+from matchdistill.models.detector_parts import padded_batches, pixel_mask
 from matchdistill.runs.settings import Distillation, Training
 from matchdistill.tasks.base import Task
 from matchdistill.teacher import shared_modules, training_kept
