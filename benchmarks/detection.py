@@ -31,7 +31,7 @@ from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
 from matchdistill.runs.summary import shown, summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.base import metric_label
+from matchdistill.tasks.module import metric_label
 
 RECIPES = {
     "RetinaNet": ("coco_retinanet_r50_r18_1x", ["ap", "ap50"]),

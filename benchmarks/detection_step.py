@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from benchmarks.harness import interleaved
 from matchdistill.data.scenes import write_scenes
 from matchdistill.files import write_json
-from matchdistill.models.detector_parts import distilled_part, padded_batches
 from matchdistill.runs.build import build_module
 from matchdistill.runs.recipe import Recipe, load_recipe
-from matchdistill.tasks.base import Task
+from matchdistill.tasks.detection.parts import distilled_part, padded_batches
+from matchdistill.tasks.module import Task
 
 RECIPES = ("coco_retinanet_r50_r18_1x", "coco_maskrcnn_r50_r18_1x")
 TARGET = 1.05
@@ -64,7 +64,7 @@ def measure(recipe: Recipe, size: int, count: int, rounds: int) -> dict[str, Any
     distilled = build_module(recipe).train()
     batch = batch_of(size, count, recipe.data.num_classes)
     distilled.refresh([batch])  # type: ignore[arg-type]
-    teacher = distilled.guide()
+    teacher = distilled.teacher
     assert teacher is not None
     with padded_batches(distilled.network()) as padded:
         distilled.batch_losses(batch)

@@ -25,11 +25,12 @@ from torch.nn import functional as F
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
 from matchdistill.files import atomic_write, write_json
+from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.recipe import Recipe, load_recipe
-from matchdistill.runs.store import WEIGHTS, read_metrics
+from matchdistill.runs.store import WEIGHTS
 from matchdistill.runs.summary import shown, summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
 
 Patch = Callable[[], None]
 DIVERGED = "diverged.json"
@@ -94,14 +95,14 @@ def decaying(shape: Callable[[float], float]) -> Patch:
     """The weight of the features' loss follows the share of the training that is done."""
 
     def patch() -> None:
-        losses = Classification.losses
+        losses = ClassificationModule.losses
 
-        def wrapped(self: Classification, images: torch.Tensor) -> Any:
+        def wrapped(self: ClassificationModule, images: torch.Tensor) -> Any:
             output, found = losses(self, images)
             done = self.global_step / self.trainer.estimated_stepping_batches
             return output, {n: v * shape(done) if n == "features" else v for n, v in found.items()}
 
-        Classification.losses = wrapped
+        ClassificationModule.losses = wrapped
 
     return patch
 
@@ -234,7 +235,7 @@ def collect(out: Path) -> dict[str, dict[str, float | None]]:
         for folder in sorted(folder_of(out, variant, 0).parent.glob("seed*")):
             metrics = read_metrics(folder)
             if metrics is not None or (folder / DIVERGED).exists():
-                accuracy = None if metrics is None else metrics["student"]["top1"]
+                accuracy = None if metrics is None else metrics.student["top1"]
                 found.setdefault(variant, {})[folder.name.removeprefix("seed")] = accuracy
     return found
 

@@ -60,7 +60,7 @@ def on_files(files: Files, config: Any) -> Files:
 @functools.cache
 def example() -> str:
     """The page of a short run."""
-    given = ("--training.epochs=12", "--teacher.training.epochs=6", "--distillation.loss_weight=1.0")
+    given = ("--training.epochs=12", "--teacher.training.epochs=6", "--distillation.weights.mgd=1.0")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "digits")
         fit(load_recipe("quickstart", *given), out, quiet=True)

@@ -187,7 +187,7 @@ def as_tensors(
 
 def precision_of_two(rank: int) -> dict[str, float]:
     """What each of two processes measures of the scenes, of which the first has more."""
-    from matchdistill.tasks.detection import average_precision
+    from matchdistill.tasks.detection.module import average_precision
 
     metric = average_precision(masks=True)
     for number, (found, target) in enumerate(zip(*as_tensors(*scenes()[::-1], masks=True), strict=True)):

@@ -216,8 +216,8 @@ CASES = [
     option("trainer.strategy=hope", "trainer does not fit this machine"),
     option("distillation.method=kdd", "unknown method 'kdd'; did you mean 'kd'"),
     option("distillation.taps=[]", "distillation.taps is empty: expected 'auto', or pairs"),
-    option("distillation.loss_weight=[]", "distillation.loss_weight is empty: expected a number for each position"),
-    option("distillation.loss_weight=.nan", "distillation.loss_weight is nan: expected a finite number of at least 0"),
+    option("distillation.weights.mgd=[]", "distillation.weights.mgd is empty: expected a number for each position"),
+    option("distillation.weights.mgd=.nan", "distillation.weights.mgd is nan: expected a finite number of at least 0"),
     option("distillation.refresh_images=0", "distillation.refresh_images is 0: expected a whole number from 1 on"),
     option(
         "distillation.refresh_tolerance=2", "distillation.refresh_tolerance is 2.0: expected a number from 0 to below 1"

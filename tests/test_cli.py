@@ -98,7 +98,7 @@ def test_ways_to_name_the_recipe(run, tiny_file, form):
 
 @pytest.mark.parametrize("command", ["fit", "compare", "quickstart"])
 def test_the_printed_recipe_is_a_recipe(run, tiny_file, command):
-    arguments = ["--training.milestones=[3, 4]", "--distillation.loss_weight=paper", "--trainer.devices=auto"]
+    arguments = ["--training.milestones=[3, 4]", "--distillation.weights.mgd=paper", "--trainer.devices=auto"]
     printed = run(command, tiny_file, *arguments, "--print_config")
     Path("printed.yaml").write_text(printed)
     assert run(command, "printed.yaml", "--print_config") == printed

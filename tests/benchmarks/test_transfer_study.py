@@ -10,7 +10,7 @@ from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.features import FeaturePosition
 from matchdistill.functional import empirical_margin, matching_cost, reduce_margin, solve_assignment
 from matchdistill.runs.recipe import Recipe, load_recipe
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
 from networks import PLAIN_TAPS, Plain, as_if_trained
 from scripts import script
 
@@ -26,7 +26,7 @@ def _originals(monkeypatch):
         (Position, "solve"),
         (Position, "maps"),
         (FeaturePosition, "margin_norm"),
-        (Classification, "losses"),
+        (ClassificationModule, "losses"),
         (MatchingDistiller, "refresh"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))

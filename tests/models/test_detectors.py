@@ -7,9 +7,9 @@ from torch import nn
 from detectors import DETECTOR, FEW, SmallBackbone
 from matchdistill.models import build_detector, detector, save_weights
 from matchdistill.models.detection import _spans
-from matchdistill.models.detector_checks import check_detector
-from matchdistill.models.detector_parts import padded_batches, pixel_mask
 from matchdistill.runs.recipe import load_recipe
+from matchdistill.tasks.detection.checks import check_detector
+from matchdistill.tasks.detection.parts import padded_batches, pixel_mask
 
 IMAGES = [torch.rand(3, 40, 60), torch.rand(3, 64, 48)]
 TARGETS = [

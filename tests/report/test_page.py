@@ -18,7 +18,7 @@ from matchdistill.report.runs import Run, cells
 from matchdistill.runs import evidence
 from matchdistill.runs.compare import compare
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
 
 pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -111,7 +111,7 @@ def test_the_page_of_a_run(runs):
 
 def test_the_time_adds_up(runs):
     """Steps, refreshes and validation make the epochs; the teacher's training comes from its own run."""
-    from matchdistill.report.charts import seconds
+    from matchdistill.report.run_charts import seconds
 
     run = Run.of(runs / "cells/mgd-amp/seed0")
     spent = seconds(run)
@@ -154,7 +154,7 @@ def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
 def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
     """Cut in its first epoch, and again in its second: losses are by step before there are epochs."""
     out = tmp_path / "run"
-    losses = Classification.batch_losses
+    losses = ClassificationModule.batch_losses
     arguments = (*EVERY, "--training.epochs=4")
     for at, expected in ((2, [0, 1]), (5, [2])):
         seen = []
@@ -165,7 +165,7 @@ def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
                 raise KeyError("cut")
             return losses(self, batch)
 
-        monkeypatch.setattr(Classification, "batch_losses", cut)
+        monkeypatch.setattr(ClassificationModule, "batch_losses", cut)
         with pytest.raises(KeyError):
             fit(tiny(*arguments), out, resume=True, quiet=True)
         page = write_report([out]).read_text()
@@ -174,7 +174,7 @@ def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
         shown = figures(page)
         assert len(shown) >= 4
         assert [trace["x"] for trace in shown[0]["data"] if trace["name"] == "loss"] == [expected]
-    monkeypatch.setattr(Classification, "batch_losses", losses)
+    monkeypatch.setattr(ClassificationModule, "batch_losses", losses)
     fit(tiny(*arguments), out, resume=True, quiet=True)
     assert "Not finished:" not in (out / "report.html").read_text()
     for name in ("train/loss", "val/top1", "seconds/epoch"):

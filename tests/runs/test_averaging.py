@@ -8,7 +8,7 @@ from matchdistill.models import load_weights, small_resnet
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -42,7 +42,7 @@ def test_the_average_of_the_weights(tiny, tmp_path, monkeypatch, method, accumul
 
     states = []
     with monkeypatch.context() as patch:
-        patch.setattr(Classification, "on_train_batch_end", record)
+        patch.setattr(ClassificationModule, "on_train_batch_end", record)
         fit(tiny(*common), tmp_path / "plain", quiet=True)
     assert len(states) == 3 * -(-3 // accumulate)
     expected = states[0]

@@ -22,7 +22,7 @@ def other_classes(tmp_path):
 
 
 def test_a_teacher_whose_head_nobody_trains_teaches_features_alone(tiny, other_classes):
-    teacher = build_module(tiny(*other_classes, "--distillation.method=mgd-amp")).guide()
+    teacher = build_module(tiny(*other_classes, "--distillation.method=mgd-amp")).teacher
     assert teacher.fc.out_features == 10
     build_module(tiny(*other_classes, "--distillation.method=kd", "--teacher.training.epochs=1"))
     for method in ("kd", "mgd-amp+kd"):
@@ -51,7 +51,7 @@ def test_a_baseline_has_the_weight_of_its_recipe(tiny, name):
 
 @pytest.mark.parametrize(("features", "matcher"), [("mgd", solve_assignment), ("random", random_assignment)])
 def test_the_matching_is_that_of_the_recipe(tiny, features, matcher):
-    options = f"--distillation.method={features}-rd", "--distillation.hysteresis=0.2", "--distillation.loss_weight=3"
+    options = f"--distillation.method={features}-rd", "--distillation.hysteresis=0.2", "--distillation.weights.mgd=3"
     distiller = build_module(tiny(*options)).distiller
     assert distiller._weights == [3.0] * len(distiller.positions)
     for position in distiller.positions:
@@ -176,7 +176,7 @@ def test_a_random_teacher_is_the_same_in_every_process_and_for_every_student(tin
     for seed in (0, 0, 1):
         torch.rand(3)  # whatever was drawn before
         module = build_module(tiny(*options, f"--seed={seed}", "--distillation.method=mgd-amp"))
-        weights.append([network.fc.weight for network in (module.guide(), module.network())])
+        weights.append([network.fc.weight for network in (module.teacher, module.network())])
     assert torch.equal(weights[0][0], weights[1][0])
     assert not torch.equal(weights[0][0], weights[2][0])
     assert not torch.equal(weights[0][0], weights[0][1])  # nor is it the student

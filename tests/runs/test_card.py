@@ -78,7 +78,7 @@ def test_timm_loads_its_own_student(tiny, pictures, tmp_path):
     assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
     assert card.data.base_model is None
     assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {
-        "top-1": pytest.approx(metrics["student"]["top1"], abs=1e-4)
+        "top-1": pytest.approx(metrics.student["top1"], abs=1e-4)
     }
     assert str(tmp_path) not in card.content + json.dumps(config)
     assert "yue2020matching" not in card.text
@@ -128,7 +128,7 @@ def test_a_network_of_ones_own_in_two_formats(tiny, tmp_path):
     assert card.data.tags == ["knowledge-distillation", "matchdistill", "onnx"]
     assert "yue2020matching" in card.text
     (result,) = [result for result in card.data.eval_results if result.metric_type == "accuracy"]
-    assert (result.dataset_name, result.metric_value) == ("digits", pytest.approx(metrics["student"]["top1"], abs=1e-4))
+    assert (result.dataset_name, result.metric_value) == ("digits", pytest.approx(metrics.student["top1"], abs=1e-4))
     for role in ("teacher", "student"):
         top1, count = f"{metrics[role]['top1']:.2%}", f"{metrics['parameters'][role]:,}"
         assert re.search(rf"\| {role} \| {top1} \| .* \| {count} \|", card.text)
@@ -171,7 +171,7 @@ def test_a_detector(small, tmp_path, capsys):
     assert config["category_ids"] == list(CATEGORIES)
     assert config["label_names"] == list(CATEGORIES.values())
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert found["ap50"] == pytest.approx(metrics["student"]["ap50"], abs=1e-4)
+    assert found["ap50"] == pytest.approx(metrics.student["ap50"], abs=1e-4)
     names = {}
     exec(blocks(card)[0].replace('"model.safetensors"', f'"{out}/export/model.safetensors"'), names)
     ours, _ = load_student(out, trust=True)

@@ -20,8 +20,8 @@ from matchdistill.runs.build import build_module
 from matchdistill.runs.settings import Distillation, Training
 from matchdistill.runs.train import fit
 from matchdistill.taps import Tap
-from matchdistill.tasks.classification import Classification
-from matchdistill.tasks.detection import Detection
+from matchdistill.tasks.classification.module import ClassificationModule
+from matchdistill.tasks.detection.module import DetectionModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -118,7 +118,7 @@ def test_evidence_is_readable_by_whom_the_results_are(tmp_path):
 
 def test_damaged_evidence_does_not_stop_the_training(tiny, tmp_path, monkeypatch):
     """A run that was cut goes on, whatever is wrong with what it has left to see."""
-    losses, seen = Classification.batch_losses, []
+    losses, seen = ClassificationModule.batch_losses, []
 
     def cut(self, batch):
         seen.append(batch)
@@ -127,10 +127,10 @@ def test_damaged_evidence_does_not_stop_the_training(tiny, tmp_path, monkeypatch
         return losses(self, batch)
 
     out = tmp_path / "run"
-    monkeypatch.setattr(Classification, "batch_losses", cut)
+    monkeypatch.setattr(ClassificationModule, "batch_losses", cut)
     with pytest.raises(StopError):
         fit(tiny(*EVERY), out, quiet=True)
-    monkeypatch.setattr(Classification, "batch_losses", losses)
+    monkeypatch.setattr(ClassificationModule, "batch_losses", losses)
     (out / evidence.REFRESHES).write_text('{"refreshes": [')
     with pytest.warns(UserWarning, match=r"could not keep .*: ValueError: .*refreshes\.json"):
         fit(tiny(*EVERY), out, resume=True, quiet=True)
@@ -170,7 +170,7 @@ def test_the_trained_student_is_compared_with_its_teacher(tiny, tmp_path, monkey
     assert told["images"] == len(images) == 20
     positions = module.distiller.positions
     own = features(module.network(), [Tap.parse(str(position.student)) for position in positions], images)
-    others = features(module.guide(), [Tap.parse(str(position.teacher)) for position in positions], images)
+    others = features(module.teacher, [Tap.parse(str(position.teacher)) for position in positions], images)
     for number, position in enumerate(positions):
         cost = oracles.matching_cost(own[number], others[number])
         index = position.index.numpy()
@@ -232,7 +232,7 @@ def test_a_run_that_goes_on_keeps_the_refreshes_of_one_that_was_not_cut(tiny, tm
     """Cut in the second epoch after its refresh, and at the start of the third one; a step is one of three."""
     arguments = (*EVERY, "--training.epochs=3", f"--distillation.refresh_online={online}")
     fit(tiny(*arguments), tmp_path / "whole", quiet=True)
-    losses, seen = Classification.batch_losses, []
+    losses, seen = ClassificationModule.batch_losses, []
 
     def cut(self, batch):
         seen.append(batch)
@@ -240,10 +240,10 @@ def test_a_run_that_goes_on_keeps_the_refreshes_of_one_that_was_not_cut(tiny, tm
             raise StopError
         return losses(self, batch)
 
-    monkeypatch.setattr(Classification, "batch_losses", cut)
+    monkeypatch.setattr(ClassificationModule, "batch_losses", cut)
     with pytest.raises(StopError):
         fit(tiny(*arguments), tmp_path / "cut", quiet=True)
-    monkeypatch.setattr(Classification, "batch_losses", losses)
+    monkeypatch.setattr(ClassificationModule, "batch_losses", losses)
     fit(tiny(*arguments), tmp_path / "cut", resume=True, quiet=True)
     found = [evidence.read_refreshes(tmp_path / name) for name in ("whole", "cut")]
     for refreshes in found:
@@ -295,7 +295,7 @@ class Finder(nn.Module):
 
 
 def test_what_a_detector_finds_is_told_where_it_is_sure():
-    task = Detection(Finder(), False, Training(), Distillation(method="none"))
+    task = DetectionModule(Finder(), False, Training(), Distillation(method="none"))
     target = {"boxes": torch.tensor([[5.0, 5, 10, 10]]), "labels": torch.tensor([1])}
     images, told = task.described(([torch.zeros(3, 10, 20)], [target]), ["cat", "dog"])
     assert images[0].shape == (3, 10, 20)

@@ -10,7 +10,8 @@ from torch import nn
 from detectors import DETECTOR, FEW, as_found
 from matchdistill.data import DetectionData
 from matchdistill.models import detector, small_resnet
-from matchdistill.runs.export import export, export_detector
+from matchdistill.tasks.classification.export import export_classifier
+from matchdistill.tasks.detection.export import export_detector
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -45,7 +46,7 @@ def in_torch(path, images):
 
 def test_safetensors_is_the_plain_state_dict(student, tmp_path):
     path = tmp_path / "deep" / "student.safetensors"
-    assert export(student, IMAGES, path, "safetensors", small_resnet(width=2)) == 0
+    assert export_classifier(student, IMAGES, path, "safetensors", small_resnet(width=2)) == 0
     plain = small_resnet(width=2)
     plain.load_state_dict(load_file(path), strict=True)
     images = torch.randn(5, 3, 16, 16)
@@ -57,7 +58,7 @@ def test_safetensors_is_the_plain_state_dict(student, tmp_path):
 @pytest.mark.parametrize(("kind", "run"), [("onnx", in_onnx), ("pt2", in_torch)])
 def test_graphs_compute_the_same_for_any_number_of_images(student, tmp_path, kind, run):
     path = tmp_path / f"student.{kind}"
-    difference = export(student.train(), IMAGES, path, kind)
+    difference = export_classifier(student.train(), IMAGES, path, kind)
     assert 0 <= difference < 1e-4
     for count in (1, 2, 5, 64):
         images = torch.randn(count, 3, 16, 16)
@@ -69,7 +70,7 @@ def test_graphs_compute_the_same_for_any_number_of_images(student, tmp_path, kin
 
 
 def test_onnx_names(student, tmp_path):
-    export(student, IMAGES, tmp_path / "s.onnx", "onnx")
+    export_classifier(student, IMAGES, tmp_path / "s.onnx", "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "s.onnx")
     (given,), (returned,) = session.get_inputs(), session.get_outputs()
     assert (given.name, returned.name) == ("images", "logits")
@@ -98,7 +99,7 @@ class FixedBatch(nn.Module):
 
 def refusal(model, path, kind, rebuilt=None):
     with pytest.raises(ValueError) as info:
-        export(model, IMAGES, path, kind, rebuilt)
+        export_classifier(model, IMAGES, path, kind, rebuilt)
     assert "\n" not in str(info.value)
     assert list(path.parent.iterdir()) == []
     return str(info.value)
@@ -126,7 +127,7 @@ def test_an_export_that_differs_keeps_the_old_file(tmp_path):
     path = tmp_path / "s.pt2"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="differ"):
-        export(Another(), IMAGES, path, "pt2")
+        export_classifier(Another(), IMAGES, path, "pt2")
     assert path.read_bytes() == b"old"
 
 
@@ -146,7 +147,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("kind", ["safetensors", "onnx", "pt2"])
 def test_tied_weights(tmp_path, kind):
-    assert export(Tied(), IMAGES, tmp_path / f"s.{kind}", kind, Tied()) < 1e-4
+    assert export_classifier(Tied(), IMAGES, tmp_path / f"s.{kind}", kind, Tied()) < 1e-4
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
@@ -173,7 +174,7 @@ def test_unknown_format(student, tmp_path):
 @pytest.mark.parametrize(("kind", "run"), [("onnx", in_onnx), ("pt2", in_torch)])
 def test_other_file_names(student, tmp_path, monkeypatch, name, kind, run):
     monkeypatch.chdir(tmp_path)
-    export(student, IMAGES, Path(name), kind)
+    export_classifier(student, IMAGES, Path(name), kind)
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         np.testing.assert_allclose(run(Path(name), images), student(images), atol=1e-4)

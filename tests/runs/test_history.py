@@ -35,14 +35,14 @@ def test_a_resumed_run_knows_all_of_its_epochs(tiny, tmp_path):
     assert [each["epoch"] for each in found] == [0, 1, 2, 3, 4]
     assert [each["step"] for each in found] == [3, 6, 9, 12, 15]
     assert ["val/top1" in each for each in found] == [False, True, False, True, True]
-    assert found[-1]["val/top1"] == pytest.approx(metrics["student"]["top1"])
+    assert found[-1]["val/top1"] == pytest.approx(metrics.student["top1"])
     assert found == checkpoint(out)[HISTORY]["epochs"]
     curves = Run.of(out).curves
     assert [point.value for point in curves["train/loss"]] == [each["train/loss"] for each in found]
     assert len(curves["seconds/epoch"]) == 5
     # The seconds of the processes add up, but for what they did after their last checkpoints.
-    assert metrics["seconds"] >= round(before["seconds"], 1)
-    assert metrics["seconds"] >= round(sum(each["seconds/epoch"] for each in found), 1)
+    assert metrics.seconds >= round(before["seconds"], 1)
+    assert metrics.seconds >= round(sum(each["seconds/epoch"] for each in found), 1)
     environment = json.loads((out / "evidence/environment.json").read_text())
     assert len(environment["resumed"]) == 2
     assert environment["begun"] <= environment["resumed"][0]
@@ -55,7 +55,7 @@ def test_seconds_are_the_teachers_too_whenever_it_was_trained(tiny, tmp_path):
     killed("step", 3 * 3 + 2, tiny(*arguments), out)
     path = out / "teacher" / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1000.0}))
-    assert 1000 < fit(tiny(*arguments), out, resume=True, quiet=True)["seconds"] < 1200
+    assert 1000 < fit(tiny(*arguments), out, resume=True, quiet=True).seconds < 1200
 
 
 def test_a_checkpoint_of_an_older_version(tiny, tmp_path):
@@ -85,4 +85,4 @@ def test_corrupt_images_of_all_processes_of_a_run(tiny, tmp_path):
         Image.new("RGB", (20, 20)).save(elsewhere / path.relative_to(root))
     moved = (*folder_arguments(elsewhere), *arguments[len(folder_arguments(root)) :])
     metrics = fit(tiny(*moved, "--distillation.method=none"), tmp_path / "run", resume=True, quiet=True)
-    assert metrics["corrupt_images"] == sorted(str(elsewhere / path.relative_to(root)) for path in damaged)
+    assert metrics.corrupt_images == sorted(str(elsewhere / path.relative_to(root)) for path in damaged)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from matchdistill.methods import default_weights
 from matchdistill.runs.recipe import (
     SECTIONS,
     Recipe,
@@ -123,13 +124,19 @@ def test_mistakes_on_the_command_line():
             {"distillation": {"method": "none", "refresh_online": 2, "refresh_steps": [[0, 100]]}},
             "distillation.refresh_online is of whole epochs",
         ),
-        ({"distillation": {"method": "none", "at_weight": float("inf")}}, "distillation.at_weight is inf: expected a"),
+        (
+            {"distillation": {"method": "none", "weights": {"at": float("inf")}}},
+            "distillation.weights.at is inf: expected",
+        ),
         ({"student": {"name": "timm:resnet18", "weights": "nopackage:a.pt"}}, "there is no package 'nopackage'"),
         (
             {"distillation": {"method": "none", "kd_temperature": 0}},
             "distillation.kd_temperature is 0: expected a finite number of more than 0",
         ),
-        ({"distillation": {"method": "none", "kd_weight": -1}}, "distillation.kd_weight is -1: expected a finite"),
+        (
+            {"distillation": {"method": "none", "weights": {"kd": -1}}},
+            "distillation.weights.kd is -1.0: expected a finite",
+        ),
         ({"compare": {"seeds": 0}}, "compare.seeds is 0: expected a whole number from 1"),
         ({"compare": {"methods": []}}, "compare.methods is empty: expected one method at least"),
         ({"compare": {"methods": ["none", "mgd"]}}, "unknown method 'mgd'; did you mean"),
@@ -198,19 +205,19 @@ def test_parsers_share_no_defaults():
     assert config["student"]["options"] == {}
 
 
-@pytest.mark.parametrize("loss_weight", ["paper", 3.0, [1.0, 0.0]])
+@pytest.mark.parametrize("weight", ["paper", 3.0, [1.0, 0.0]])
 @pytest.mark.parametrize("taps", ["auto", [["layer1:output", "features.3:input"]]])
-def test_plain_values_resolve_to_themselves(loss_weight, taps):
+def test_plain_values_resolve_to_themselves(weight, taps):
     values = {
         **STUDENT,
         "data": {"name": "folder", "root": "/data/birds", "image_size": 224},
         "training": {"lr": 1e-5, "weight_decay": 5e-4, "milestones": []},
-        "distillation": {"method": "none", "loss_weight": loss_weight, "taps": taps},
+        "distillation": {"method": "none", "weights": {"mgd": weight}, "taps": taps},
         "trainer": {"devices": 2},
     }
     config = resolved(values)
     assert config["distillation"]["taps"] == values["distillation"]["taps"]
-    assert config["distillation"]["loss_weight"] == loss_weight
+    assert config["distillation"]["weights"] == {**default_weights(), "mgd": weight}
     assert resolved(yaml.safe_load(yaml.safe_dump(config))) == config
 
 

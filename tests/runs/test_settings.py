@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 from matchdistill import cli
+from matchdistill.methods import parse_method
 from matchdistill.runs.recipe import recipe_parser
-from matchdistill.runs.settings import Comparison, Distillation, Machine, Training, parse_method
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Training
 
 
 def test_methods():
@@ -67,13 +68,16 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_one_line(task, tmp_path
         (Training(milestones=[3, -1]), "t.milestones is -1"),
         (Training(epochs=2**40), f"t.epochs is {2**40}: expected a whole number from 0 to 2147483647"),
         (Distillation(), None),
-        (Distillation(loss_weight="paper"), None),
-        (Distillation(loss_weight=[1.0, math.nan]), "t.loss_weight is nan"),
-        (Distillation(loss_weight=[]), "t.loss_weight is empty"),
+        (Distillation(weights={"mgd": "paper"}), None),
+        (Distillation(weights={"mgd": [1.0, math.nan]}), "t.weights.mgd is nan"),
+        (Distillation(weights={"mgd": []}), "t.weights.mgd is empty"),
+        (Distillation(weights={"mdg": 1.0}), "t.weights has no 'mdg'; did you mean 'mgd'"),
+        (Distillation(weights={"random": 1.0}), "t.weights has no 'random'"),
+        (Distillation(weights={"kd": [1.0]}), "t.weights.kd is [1.0]: expected a finite number"),
         (Distillation(taps=[]), "t.taps is empty"),
         (Distillation(refresh_every=[]), None),
         (Distillation(refresh_steps=[[-5, 3], [0, 1]]), "t.refresh_steps is"),
-        (Distillation(kd_weight=math.inf), "t.kd_weight is inf"),
+        (Distillation(weights={"kd": math.inf}), "t.weights.kd is inf"),
         (Machine(), None),
         (Machine(devices="auto"), None),
         (Machine(devices=-1), "t.devices is -1: expected a whole number from 1 to 1024, or auto for all"),

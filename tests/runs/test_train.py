@@ -11,12 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.methods import parse_method
 from matchdistill.models import small_resnet
-from matchdistill.runs.build import check_classes
-from matchdistill.runs.settings import parse_method
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.checks import check_classes
+from matchdistill.tasks.classification.module import ClassificationModule
 
 METHODS = ["none", "kd", "mgd-amp", "mgd-sm", "mgd-rd", "mgd-amp+kd", "random-amp", "fitnets", "at+kd", "ofd"]
 
@@ -65,11 +65,11 @@ def test_every_method_leaves_whole_results(tiny, tmp_path, method):
     recipe = tiny(f"--distillation.method={method}", "--distillation.refresh_every=1")
     metrics = fit(recipe, out)
     assert metrics == json.loads((out / "metrics.json").read_text())
-    assert (metrics["method"], metrics["seed"], metrics["epochs"]) == (method, 0, 2)
-    assert metrics["parameters"]["student"] == sum(p.numel() for p in small_resnet(width=2).parameters())
-    assert metrics["corrupt_images"] == []
-    assert set(metrics["student"]) == {"top1", "top5"}
-    assert set(metrics["teacher"]) == (set() if method == "none" else {"top1", "top5"})
+    assert (metrics.method, metrics.seed, metrics.epochs) == (method, 0, 2)
+    assert metrics.parameters["student"] == sum(p.numel() for p in small_resnet(width=2).parameters())
+    assert metrics.corrupt_images == []
+    assert set(metrics.student) == {"top1", "top5"}
+    assert set(metrics.teacher) == (set() if method == "none" else {"top1", "top5"})
     assert yaml.safe_load((out / "recipe.yaml").read_text()) == recipe.config
 
     plain = small_resnet(width=2)
@@ -77,7 +77,7 @@ def test_every_method_leaves_whole_results(tiny, tmp_path, method):
     images, labels = map(torch.cat, zip(*recipe.data.val_dataloader(), strict=True))
     with torch.no_grad():
         assert (plain.eval()(images).argmax(1) == labels).double().mean().item() == pytest.approx(
-            metrics["student"]["top1"]
+            metrics.student["top1"]
         )
     rebuilt, described = load_student(out)
     assert torch.equal(rebuilt.fc.weight, plain.fc.weight)
@@ -99,7 +99,7 @@ def test_every_method_leaves_whole_results(tiny, tmp_path, method):
         assert ("train/kd_step" in logged) == method.endswith("kd")
         assert {"train/task_step", "train/task_epoch", "train/loss", "val/top1", "val/top5"} <= set(logged)
         assert len(logged["train/task_step"]) == 6
-        assert logged["val/top1"][-1] == pytest.approx(metrics["student"]["top1"])
+        assert logged["val/top1"][-1] == pytest.approx(metrics.student["top1"])
         for i in range(positions):
             assert len(logged[f"train/features_{i}_step"]) == 6
             for name, count in matching.items():
@@ -140,7 +140,7 @@ def folder_arguments(root):
 def test_an_image_folder(tiny, tmp_path, valid):
     root = write_images(tmp_path / "insects", valid)
     metrics = fit(tiny(*folder_arguments(root), "--distillation.method=mgd-amp+kd"), tmp_path / "run")
-    assert set(metrics["student"]) == {"top1"}
+    assert set(metrics.student) == {"top1"}
     model, described = load_student(tmp_path / "run")
     assert described["class_names"] == ["bee", "wasp"]
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
@@ -163,7 +163,7 @@ def test_fashion_mnist(tiny, tmp_path):
     metrics = fit(
         tiny("--data.name=fashion-mnist", f"--data.root={tmp_path}", "--data.val_limit=null"), tmp_path / "run"
     )
-    assert set(metrics["student"]) == {"top1", "top5"}
+    assert set(metrics.student) == {"top1", "top5"}
     assert load_student(tmp_path / "run")[1]["class_names"][-1] == "Ankle boot"
 
 
@@ -176,13 +176,13 @@ def test_a_corrupt_image_is_named_and_can_be_skipped(tiny, tmp_path):
         fit(tiny(*arguments), tmp_path / "run")
     with pytest.warns(UserWarning, match="is skipped"):
         metrics = fit(tiny(*arguments, "--data.skip_corrupt=true"), tmp_path / "run", resume=True)
-    assert metrics["corrupt_images"] == [str(damaged)]
+    assert metrics.corrupt_images == [str(damaged)]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["corrupt_images"] == [str(damaged)]
 
 
 def test_every_method_starts_from_the_same_weights_and_sees_the_same_images(tiny, tmp_path, monkeypatch):
     seen = []
-    step, start = Classification.training_step, Classification.on_train_epoch_start
+    step, start = ClassificationModule.training_step, ClassificationModule.on_train_epoch_start
 
     def record_step(self, batch, number):
         seen.append([value.clone() for value in batch])
@@ -193,8 +193,8 @@ def test_every_method_starts_from_the_same_weights_and_sees_the_same_images(tiny
             seen.append(copy.deepcopy(self.network().state_dict()))
         start(self)
 
-    monkeypatch.setattr(Classification, "training_step", record_step)
-    monkeypatch.setattr(Classification, "on_train_epoch_start", record_start)
+    monkeypatch.setattr(ClassificationModule, "training_step", record_step)
+    monkeypatch.setattr(ClassificationModule, "on_train_epoch_start", record_start)
     runs = {}
     for method in METHODS:
         fit(tiny(f"--distillation.method={method}", "--seed=5"), tmp_path / method)
@@ -230,9 +230,12 @@ def test_the_matching_is_refreshed_when_it_is_due(tiny, tmp_path, monkeypatch, e
     steps = []
     monkeypatch.setattr(MatchingDistiller, "refresh", record)
     monkeypatch.setattr(
-        Classification,
+        ClassificationModule,
         "training_step",
-        lambda self, batch, number, step=Classification.training_step: (steps.append(1), step(self, batch, number))[1],
+        lambda self, batch, number, step=ClassificationModule.training_step: (
+            steps.append(1),
+            step(self, batch, number),
+        )[1],
     )
     arguments = ("--training.epochs=5", f"--distillation.refresh_every={every}", "--distillation.refresh_images=33")
     fit(tiny(*arguments, "--distillation.refresh_tolerance=0.01"), tmp_path / "run")
@@ -253,7 +256,7 @@ def test_the_teacher_is_trained_first(tiny, tmp_path):
     )
     metrics = fit(recipe, out)
     alone = fit(recipe.for_teacher(), tmp_path / "alone")
-    assert metrics["teacher"] == pytest.approx(alone["student"])
+    assert metrics.teacher == pytest.approx(alone.student)
     assert checkpoint(out / "teacher")["global_step"] == 2 * 4
     weights = load_file(out / "teacher" / "student.safetensors")
     assert same(weights, load_file(tmp_path / "alone" / "student.safetensors"))
@@ -339,7 +342,7 @@ def test_files_of_something_else_are_left_alone(tiny, tmp_path, name, resume):
         (["--distillation.taps=[[layer1.relu2:input, layer9:input]]"], "no module 'layer9'"),
         (["--distillation.taps=[[layer9:input, layer1.relu2:input]]"], "no module 'layer9'"),
         (["--distillation.taps=[[layer1:out, layer1:input]]"], "unknown side 'out'"),
-        (["--distillation.loss_weight=[1, 2]"], "loss_weight has 2 numbers for 3 positions"),
+        (["--distillation.weights.mgd=[1, 2]"], "loss_weight has 2 numbers for 3 positions"),
         (["--teacher.train_limit=9999"], "data.train_limit is 9999"),
         (["--data.train_limit=9999"], "data.train_limit is 9999"),
         (["--trainer.accelerator=cud"], "trainer does not fit this machine"),
@@ -354,7 +357,7 @@ def test_files_of_something_else_are_left_alone(tiny, tmp_path, name, resume):
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained_or_written(tiny, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(Classification, "training_step", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(ClassificationModule, "training_step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         fit(tiny("--teacher.training.epochs=1", "--teacher.weights=null", *arguments), tmp_path / "run")
     assert files(tmp_path / "run") == []
@@ -424,7 +427,9 @@ def test_student_and_teacher_start_from_files(tiny, tmp_path, monkeypatch):
     student = small_resnet(width=2)
     torch.save(student.state_dict(), tmp_path / "student.pt")
     monkeypatch.setattr(
-        Classification, "training_step", lambda self, *_: (_ for _ in ()).throw(KeyError(self.network().state_dict()))
+        ClassificationModule,
+        "training_step",
+        lambda self, *_: (_ for _ in ()).throw(KeyError(self.network().state_dict())),
     )
     with pytest.raises(KeyError) as info:
         fit(tiny(f"--student.weights={tmp_path / 'student.pt'}"), tmp_path / "run")

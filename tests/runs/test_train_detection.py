@@ -19,7 +19,7 @@ from matchdistill.runs.build import build_module
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
 from matchdistill.runs.validate import validate
-from matchdistill.tasks.detection import Detection
+from matchdistill.tasks.detection.module import DetectionModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:You are trying to `self.log")
 
@@ -44,12 +44,12 @@ def refreshes(monkeypatch):
     """The step and the number of images of every refresh."""
     found = []
 
-    def recorded(self, loader, refresh=Detection.refresh):
+    def recorded(self, loader, refresh=DetectionModule.refresh):
         matchings = refresh(self, loader)
         found.append((self.global_step, matchings[0].images))
         return matchings
 
-    monkeypatch.setattr(Detection, "refresh", recorded)
+    monkeypatch.setattr(DetectionModule, "refresh", recorded)
     return found
 
 
@@ -74,7 +74,7 @@ def test_a_killed_run_ends_as_it_would_have(small, tmp_path, monkeypatch, option
             raise KeyError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Detection, "on_train_batch_end", killed, raising=False)
+        patch.setattr(DetectionModule, "on_train_batch_end", killed, raising=False)
         with pytest.raises(KeyError):
             fit(small(*arguments), tmp_path / "run", quiet=True)
     assert checkpoint(tmp_path / "run")["epoch"] == 1
@@ -101,8 +101,8 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
     out = tmp_path / "run"
     arguments = ("--teacher.training.epochs=1", "--training.epochs=1", "--training.lr=0.001")
     metrics = fit(small(*arguments), out, quiet=True)
-    assert metrics["teacher"].keys() == metrics["student"].keys() >= {"ap", "ap50", "ap75"}
-    assert metrics["teacher"] == json.loads((out / "teacher" / "metrics.json").read_text())["student"]
+    assert metrics.teacher.keys() == metrics.student.keys() >= {"ap", "ap50", "ap75"}
+    assert metrics.teacher == json.loads((out / "teacher" / "metrics.json").read_text())["student"]
     for weights in (None, "last.ckpt"):
         measured = validate(small(*arguments), out, weights and out / weights, trust=True)
         assert measured == {role: pytest.approx(metrics[role]) for role in ("student", "teacher")}
@@ -130,7 +130,7 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
     assert cli.main(["validate", str(out / "export" / "model.onnx"), "--trust"]) == 0
     assert "AP50" in capsys.readouterr().out
     measured = validate(small(*arguments), out, out / "export" / "model.onnx", trust=True)
-    assert measured["student"] == pytest.approx(metrics["student"], abs=1e-3)
+    assert measured["student"] == pytest.approx(metrics.student, abs=1e-3)
 
 
 def test_comparison(small_file, tmp_path, capsys, one_thread):
@@ -160,12 +160,12 @@ def test_taps(capsys):
 def test_bfloat16(small, tmp_path, monkeypatch):
     seen = []
 
-    def recorded(self, batch, number, step=Detection.training_step):
+    def recorded(self, batch, number, step=DetectionModule.training_step):
         loss = step(self, batch, number)
         seen.append(loss.item())
         return loss
 
-    monkeypatch.setattr(Detection, "training_step", recorded)
+    monkeypatch.setattr(DetectionModule, "training_step", recorded)
     for precision in ("32-true", "bf16-mixed"):
         arguments = (f"--trainer.precision={precision}", "--training.lr=0.001", "--teacher.weights=null")
         torch.manual_seed(0)
@@ -185,16 +185,16 @@ def test_corrupt_images(small, tmp_path, coco):
     with pytest.raises(ValueError, match=r"003\.png"):
         fit(small(*arguments), tmp_path / "run", quiet=True)
     metrics = fit(small(*arguments, "--data.skip_corrupt=true"), tmp_path / "run", resume=True, quiet=True)
-    assert metrics["corrupt_images"] == [str(damaged)]
+    assert metrics.corrupt_images == [str(damaged)]
 
 
 RUNNER = """
 import os, sys, torch
 from matchdistill import cli
-from matchdistill.tasks.detection import Detection
+from matchdistill.tasks.detection.module import DetectionModule
 
 seen = {"trained": [], "validated": [], "matchings": []}
-step, validate, refresh = Detection.training_step, Detection.validation_step, Detection.refresh
+step, validate, refresh = DetectionModule.training_step, DetectionModule.validation_step, DetectionModule.refresh
 
 def training_step(self, batch, number):
     seen["trained"] += [int(target["image_id"]) for target in batch[1]]
@@ -209,7 +209,8 @@ def recorded(self, loader):
     seen["matchings"].append([(matching.index, matching.cost, matching.images) for matching in matchings])
     return matchings
 
-Detection.training_step, Detection.validation_step, Detection.refresh = training_step, validation_step, recorded
+DetectionModule.training_step, DetectionModule.validation_step = training_step, validation_step
+DetectionModule.refresh = recorded
 torch.set_num_threads(1)
 code = cli.main(sys.argv[1:])
 torch.save(seen, f"rank{os.environ.get('LOCAL_RANK', 0)}.pt")
@@ -268,7 +269,7 @@ def test_ssd(small, tmp_path):
     module = build_module(recipe)
     # The stages of MobileNet itself: SSD's own further levels are side exits. A fixed size of images, and no pyramid.
     assert [position.spatial[1] for position in module.distiller.positions] == [(56, 56), (28, 28), (14, 14), (7, 7)]
-    assert fit(recipe, tmp_path / "run", quiet=True)["student"]["ap"] >= 0
+    assert fit(recipe, tmp_path / "run", quiet=True).student["ap"] >= 0
     # That of VGG has images of another normalisation.
     with pytest.raises(ValueError, match=r"the teacher's image_mean is \[0.48.*the student's \[0.5"):
         build_module(small(*arguments, "--teacher.name=torchvision:ssd300_vgg16"))
@@ -277,7 +278,7 @@ def test_ssd(small, tmp_path):
 def test_a_detector_of_ones_own(small, tmp_path):
     name = ("--student.name=detectors:own_detector", "--student.options={}", "--distillation.taps=auto")
     metrics = fit(small(*name, "--training.epochs=1"), tmp_path / "run", quiet=True)
-    assert metrics["student"]["ap"] >= 0
+    assert metrics.student["ap"] >= 0
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from torch import nn
 from matchdistill.data import module as data_module
 from matchdistill.models import small_resnet
 from matchdistill.runs.build import build_module
-from matchdistill.runs.train import check_compiler, fit
-from matchdistill.tasks.base import lr_factor
-from matchdistill.tasks.classification import Classification
+from matchdistill.runs.machine import check_compiler
+from matchdistill.runs.train import fit
+from matchdistill.tasks.classification.module import ClassificationModule
+from matchdistill.tasks.module import lr_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -133,17 +134,17 @@ def test_a_prepared_teacher_is_trained_and_measured_as_it_is(tiny, tmp_path, met
 
 def test_channels_last_reaches_networks_and_images(tiny, monkeypatch):
     module = build_module(tiny("--trainer.channels_last=true"))
-    for network in (module.network(), module.guide()):
+    for network in (module.network(), module.teacher):
         assert network.layer2.conv1.weight.is_contiguous(memory_format=torch.channels_last)
         assert not network.layer2.conv1.weight.is_contiguous()
     images, _ = module.on_after_batch_transfer((torch.rand(2, 3, 8, 8), torch.zeros(2)), 0)
     assert images.is_contiguous(memory_format=torch.channels_last)
     plain = build_module(tiny())
-    assert plain.guide().layer2.conv1.weight.is_contiguous()
+    assert plain.teacher.layer2.conv1.weight.is_contiguous()
     images = torch.rand(2, 3, 8, 8)
     assert plain.on_after_batch_transfer((images, torch.zeros(2)), 0)[0] is images
     kd = build_module(tiny("--trainer.channels_last=true", "--distillation.method=kd"))
-    assert not kd.guide().layer2.conv1.weight.is_contiguous()
+    assert not kd.teacher.layer2.conv1.weight.is_contiguous()
 
 
 @pytest.fixture
@@ -151,12 +152,12 @@ def validated(monkeypatch):
     """The epochs that end with a validation."""
     epochs = []
 
-    def recorded(self, batch, number, step=Classification.validation_step):
+    def recorded(self, batch, number, step=ClassificationModule.validation_step):
         if number == 0:
             epochs.append(self.current_epoch)
         return step(self, batch, number)
 
-    monkeypatch.setattr(Classification, "validation_step", recorded)
+    monkeypatch.setattr(ClassificationModule, "validation_step", recorded)
     return epochs
 
 
@@ -191,10 +192,10 @@ def test_validation_after_the_last_epoch_of_a_resumed_run(tiny, tmp_path, valida
 
         def stop(self):
             if self.current_epoch == epochs - 1:
-                patch.setattr(Classification, "on_train_epoch_start", lambda _: (_ for _ in ()).throw(KeyError))
+                patch.setattr(ClassificationModule, "on_train_epoch_start", lambda _: (_ for _ in ()).throw(KeyError))
                 patch.setattr("matchdistill.runs.train.save_student", lambda *_: (_ for _ in ()).throw(KeyError))
 
-        patch.setattr(Classification, "on_train_epoch_end", stop)
+        patch.setattr(ClassificationModule, "on_train_epoch_end", stop)
         with pytest.raises(KeyError):
             fit(tiny(*arguments), tmp_path / "run", quiet=True)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == epochs - 1
@@ -255,7 +256,7 @@ def test_accumulated_gradients_are_those_of_a_large_batch(tiny, tmp_path):
 def test_deterministic_algorithms_for_the_run_alone(tiny, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        Classification,
+        ClassificationModule,
         "on_train_end",
         lambda _: seen.append(torch.are_deterministic_algorithms_enabled()),
         raising=False,

@@ -15,7 +15,8 @@ from matchdistill.data import ImageData
 from matchdistill.models import small_resnet
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.build import build_module
-from matchdistill.runs.store import METRICS, load_student
+from matchdistill.runs.metrics import METRICS
+from matchdistill.runs.store import load_student
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -23,12 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 RUNNER = """
 import os, signal, sys, torch
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
 from matchdistill import cli
 
 rank, seen = int(os.environ.get("LOCAL_RANK", 0)), {}
 seen.update({name: [] for name in ("validation", "training", "losses", "seeds", "matchings")})
-validate, step, refresh = Classification.validation_step, Classification.training_step, MatchingDistiller.refresh
+validate, step, refresh = ClassificationModule.validation_step, ClassificationModule.training_step, MatchingDistiller.refresh
 kill_at = int(os.environ.get("KILL_AT", 0))
 
 def validation_step(self, batch, number):
@@ -54,7 +55,7 @@ def recorded_refresh(self, loader, max_images, **options):
     ])
     return matchings
 
-Classification.validation_step, Classification.training_step = validation_step, training_step
+ClassificationModule.validation_step, ClassificationModule.training_step = validation_step, training_step
 MatchingDistiller.refresh = recorded_refresh
 torch.set_num_threads(1)
 code = cli.main(sys.argv[1:])

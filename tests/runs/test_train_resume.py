@@ -23,7 +23,7 @@ from matchdistill.runs.compare import compare
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import NEEDED, AtomicCheckpoints, claim, load_student
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -86,7 +86,7 @@ def half_a_file(content, path):
 def fit_until(moment, count, config, out, resume):
     torch.set_num_threads(1)
     if moment == "step":
-        Classification.training_step = after(count, Classification.training_step)
+        ClassificationModule.training_step = after(count, ClassificationModule.training_step)
     elif moment == "refresh":
         Position.solve = after(count, Position.solve)
     elif moment == "saved":
@@ -463,7 +463,7 @@ def test_a_full_disk(tiny, small_disk, capfd, room):
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     filler.unlink()
     finished = fit(tiny("--distillation.method=none", "--training.epochs=40"), out, resume=True, quiet=True)
-    assert finished["epochs"] == 40
+    assert finished.epochs == 40
 
 
 @pytest.mark.parametrize("arguments", [(), ("--data.batch_size=60",)], ids=["some steps", "one step"])

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from matchdistill.models import small_resnet
-from matchdistill.runs.export import export
 from matchdistill.runs.train import fit
-from matchdistill.runs.validate import Exported, validate
+from matchdistill.runs.validate import validate
+from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 
 # Enough to do better than chance, or every student would measure alike.
 LEARNING = (
@@ -16,7 +16,7 @@ LEARNING = (
     "--data.train_limit=300",
     "--training.epochs=4",
     "--training.lr=0.1",
-    "--distillation.loss_weight=0.5",
+    "--distillation.weights.mgd=0.5",
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
@@ -31,7 +31,7 @@ def accuracies(out):
 def test_every_file_of_a_run_measures_as_its_metrics(tiny, tmp_path, method):
     out = tmp_path / "run"
     recipe = tiny(f"--distillation.method={method}", *LEARNING)
-    assert fit(recipe, out)["student"]["top1"] > 0.2
+    assert fit(recipe, out).student["top1"] > 0.2
     save_file(load_file(out / "student.safetensors"), out / "exported.safetensors")
     torch.save(load_file(out / "student.safetensors"), out / "exported.pt")
     expected = accuracies(out)
@@ -52,7 +52,7 @@ def test_an_exported_program_measures_what_it_computes(tiny, tmp_path, kind):
     torch.manual_seed(3)
     other = small_resnet(width=8).eval()  # neither the recipe's student nor that of the run
     recipe = tiny("--distillation.method=kd")
-    export(other, torch.zeros(2, 3, 16, 16), tmp_path / f"student.{kind}", kind)
+    export_classifier(other, torch.zeros(2, 3, 16, 16), tmp_path / f"student.{kind}", kind)
     images, labels = map(torch.cat, zip(*recipe.data.val_dataloader(), strict=True))
     with torch.no_grad():
         logits = other(images)
@@ -66,8 +66,10 @@ def test_an_exported_program_measures_what_it_computes(tiny, tmp_path, kind):
     assert measured["teacher"].keys() == {"top1", "top5"}
     # In its own precision and layout of memory, whatever the trainer's.
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        computed = Exported(tmp_path / f"student.{kind.upper()}")(images.to(memory_format=torch.channels_last))
-        assert Exported(tmp_path / f"student.{kind.upper()}")(images.bfloat16()).dtype == torch.float32
+        computed = ExportedClassifier(tmp_path / f"student.{kind.upper()}")(
+            images.to(memory_format=torch.channels_last)
+        )
+        assert ExportedClassifier(tmp_path / f"student.{kind.upper()}")(images.bfloat16()).dtype == torch.float32
     torch.testing.assert_close(computed, logits)
 
 
@@ -75,7 +77,7 @@ def test_an_exported_program_measures_what_it_computes(tiny, tmp_path, kind):
 def test_programs_that_are_damaged_or_for_other_images(tiny, tmp_path, kind):
     pytest.importorskip("onnxruntime")
     path = tmp_path / f"student.{kind}"
-    export(small_resnet(width=2), torch.zeros(2, 3, 16, 16), path, kind)
+    export_classifier(small_resnet(width=2), torch.zeros(2, 3, 16, 16), path, kind)
     with pytest.raises(ValueError, match=r"the student does not take images of shape \(3, 8, 8\)"):
         validate(tiny("--data.image_size=8"), tmp_path, path, trust=True)
     path.write_bytes(path.read_bytes()[:1000])
@@ -94,7 +96,7 @@ def test_a_teacher_that_was_trained_in_the_run(tiny, tmp_path):
     arguments = ("--teacher.weights=null", "--teacher.training.epochs=5", "--teacher.train_limit=300")
     arguments = (*arguments, "--teacher.options={width: 8}", "--distillation.method=kd")
     out = tmp_path / "run"
-    assert fit(tiny(*arguments), out)["teacher"]["top1"] > 0.2
+    assert fit(tiny(*arguments), out).teacher["top1"] > 0.2
     assert validate(tiny(*arguments), out) == accuracies(out)
     metrics = json.loads((out / "teacher" / "metrics.json").read_text())
     alone = validate(tiny(*arguments).for_teacher(), out / "teacher")

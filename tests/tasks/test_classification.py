@@ -13,10 +13,10 @@ import oracles
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import small_resnet
 from matchdistill.runs.build import build_module
+from matchdistill.runs.machine import machine_trainer
 from matchdistill.runs.settings import Distillation, Machine, Training
-from matchdistill.runs.train import machine_trainer
-from matchdistill.tasks.base import lr_factor
-from matchdistill.tasks.classification import Classification
+from matchdistill.tasks.classification.module import ClassificationModule
+from matchdistill.tasks.module import lr_factor
 
 STAGES = ("layer1", "layer2", "layer3")
 
@@ -82,11 +82,11 @@ def test_losses_are_what_the_paper_says(tiny, reduction, kd):
     module, images, labels = ready(
         tiny,
         f"mgd-{reduction}{kd}",
-        f"--distillation.loss_weight={weights}",
-        "--distillation.kd_weight=0.7",
+        f"--distillation.weights.mgd={weights}",
+        "--distillation.weights.kd=0.7",
         "--distillation.kd_temperature=3",
     )
-    student, teacher = copy.deepcopy(module.network()), copy.deepcopy(module.guide())
+    student, teacher = copy.deepcopy(module.network()), copy.deepcopy(module.teacher)
     indices = [position.index for position in module.distiller.positions]
     total = module.training_step((images, labels), 0)
     logits, maps = features(student, images)
@@ -150,7 +150,7 @@ def test_losses_and_gradients_in_half_precision(tiny, method, precision, toleran
 def test_the_refresh_has_the_precision_of_the_training(tiny):
     recipe = tiny("--distillation.method=mgd-amp")
     module, seen = build_module(recipe), []
-    module.guide().register_forward_hook(lambda network, args, output: seen.append(output.dtype))
+    module.teacher.register_forward_hook(lambda network, args, output: seen.append(output.dtype))
     trainer("bf16-mixed", max_epochs=1).fit(module, recipe.data)
     assert set(seen) == {torch.bfloat16}
 
@@ -158,7 +158,7 @@ def test_the_refresh_has_the_precision_of_the_training(tiny):
 def test_kd_alone(tiny):
     module, images, labels = ready(tiny, "kd")
     with torch.no_grad():
-        p = torch.softmax(module.guide()(images).double() / 1.5, 1)
+        p = torch.softmax(module.teacher(images).double() / 1.5, 1)
         logits = copy.deepcopy(module.network())(images).double()
         q = torch.softmax(logits / 1.5, 1)
     expected = F.cross_entropy(logits, labels) + 2.25 * (p * (p / q).log()).sum(1).mean()
@@ -169,13 +169,13 @@ def test_no_distillation_is_cross_entropy(tiny):
     module, images, labels = ready(tiny, "none")
     expected = F.cross_entropy(copy.deepcopy(module.network())(images), labels)
     assert torch.equal(module.training_step((images, labels), 0), expected)
-    assert module.guide() is None
+    assert module.teacher is None
 
 
 @pytest.mark.parametrize("method", ["kd", "mgd-amp", "mgd-rd+kd"])
 def test_gradients_reach_the_student_only(tiny, method):
     module, images, labels = ready(tiny, method)
-    teacher = module.guide()
+    teacher = module.teacher
     before = copy.deepcopy(teacher.state_dict())
     module.training_step((images, labels), 0).backward()
     assert all(parameter.grad is not None for parameter in module.network().parameters())
@@ -190,8 +190,8 @@ def test_gradients_reach_the_student_only(tiny, method):
 def test_the_teacher_runs_once_per_step_in_evaluation_mode_on_the_students_images(tiny, method):
     module, images, labels = ready(tiny, method)
     seen = []
-    module.guide().register_forward_pre_hook(lambda network, args: seen.append((network.training, args[0].clone())))
-    module.guide().train()
+    module.teacher.register_forward_pre_hook(lambda network, args: seen.append((network.training, args[0].clone())))
+    module.teacher.train()
     for _ in range(2):
         module.training_step((images, labels), 0)
     assert [training for training, _ in seen] == [False, False]
@@ -214,9 +214,9 @@ class Auxiliary(nn.Module):
 def test_auxiliary_logits_are_left_out(method):
     torch.manual_seed(0)
     student, teacher = Auxiliary(), None if method == "none" else small_resnet(width=4)
-    module = Classification(student, 10, Training(), Distillation(method), teacher).train()
+    module = ClassificationModule(student, 10, Training(), Distillation(method), teacher).train()
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
-    plain = Classification(copy.deepcopy(student.network), 10, Training(), Distillation(method), teacher).train()
+    plain = ClassificationModule(copy.deepcopy(student.network), 10, Training(), Distillation(method), teacher).train()
     assert torch.equal(module.training_step((images, labels), 0), plain.training_step((images, labels), 0))
 
 
@@ -241,12 +241,12 @@ def test_a_task_loss_that_is_not_finite(tiny):
 def test_losses_are_looked_at_later_where_looking_waits(tiny, monkeypatch):
     """As on a GPU, every 50 steps and at the end of the epoch; the step that is named is the one it happened in."""
     module, images, labels = ready(tiny, "none")
-    monkeypatch.setattr(Classification, "device", torch.device("meta"))
-    monkeypatch.setattr(Classification, "global_step", 7)
+    monkeypatch.setattr(ClassificationModule, "device", torch.device("meta"))
+    monkeypatch.setattr(ClassificationModule, "global_step", 7)
     with torch.no_grad():
         module.network().fc.bias[3] = math.nan
     module.training_step((images, labels), 0)
-    monkeypatch.setattr(Classification, "global_step", 8)
+    monkeypatch.setattr(ClassificationModule, "global_step", 8)
     for _ in range(48):
         module.training_step((images, labels), 0)
     with pytest.raises(FloatingPointError, match="at step 7"):
@@ -277,7 +277,7 @@ def test_learning_rate_of_every_step(schedule, warmup, accumulate, steps):
     )
     training.accumulate = accumulate
     batches = DataLoader([(torch.randn(4, 3, 16, 16), torch.arange(4))] * 3, batch_size=None)
-    module = Classification(small_resnet(width=1), 10, training, Distillation("none"))
+    module = ClassificationModule(small_resnet(width=1), 10, training, Distillation("none"))
     rates = []
 
     class Record(pl.Callback):
@@ -305,7 +305,7 @@ def test_accuracy_counts_every_image(classes):
     torch.manual_seed(1)
     student, teacher = small_resnet(classes, width=1), small_resnet(classes, width=2)
     batches = [(torch.randn(count, 3, 16, 16), torch.randint(classes, (count,))) for count in (7, 7, 3)]
-    module = Classification(student, classes, Training(), Distillation("kd"), teacher)
+    module = ClassificationModule(student, classes, Training(), Distillation("kd"), teacher)
     trainer().validate(module, DataLoader(batches, batch_size=None), verbose=False)
     for network, result in ((student, module.result), (teacher, module.teacher_result)):
         with torch.no_grad():
@@ -325,7 +325,7 @@ def test_the_teacher_is_measured_once(tiny):
     recipe = tiny("--distillation.method=kd")
     module = build_module(recipe)
     calls = []
-    module.guide().register_forward_pre_hook(lambda *_: calls.append(1))
+    module.teacher.register_forward_pre_hook(lambda *_: calls.append(1))
     trainer().validate(module, recipe.data, verbose=False)
     first = len(calls)
     trainer().validate(module, recipe.data, verbose=False)

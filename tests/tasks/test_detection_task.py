@@ -13,9 +13,10 @@ from detectors import TAPS, as_found, as_tensors, precision_of_two, scenes
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import build_detector
 from matchdistill.runs.build import build_module
+from matchdistill.runs.machine import machine_trainer
 from matchdistill.runs.settings import Distillation, Machine, Training
-from matchdistill.runs.train import fit, machine_trainer
-from matchdistill.tasks.detection import Detection, average_precision
+from matchdistill.runs.train import fit
+from matchdistill.tasks.detection.module import DetectionModule, average_precision
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -30,7 +31,7 @@ def ready(small, *arguments):
     recipe = small("--data.flip=false", "--data.batch_size=8", "--student.options.min_size=[64]", *arguments)
     module = build_module(recipe)
     torch.manual_seed(0)
-    for network in (module.network(), module.guide()):
+    for network in (module.network(), module.teacher):
         if network is not None:
             as_found(network)
     if isinstance(module.distiller, MatchingDistiller):
@@ -71,9 +72,9 @@ def counted(sizes, padded, size):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_step_is_the_students_losses_and_the_partial_loss_where_the_images_are(small, reduction):
     weights = [5.0, 2.0, 0.5, 1.0] if reduction == "mean" else [2e-3, 2e-3, 1e-2, 1e-2]
-    arguments = f"--distillation.loss_weight={weights}", f"--distillation.loss_reduction={reduction}"
+    arguments = f"--distillation.weights.mgd={weights}", f"--distillation.loss_reduction={reduction}"
     module, (images, targets) = ready(small, *arguments)
-    student, teacher = copy.deepcopy(module.network()), copy.deepcopy(module.guide())
+    student, teacher = copy.deepcopy(module.network()), copy.deepcopy(module.teacher)
     total = module.training_step((images, targets), 0)
 
     own = student(images, targets)
@@ -102,7 +103,7 @@ def test_a_step_is_the_students_losses_and_the_partial_loss_where_the_images_are
 
 def test_the_teachers_body_alone_runs_once_a_step_on_the_students_batch(small):
     module, batch = ready(small)
-    student, teacher = module.network(), module.guide()
+    student, teacher = module.network(), module.teacher
     seen = {"student": [], "teacher": [], "heads": 0}
     for role, network in (("student", student), ("teacher", teacher)):
         body = network.backbone.body
@@ -133,7 +134,7 @@ def test_the_matching_is_over_what_is_not_padding(small):
     together = [position.matching.cost for position in positions]
     module.eval()
     batch, _ = module.network().transform(images)
-    bodies = [network.backbone.body.eval() for network in (module.network(), module.guide())]
+    bodies = [network.backbone.body.eval() for network in (module.network(), module.teacher)]
     for number, maps in enumerate(zip(*(tapped(body, batch.tensors) for body in bodies), strict=True)):
         mask = counted(batch.image_sizes, batch.tensors.shape[-2:], maps[0].shape[-2:])
         cost = torch.zeros_like(together[number], dtype=torch.float64)
@@ -162,7 +163,7 @@ def test_methods(small, method):
     sum(losses.values()).backward()
     without = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []
-    assert not any(parameter.grad is not None for parameter in (module.guide() or nn.Identity()).parameters())
+    assert not any(parameter.grad is not None for parameter in (module.teacher or nn.Identity()).parameters())
     frozen = [name for name, value in module.network().named_parameters() if not value.requires_grad]
     assert frozen == ["backbone.body.conv1.weight"]
 
@@ -193,7 +194,7 @@ def test_weights_that_are_not_finite_are_told_before_a_checkpoint_is_written(sma
             with torch.no_grad():
                 self.network().head.classification_head.cls_logits.weight[0, 0] = math.nan
 
-    monkeypatch.setattr(Detection, "on_train_batch_end", spoil, raising=False)
+    monkeypatch.setattr(DetectionModule, "on_train_batch_end", spoil, raising=False)
     with pytest.raises(FloatingPointError, match=r"student's weights is nan at step 4 \(epoch 1\)"):
         fit(recipe, tmp_path / "run", quiet=True)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 0
@@ -208,7 +209,7 @@ def test_average_precision_is_that_of_pycocotools(masks):
     targets, found = scenes()
     metric = average_precision(masks)
     metric.update(*as_tensors(found, targets, masks))
-    module = Detection(nn.Identity(), masks, Training(), Distillation("none"))
+    module = DetectionModule(nn.Identity(), masks, Training(), Distillation("none"))
     results = module.results(metric.compute())
 
     def coded(mask):
@@ -307,7 +308,7 @@ def test_validation_is_of_every_image_as_it_was_and_the_teacher_is_measured_once
     }
     assert len(known) == 5
     student, teacher = Remembering(known), Remembering(known, drop=1)
-    module = Detection(student, True, Training(), Distillation("mgd-amp"), teacher)
+    module = DetectionModule(student, True, Training(), Distillation("mgd-amp"), teacher)
     trainer = machine_trainer(Machine("cpu"), logger=False, enable_progress_bar=False)
     for _ in range(2):
         trainer.validate(module, recipe.data, verbose=False)

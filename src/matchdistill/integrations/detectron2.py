@@ -19,10 +19,10 @@ from torchvision.models.detection.image_list import ImageList
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import rank_and_world
 from matchdistill.matching import Matching
-from matchdistill.models.detector_checks import check_same_input
-from matchdistill.models.detector_parts import pixel_mask
 from matchdistill.refresh import due_at_step
 from matchdistill.taps import unwrapped
+from matchdistill.tasks.detection.checks import check_same_input
+from matchdistill.tasks.detection.parts import pixel_mask
 
 try:
     from detectron2.checkpoint import DetectionCheckpointer

@@ -27,12 +27,14 @@ from torch import Tensor
 
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
-from matchdistill.report import charts
-from matchdistill.report.charts import Chart
+from matchdistill.report import tables
+from matchdistill.report.charts import Chart, values
+from matchdistill.report.comparison_charts import summary
 from matchdistill.report.runs import Run, cells
-from matchdistill.runs.store import CELLS, METRICS, RECIPE
-from matchdistill.runs.summary import metric_of, shown
-from matchdistill.tasks.base import metric_label
+from matchdistill.runs.metrics import METRICS
+from matchdistill.runs.store import CELLS, RECIPE
+from matchdistill.runs.summary import teacher_value
+from matchdistill.tasks.metric import Metric
 
 REPORT = "report.html"
 MOST_MAPS, MOST_POSITIONS = 12, 24  # positions of a page that are shown with maps, and at all: it is to stay small
@@ -104,59 +106,63 @@ def _runs(folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "title": " and ".join(names) if len(names) < 3 else f"{len(names)} runs",
         "networks": networks(runs),
-        "charts": _shown([charts.curves(runs), charts.times(runs)]),
+        "charts": _shown([chart(runs) for chart in tables.RUNS]),
         "runs": [_details(run, sum(len(each.positions) for each in runs)) for run in runs],
     }
 
 
 def _comparison(folder: Path) -> dict[str, Any]:
     runs = cells(folder)
-    summary = charts.summary(runs)
-    metric = metric_of([run.metrics for run in runs if run.metrics]) if summary else "top1"
+    metric = runs[0].comparing
     rows = [
         {
-            "method": entry["method"],
-            "value": shown(entry[metric]),
-            "difference": shown(entry["difference"], "+"),
-            "gap": _share(entry["gap_recovered"]),
-            "seconds": f"{entry['seconds']:.0f}",
+            "method": entry.method,
+            "cells": [] if metric is None else entry.cells(metric),
+            "seconds": f"{entry.seconds:.0f}",
         }
-        for entry in summary
+        for entry in summary(runs)
     ]
     links = [
         {
             "name": run.name,
             "path": (run.folder / REPORT).relative_to(folder).as_posix() if (run.folder / REPORT).is_file() else None,
-            "value": f"{run.metrics['student'][metric]:.2%}" if run.metrics else "not finished",
+            "value": _value(run, metric),
         }
         for run in runs
     ]
-    teacher = next((run.metrics["teacher"].get(metric) for run in runs if run.metrics and run.metrics["teacher"]), None)
+    teacher = None if metric is None else teacher_value([run.metrics for run in runs if run.metrics], metric)
     return {
         "title": folder.resolve().name,
-        "metric": metric_label(metric),
-        "teacher": None if teacher is None else f"{teacher:.2%}",
+        "metric": metric.label if metric else None,
+        "teacher": None if metric is None or teacher is None else metric.shown(teacher),
         "rows": rows,
-        "charts": _shown([charts.differences(summary, metric), charts.by_method(runs, metric), charts.costs(runs)]),
+        "charts": _shown([chart(runs) for chart in tables.COMPARISON]),
         "links": links,
         "recipe": (folder / RECIPE).read_text(encoding="utf-8"),
         "environment": next((run.environment for run in runs if run.environment), {}),
     }
 
 
+def _value(run: Run, metric: Metric | None) -> str:
+    """What a run came to, in a few words."""
+    if run.metrics is None:
+        return "not finished"
+    return "finished" if metric is None else metric.shown(run.metrics.student[metric.name])
+
+
 def networks(runs: Sequence[Run]) -> dict[str, Any]:
     """The table at the top: the networks' metrics, parameters, operations and latencies, the teacher's first."""
     rows: list[dict[str, Any]] = []
-    metrics: dict[str, None] = {}
+    metrics: dict[Metric, None] = {}
 
     def add(role: str, run: Run, kind: str, time: float | None, gap: float | None = None) -> None:
         assert run.metrics is not None
-        found, costs = run.metrics[kind], run.costs.get(kind, {})
-        metrics.update(dict.fromkeys(found))
-        count = run.metrics["parameters"].get(kind)
+        costs, count = run.costs.get(kind, {}), run.metrics.parameters.get(kind)
+        known = [metric for metric in run.metrics.measured if metric.name in run.metrics.of(kind)]
+        metrics.update(dict.fromkeys(known))
         row = {
             "role": role,
-            "metrics": {name: f"{value:.2%}" for name, value in found.items()},
+            "metrics": {metric.name: metric.shown(run.metrics.of(kind)[metric.name]) for metric in known},
             "gap": _share(gap),
             "parameters": "" if count is None else f"{count:,}",
             "operations": _si(costs.get("operations")),
@@ -173,7 +179,7 @@ def networks(runs: Sequence[Run]) -> dict[str, Any]:
             alone.setdefault(run.alone.folder.resolve(), run.alone)
     done = [run for run in runs if run.metrics]
     for run in done:
-        if run.metrics and run.metrics["teacher"]:
+        if run.metrics and run.metrics.teacher:
             name = str(run.recipe["teacher"]["name"]).rpartition(":")[2]
             add(f"teacher, {name}", run, "teacher", run.teacher.seconds if run.teacher else None)
     for run in alone.values():
@@ -186,7 +192,7 @@ def networks(runs: Sequence[Run]) -> dict[str, Any]:
             add(_named(run.method, run), run, "student", run.seconds, _gap(run, base))
     unfinished = [run.name for run in runs if not run.metrics]
     return {
-        "metrics": [(name, metric_label(name)) for name in metrics],
+        "metrics": [(metric.name, metric.label) for metric in metrics],
         "rows": rows,
         "unfinished": ", ".join(unfinished),
         "has_gap": any(row["gap"] for row in rows),
@@ -200,13 +206,12 @@ def _named(role: str, run: Run) -> str:
 
 def _gap(run: Run, alone: Run | None) -> float | None:
     """The share of the distance from the student alone to the teacher that the distilled student has made up."""
-    if alone is None or alone.metrics is None or run.metrics is None or not run.metrics["teacher"]:
+    metric = run.comparing
+    if metric is None or alone is None or alone.metrics is None or run.metrics is None:
         return None
-    metric = metric_of([run.metrics])
-    first, own, best = (
-        found.get(metric) for found in (alone.metrics["student"], run.metrics["student"], run.metrics["teacher"])
-    )
-    return None if None in (first, own, best) or best <= first else (own - first) / (best - first)
+    measured = (alone.metrics.student, run.metrics.student, run.metrics.teacher)
+    found = [values[metric.name] for values in measured if metric.name in values]
+    return metric.gap_recovered(*found) if len(found) == len(measured) else None
 
 
 def _share(value: float | None) -> str:
@@ -225,18 +230,12 @@ def _details(run: Run, positions: int) -> dict[str, Any]:
     """What the page shows of one run, if the runs of the page have so many positions together."""
     return {
         "name": run.name,
-        "charts": _shown([charts.churn(run), charts.ignored(run)]),
+        "charts": _shown([chart(run) for chart in tables.RUN]),
         "positions": [
             {
                 "name": f"{number}: {each['teacher']} ({each['teacher channels']} channels) → {each['student']} "
                 f"({each['student channels']})",
-                "charts": _shown(
-                    [
-                        *(charts.heat(run, number, moment) for moment in run.moments),
-                        charts.similarity(run, number),
-                        charts.margins(run, number),
-                    ]
-                ),
+                "charts": _shown([each for chart in tables.POSITION for each in chart(run, number)]),
                 "channels": _channels(run, number) if positions <= MOST_MAPS else [],
             }
             for number, each in enumerate(run.positions if positions <= MOST_POSITIONS else ())
@@ -353,7 +352,7 @@ def _shown(found: Sequence[Chart | None]) -> list[dict[str, Any]]:
                     "figure": json.dumps(figure, cls=PlotlyJSONEncoder).replace("<", "\\u003c"),
                     "height": chart.figure.layout.height,
                     "caption": chart.caption,
-                    "values": charts.values(chart.figure),
+                    "values": values(chart.figure),
                 }
             )
     return shown_
@@ -377,7 +376,7 @@ def _templates() -> str:
     return json.dumps(found, cls=PlotlyJSONEncoder).replace("<", "\\u003c")
 
 
-def _render(kind: str, **values: Any) -> str:
+def _render(kind: str, **content: Any) -> str:
     pages = Environment(
         loader=PackageLoader("matchdistill", "report"),
         autoescape=True,
@@ -386,4 +385,4 @@ def _render(kind: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     pages.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
-    return pages.get_template("page.html").render(kind=kind, library=_library(), templates=_templates(), **values)
+    return pages.get_template("page.html").render(kind=kind, library=_library(), templates=_templates(), **content)

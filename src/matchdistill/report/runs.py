@@ -14,8 +14,11 @@ from torch import Tensor
 from matchdistill.files import open_file, read_json
 from matchdistill.messages import cause
 from matchdistill.runs import evidence
-from matchdistill.runs.recipe import read_recipe
-from matchdistill.runs.store import CELLS, METRICS, RECIPE, read_metrics
+from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics
+from matchdistill.runs.recipe import read_recipe, task_of
+from matchdistill.runs.store import CELLS, RECIPE
+from matchdistill.tasks import TASKS
+from matchdistill.tasks.metric import Metric
 
 
 class Point(NamedTuple):
@@ -43,7 +46,7 @@ class Run:
     folder: Path
     name: str
     recipe: dict[str, Any] = field(repr=False)
-    metrics: dict[str, Any] | None = field(repr=False)
+    metrics: RunMetrics | None = field(repr=False)
 
     @classmethod
     def of(cls, folder: Path, name: str | None = None) -> Run:
@@ -63,6 +66,11 @@ class Run:
     def method(self) -> str:
         """The method of distillation."""
         return str((self.recipe.get("distillation") or {}).get("method", "none"))
+
+    @property
+    def comparing(self) -> Metric | None:
+        """The metric that runs of its task are compared by; None: nothing is measured."""
+        return TASKS[task_of(self.recipe)].comparing
 
     @cached_property
     def curves(self) -> dict[str, list[Point]]:
@@ -148,7 +156,7 @@ class Run:
             return None
         teacher = self.teacher
         inside = teacher is not None and teacher.folder == self.folder / "teacher" and teacher.metrics
-        return float(self.metrics["seconds"] - (inside["seconds"] if inside else 0.0))
+        return self.metrics.seconds - (inside.seconds if inside else 0.0)
 
     @cached_property
     def alone(self) -> Run | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from matchdistill.probing import copy_of_model
-from matchdistill.tasks.base import Task
+from matchdistill.tasks.module import DistilledModule
 
 TRAINED = "trained_student"  # in a checkpoint: the weights that the optimiser goes on with
 
@@ -42,7 +42,7 @@ class WeightAverage(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights as they are, or with the average of the run that goes on."""
-        assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, DistilledModule)
         self._student = pl_module.network()
         self._average = AveragedModel(copy_of_model(self._student), multi_avg_fn=self._update, use_buffers=True)
         self._average.n_averaged.fill_(self._steps)

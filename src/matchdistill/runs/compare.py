@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +26,38 @@ from matchdistill.locking import held
 from matchdistill.messages import attempt
 from matchdistill.report.page import write_report
 from matchdistill.runs.build import build_module
+from matchdistill.runs.metrics import METRICS, SCHEMA, RunMetrics, comparing, read_metrics
 from matchdistill.runs.recipe import Recipe
-from matchdistill.runs.store import CELLS, CHECKPOINT, METRICS, WEIGHTS, check_folder, claim, read_metrics
-from matchdistill.runs.summary import metric_of, shown, summarise
+from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, check_folder, claim
+from matchdistill.runs.summary import Entry, summarise, teacher_value
 from matchdistill.runs.train import fit, look_at
-from matchdistill.tasks.base import metric_label
 
 TABLE = "metrics.csv"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison came to.
+
+    Attributes:
+        config: of its recipe.
+        summary: what each method came to.
+        runs: all runs, by seed and method.
+    """
+
+    config: dict[str, Any]
+    summary: list[Entry]
+    runs: list[RunMetrics]
+
+    def plain(self) -> dict[str, Any]:
+        """As `metrics.json` has it."""
+        metric = comparing(self.runs)
+        return {
+            "schema": SCHEMA,
+            "recipe": self.config,
+            "summary": [entry.plain(metric) for entry in self.summary],
+            "runs": [run.plain() for run in self.runs],
+        }
 
 
 class Cell(NamedTuple):
@@ -48,7 +74,7 @@ class Cell(NamedTuple):
 
 def compare(
     recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int = 1, terminal: Console | None = None
-) -> dict[str, Any]:
+) -> Compared:
     """Run the recipe under every method and seed, and summarise.
 
     The runs of a seed start from the same weights and see the same images in the same order for as long, whatever their
@@ -63,7 +89,7 @@ def compare(
         terminal: where to report.
 
     Returns:
-        What `metrics.json` holds: the summary by method, and the metrics of every run.
+        The summary by method, and the metrics of every run, which `metrics.json` holds too.
 
     Raises:
         ValueError: `out` holds runs of another recipe, or another process writes there.
@@ -80,9 +106,7 @@ def compare(
         return _compare(recipe, out, methods, seeds, jobs, terminal)
 
 
-def _compare(
-    recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int, terminal: Console
-) -> dict[str, Any]:
+def _compare(recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int, terminal: Console) -> Compared:
     """The comparison itself, in a folder that is this process's."""
     check_folder(recipe, out, resume=True, other=CHECKPOINT)
     for method in methods:  # before anything is trained or written
@@ -103,7 +127,7 @@ def _compare(
         with _threads(jobs):
             result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
         terminal.print(f"teacher: {_told(result)}", highlight=False)
-    results: dict[Cell, dict[str, Any]] = {}
+    results: dict[Cell, RunMetrics] = {}
     failures: dict[str, list[str]] = {}  # what went wrong -> where
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as progress:
@@ -123,23 +147,23 @@ def _compare(
         failed = len(cells) - len(results)
         raise RuntimeError(f"{failed} of {len(cells)} runs failed{kept}; the same command goes on with them: {told}")
     runs = [results[cell] for cell in cells]
-    summary = summarise(runs, methods)
-    report = {"recipe": recipe.config, "summary": summary, "runs": runs}
-    write_json(out / METRICS, report)
+    compared = Compared(recipe.config, summarise(runs, methods), runs)
+    write_json(out / METRICS, compared.plain())
     atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
     attempt("write the page", lambda: write_report([out]))
-    terminal.print(summary_table(summary, runs))
-    return report
+    terminal.print(summary_table(compared))
+    return compared
 
 
-def _told(run: dict[str, Any]) -> str:
-    metric = metric_of([run])
-    return f"{metric_label(metric)} {run['student'][metric]:.2%}, {run['seconds']:.0f} s"
+def _told(run: RunMetrics) -> str:
+    metric = comparing([run])
+    measured = "" if metric is None else f"{metric.label} {metric.shown(run.student[metric.name])}, "
+    return f"{measured}{run.seconds:.0f} s"
 
 
 def _run(
     config: dict[str, Any], cells: Sequence[Cell], out: Path, jobs: int
-) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+) -> Iterator[tuple[Cell, RunMetrics | str]]:
     """The metrics of every cell as it finishes, or what went wrong in it."""
     if jobs == 1:
         for cell in cells:
@@ -193,7 +217,7 @@ def _threads(jobs: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] | str:
+def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> RunMetrics | str:
     recipe = Recipe.of(config, seed=cell.seed, distillation__method=cell.method)
     if recipe.distillation.needs_teacher and recipe.teacher.training.epochs:
         recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
@@ -203,32 +227,32 @@ def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> dict[str, Any] |
         return f"{type(error).__name__}: {error}"
 
 
-def summary_table(summary: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> Table:
+def summary_table(compared: Compared) -> Table:
     """The summary for the terminal."""
-    metric = metric_of(runs)
-    label = metric_label(metric)
-    teacher = next((run["teacher"][metric] for run in runs if run["teacher"]), None)
-    title = "" if teacher is None else f"teacher: {label} {teacher:.2%}"
-    table = Table("method", title=title, caption="± half of the 95% interval over seeds; differences paired by seed")
-    for heading in (label, "to none", "gap recovered", "seconds per run"):
-        table.add_column(heading, justify="right")
-    for entry in summary:
-        gap = entry["gap_recovered"]
-        table.add_row(
-            entry["method"],
-            shown(entry[metric]),
-            shown(entry["difference"], "+"),
-            "" if gap is None else f"{gap:.0%}",
-            f"{entry['seconds']:.0f}",
+    metric = comparing(compared.runs)
+    if metric is None:
+        table = Table("method")
+    else:
+        teacher = teacher_value(compared.runs, metric)
+        title = "" if teacher is None else f"teacher: {metric.label} {metric.shown(teacher)}"
+        table = Table(
+            "method", title=title, caption="± half of the 95% interval over seeds; differences paired by seed"
         )
+        for heading in (metric.label, "to none", "gap recovered"):
+            table.add_column(heading, justify="right")
+    table.add_column("seconds per run", justify="right")
+    for entry in compared.summary:
+        measured = [] if metric is None else entry.cells(metric)
+        table.add_row(entry.method, *measured, f"{entry.seconds:.0f}")
     return table
 
 
-def _write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    metric = metric_of(runs)
+def _write_csv(path: Path, runs: Sequence[RunMetrics]) -> None:
+    metric = comparing(runs)
+    names = [] if metric is None else [metric.name]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "seed", metric, f"teacher_{metric}", "seconds"])
+        writer.writerow(["method", "seed", *names, *(f"teacher_{name}" for name in names), "seconds"])
         for run in runs:
-            teacher = run["teacher"].get(metric, "")
-            writer.writerow([run["method"], run["seed"], run["student"][metric], teacher, run["seconds"]])
+            values = [of.get(name, "") for of in (run.student, run.teacher) for name in names]
+            writer.writerow([run.method, run.seed, *values, run.seconds])

@@ -32,7 +32,7 @@ from matchdistill.matching import Matching
 from matchdistill.measuring import measured, watch_memory
 from matchdistill.messages import attempt, cause
 from matchdistill.probing import evaluating, unchanged
-from matchdistill.tasks.base import Task
+from matchdistill.tasks.module import DistilledModule
 
 FOLDER = "evidence"
 ENVIRONMENT, REFRESHES, COSTS = f"{FOLDER}/environment.json", f"{FOLDER}/refreshes.json", f"{FOLDER}/costs.json"
@@ -91,7 +91,7 @@ class Evidence(Callback):
         self._keep(trainer, pl_module)
 
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, DistilledModule)
         matchings = pl_module.refreshed
         if not matchings or matchings is self._told:
             return
@@ -99,7 +99,7 @@ class Evidence(Callback):
         if trainer.is_global_zero:
             attempt("keep what was matched", lambda: self._write(pl_module, matchings))
 
-    def _write(self, pl_module: Task, matchings: Sequence[Matching]) -> None:
+    def _write(self, pl_module: DistilledModule, matchings: Sequence[Matching]) -> None:
         assert isinstance(pl_module.distiller, MatchingDistiller)
         found = {
             **pl_module.moment,
@@ -158,7 +158,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     }
 
 
-def look(module: Task, data: Any, out: Path, device: torch.device) -> None:
+def look(module: DistilledModule, data: Any, out: Path, device: torch.device) -> None:
     """Compare the trained student with its teacher, and keep what is to be seen of it; a warning says what could not be.
 
     Args:
@@ -168,7 +168,7 @@ def look(module: Task, data: Any, out: Path, device: torch.device) -> None:
         device: that it was trained on.
     """
 
-    networks = [network for network in (module.network(), module.guide()) if network is not None]
+    networks = [network for network in (module.network(), module.teacher) if network is not None]
 
     @functools.cache
     def prepared_batch() -> Any:
@@ -190,16 +190,16 @@ def look(module: Task, data: Any, out: Path, device: torch.device) -> None:
         look_at("compare the student with its teacher", lambda: _compare(module, data, out))
 
 
-def _measure(module: Task, batch: Any, out: Path) -> None:
+def _measure(module: DistilledModule, batch: Any, out: Path) -> None:
     costs = read_json(out / COSTS) if (out / COSTS).is_file() else {}
-    for role, network in (("student", module.network()), ("teacher", module.guide())):
+    for role, network in (("student", module.network()), ("teacher", module.teacher)):
         if network is not None:
-            costs[role] = measured(network, module.alone(batch))
+            costs[role] = measured(network, module.one_image(batch))
     write_json(out / COSTS, costs)
 
 
-def _take_pictures(module: Task, batch: Any, class_names: list[str], out: Path) -> None:
-    pictures, described = module.described(batch, class_names)
+def _take_pictures(module: DistilledModule, batch: Any, class_names: list[str], out: Path) -> None:
+    pictures, described = module.gallery(batch, class_names)
     tensors, told = _maps(module, batch)
     tensors |= {f"image{number}": _small(picture) for number, picture in enumerate(pictures)}
     save(out / PICTURES, tensors, {"images": described, "positions": told})
@@ -211,7 +211,7 @@ def _shown_batch(data: Any) -> Any:
     return data.val_set.__getitems__(torch.linspace(0, len(data.val_set) - 1, count).round().int().tolist())
 
 
-def _compare(module: Task, data: Any, out: Path) -> None:
+def _compare(module: DistilledModule, data: Any, out: Path) -> None:
     """Keep what the matching in force costs the trained student, and what the partial loss ignores."""
     distiller = module.distiller
     if not isinstance(distiller, MatchingDistiller):
@@ -285,7 +285,7 @@ def most_similar_first(similarity: Tensor) -> Tensor:
     return similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
 
 
-def _maps(module: Task, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _maps(module: DistilledModule, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Of the best and the worst matched student channels of each position: their maps, their members' and the target's.
 
     By position ``student`` (channels, N, H, W), ``members`` (channels, M, N, H, W) and ``target`` (channels, N, H, W), and

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
-from matchdistill.data import DetectionData, ImageData
+from matchdistill.data.module import DataModule
 from matchdistill.data.reading import FileDataset
 from matchdistill.files import write_json
 from matchdistill.measuring import peak_memory
 from matchdistill.messages import attempt
 from matchdistill.runs.evidence import COSTS, EPOCHS
-from matchdistill.tasks.base import Task
+from matchdistill.tasks.module import DistilledModule
 
 HISTORY = "history"  # in a checkpoint
 SETS = ("train_set", "val_set")
@@ -35,7 +35,7 @@ class History(Callback):
         started: as given; what is not the run's own time can be added to it.
     """
 
-    def __init__(self, out: Path, data: ImageData | DetectionData, started: float) -> None:
+    def __init__(self, out: Path, data: DataModule, started: float) -> None:
         self.out, self.data, self.started = out, data, started
         self._before = 0.0
         self._memory: int | None = None
@@ -65,7 +65,7 @@ class History(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Put what is known so far into the checkpoint."""
-        assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, DistilledModule)
         values = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import itertools
 from argparse import Action
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,35 +13,26 @@ from typing import Any, Literal, cast, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from matchdistill.data import DataOptions, DetectionData, ImageData
+from matchdistill.data import DataOptions
+from matchdistill.data.module import DataModule
 from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
-from matchdistill.models import weights_file
-from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Teacher, Training, parse_method
+from matchdistill.methods import default_weights
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher, Training
+from matchdistill.tasks import TASKS
 from matchdistill.values import OPTIONS, read_yaml
 
-DATA: dict[str, type[ImageData | DetectionData]] = {
-    "classification": ImageData,
-    "detection": DetectionData,
-}  # of each task
+DEFAULT_TASK = next(iter(TASKS))
 LARGEST_SEED = 2**32 - 1  # of NumPy
 SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
 
 
 @dataclass
-class Recipe:
+class Recipe(Settings):
     """Everything that a run depends on; `config` is all of it as plain values."""
 
+    data: DataModule
     config: dict[str, Any]
-    task: str
-    seed: int
-    data: ImageData | DetectionData
-    teacher: Teacher
-    student: Model
-    training: Training
-    distillation: Distillation
-    trainer: Machine
-    compare: Comparison
 
     @classmethod
     def of(cls, config: dict[str, Any], **changes: Any) -> Recipe:
@@ -57,20 +48,10 @@ class Recipe:
             for part in path:
                 section = section[part]
             section[last] = value
-        if problems := list(_contradictions(config)):
-            raise ValueError("; ".join(problems))
-        return cls(
-            config,
-            config["task"],
-            config["seed"],
-            DATA[config["task"]](**config["data"], seed=config["seed"]),
-            _teacher(config),
-            Model(**config["student"]),
-            Training(**config["training"]),
-            Distillation(**config["distillation"]),
-            Machine(**config["trainer"]),
-            Comparison(**config["compare"]),
-        )
+        if found := list(problems_in(config)):
+            raise ValueError("; ".join(found))
+        data = TASKS[config["task"]].data(**config["data"], seed=config["seed"])
+        return cls(**_sections(config), data=data, config=config)
 
     def for_teacher(self) -> Recipe:
         """The recipe that trains the teacher alone."""
@@ -87,10 +68,6 @@ class Recipe:
     def with_trained_teacher(self, weights: Path) -> Recipe:
         """The recipe that takes the teacher's weights from a file instead of training it."""
         return Recipe.of(self.config, teacher__weights=str(weights.resolve()), teacher__training__epochs=0)
-
-
-def _teacher(config: dict[str, Any]) -> Teacher:
-    return Teacher(**{**config["teacher"], "training": Training(**config["teacher"]["training"])})
 
 
 def packaged() -> dict[str, str]:
@@ -148,24 +125,23 @@ def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
             task = argument.partition("=")[2]
         elif argument == "--task" and number + 1 < len(arguments):
             task = arguments[number + 1]
-    return task if isinstance(task, str) and task in DATA else "classification"
+    return task if isinstance(task, str) and task in TASKS else DEFAULT_TASK
 
 
-def recipe_parser(prog: str | None = None, task: str = "classification") -> ArgumentParser:
+def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> ArgumentParser:
     """The options of a recipe for a task."""
     parser = ArgumentParser(prog=prog, exit_on_error=False, parser_mode=OPTIONS)
-    tasks = Literal["classification", "detection"]
+    tasks = Literal[tuple(TASKS)]  # type: ignore[valid-type]  # known when it runs
     parser.add_argument("--task", type=tasks, default=task, help="what is learned, by which the options of data differ")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_class_arguments(DATA[task].options_type, "data", skip={"seed"})
+    parser.add_class_arguments(TASKS[task].data.options_type, "data", skip={"seed"})
     parser.add_class_arguments(Teacher, "teacher")
     parser.add_class_arguments(Model, "student")
     parser.add_class_arguments(Training, "training")
     parser.add_class_arguments(Distillation, "distillation")
     parser.add_class_arguments(Machine, "trainer")
     parser.add_class_arguments(Comparison, "compare")
-    if task == "detection":
-        parser.set_defaults({"compare.methods": ["none", "mgd-sm", "mgd-amp"]})
+    parser.set_defaults({"compare.methods": list(TASKS[task].compared)})
     return parser
 
 
@@ -208,7 +184,7 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
     else:
         if not problems:
             return resolved
-        others = _contradictions(plain_config(resolved))
+        others = problems_in(plain_config(resolved))
         problems |= {text: text for text in others if not any(key in text for key in problems)}
     raise ValueError("the recipe does not fit: " + "; ".join(problems.values()))
 
@@ -236,6 +212,8 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 def plain_config(resolved: Namespace) -> dict[str, Any]:
     """The recipe in a parser's result, as plain values."""
     config = resolved.as_dict()
+    # Weights that are given leave the others at their defaults.
+    config["distillation"]["weights"] = {**default_weights(), **config["distillation"]["weights"]}
     return {section: _plain(config[section]) for section in SECTIONS}
 
 
@@ -249,59 +227,35 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _contradictions(config: dict[str, Any]) -> Iterator[str]:
-    """What a check of every value by itself cannot see."""
-    student, teacher, guidance = Model(**config["student"]), _teacher(config), Distillation(**config["distillation"])
-    yield from DATA[config["task"]].options_type(**config["data"]).problems("data")
+def problems_in(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a resolved configuration: with each section's values, and what does not fit together."""
+    task, settings = TASKS[config["task"]], Settings(**_sections(config))
+    student, teacher, distillation = settings.student, settings.teacher, settings.distillation
+    yield from task.data.options_type(**config["data"]).problems("data")
     yield from DataOptions(train_limit=teacher.train_limit, train_part=teacher.train_part).problems("teacher")
-    for method in dict.fromkeys([guidance.method, *config["compare"]["methods"]]):
-        try:
-            kd = parse_method(method).kd
-        except ValueError as error:
-            yield str(error)
-        else:
-            if kd and config["task"] == "detection":
-                yield f"method {method!r} distils the output of classifiers: choose one without kd for detectors"
     yield from whole("seed", config["seed"], 0, LARGEST_SEED)
-    for section, settings in (
-        ("training", Training(**config["training"])),
-        ("teacher.training", teacher.training),
-        ("distillation", guidance),
-        ("trainer", Machine(**config["trainer"])),
-        ("compare", Comparison(**config["compare"])),
-    ):
-        yield from settings.problems(section)
+    named = list(distillation.problems("distillation")), list(settings.compare.problems("compare"))
+    yield from dict.fromkeys(itertools.chain(*named))  # both may have the same wrong method
+    for section in ("training", "teacher", "student", "trainer"):
+        yield from getattr(settings, section).problems(section)
     if not student.name:
         yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
-    if guidance.needs_teacher and teacher.name is None:
-        yield f"method {guidance.method!r} needs a teacher: give teacher.name"
-    for section, weights in (("teacher", teacher.weights), ("student", student.weights)):
-        try:
-            None if weights is None else weights_file(weights)
-        except ValueError as error:
-            yield f"{section}.{error}"
-    for section, options in (("teacher", teacher.options), ("student", student.options)):
-        for name in options:
-            if not isinstance(name, str):
-                yield f"{section}.options has the key {name!r}: expected names of arguments"
-            elif name in ("name", "weights"):
-                yield f"{section}.options.{name} cannot be given: use {section}.{name}"
-            elif name == "num_classes":
-                yield f"{section}.options.num_classes cannot be given: the data has its number of classes"
-    if config["training"]["epochs"] == 0:
+    if distillation.needs_teacher and teacher.name is None:
+        yield f"method {distillation.method!r} needs a teacher: give teacher.name"
+    if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
-    if config["task"] == "classification" and guidance.pyramid:
-        yield "distillation.pyramid is for detectors: give taps of your own instead"
-    if config["task"] == "detection" and config["trainer"]["compile"]:
-        yield "trainer.compile is for classifiers: the batches of a detector are of another size at every step"
-    for name in ("student.options", "teacher.options"):
-        if not _finite(config[name.partition(".")[0]]["options"]):
-            yield f"{name} has a number that is not finite, which model.json cannot keep: give another one"
+    yield from task.problems(settings)
 
 
-def _finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+def _sections(config: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration but data, as what `Settings` takes."""
+    return {
+        "task": config["task"],
+        "seed": config["seed"],
+        "teacher": Teacher.of(config["teacher"]),
+        "student": Model(**config["student"]),
+        "training": Training(**config["training"]),
+        "distillation": Distillation(**config["distillation"]),
+        "trainer": Machine(**config["trainer"]),
+        "compare": Comparison(**config["compare"]),
+    }

@@ -1,14 +1,19 @@
-"""The settings of a run, section by section, and the methods by name. Their docstrings are the command line's help."""
+"""The settings of a run, section by section. Their docstrings are the command line's help.
+
+Each section knows what is wrong with its own values: ``problems(prefix)`` yields it, one by one, under the names that the
+values have in a recipe.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from matchdistill.baselines import BASELINES
 from matchdistill.messages import did_you_mean, number, whole
-from matchdistill.reduction import REDUCTIONS
+from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
+from matchdistill.models import weights_file
 
 MOST_PROCESSES = 1024  # on a machine, and machines
 MOST_RUNS = 10_000
@@ -54,7 +59,7 @@ class Training:
         return self.epochs + self.warmup_epochs
 
     def problems(self, prefix: str) -> Iterator[str]:
-        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        """What is wrong with the values."""
         for name in ("epochs", "warmup_epochs", "warmup_steps"):
             yield from whole(f"{prefix}.{name}", getattr(self, name), 0)
         yield from number(f"{prefix}.lr", self.lr, 0, above=True)
@@ -80,38 +85,70 @@ class Model:
         options: further arguments of the function that builds it.
     """
 
-    name: str = ""
+    name: str | None = None
     weights: str | None = None
     fresh_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values."""
+        try:
+            None if self.weights is None else weights_file(self.weights)
+        except ValueError as error:
+            yield f"{prefix}.{error}"
+        for name in self.options:
+            if not isinstance(name, str):
+                yield f"{prefix}.options has the key {name!r}: expected names of arguments"
+            elif name in ("name", "weights"):
+                yield f"{prefix}.options.{name} cannot be given: use {prefix}.{name}"
+            elif name == "num_classes":
+                yield f"{prefix}.options.num_classes cannot be given: the data has its number of classes"
+        if not _finite(self.options):
+            yield f"{prefix}.options has a number that is not finite, which model.json cannot keep: give another one"
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
 
 @dataclass
-class Teacher:
-    """The network that guides the student, and how to train it first.
+class Teacher(Model):
+    """The network that teaches the student, and how to train it first.
 
     Args:
-        name: as of the student; null where no method needs a teacher.
-        weights: as of the student.
-        fresh_head: as of the student.
-        options: as of the student.
+        name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own; null where no method
+            needs a teacher.
+        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
+            ("DEFAULT", "pretrained"); null starts at random.
+        fresh_head: start with an untrained head where a file of weights is for another number of classes.
+        options: further arguments of the function that builds it.
         training: how it is trained before the student; with 0 epochs it is taken as it is.
         train_limit: how many training images it learns from; null: all, whatever the student's limit.
         train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
     """
 
-    name: str | None = None
-    weights: str | None = None
-    fresh_head: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=lambda: Training(epochs=0))
     train_limit: int | None = None
     train_part: list[int] | None = None
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Teacher:
+        """The teacher of plain values."""
+        return cls(**{**values, "training": Training(**values["training"])})
+
+    def problems(self, prefix: str) -> Iterator[str]:
+        """What is wrong with the values."""
+        yield from super().problems(prefix)
+        yield from self.training.problems(f"{prefix}.training")
+
 
 @dataclass
 class Distillation:
-    """How the teacher guides the student.
+    """How the student learns from the teacher.
 
     Args:
         method: "none"; "kd"; "mgd-amp" (or -sm, -rd, -max, -mean); to compare with, "fitnets", "at", "ofd", or
@@ -119,7 +156,9 @@ class Distillation:
             each also with "+kd".
         taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
         pyramid: of a detector, the levels of the feature pyramid too, whose margins are measured.
-        loss_weight: of each position's loss, one for all or one for each; "paper" is the paper's form for classification.
+        weights: of the losses, by method: weights.mgd (5; of "random", too), weights.fitnets (30), weights.at (10),
+            weights.ofd (20) and weights.kd (1). That of features is one number for all positions, or a list with one for
+            each; "paper" is the paper's form for classification.
         loss_reduction: whether these weigh the mean over a position's elements or, per image, the sum.
         norm: what the student's features pass before they are compared, batch norm or, for small batches, group norm.
         refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves.
@@ -131,17 +170,13 @@ class Distillation:
         refresh_online: after the first refresh take, instead of images of their own, the features of every so many-th step
             of the epoch before; 0: do not.
         hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh.
-        fitnets_weight: of each position's mean squared distance, in "fitnets".
-        at_weight: of each position's squared distance of an image, in "at".
-        ofd_weight: of each position's mean partial distance, in "ofd".
-        kd_weight: of the loss on the outputs, in methods with "kd".
-        kd_temperature: of the softmax there.
+        kd_temperature: of the softmax in the loss on the outputs.
     """
 
     method: str = "mgd-amp"
     taps: Literal["auto"] | list[tuple[str, str]] = "auto"
     pyramid: bool = False
-    loss_weight: Literal["paper"] | float | list[float] = 5.0
+    weights: dict[str, Weight] = field(default_factory=default_weights)
     loss_reduction: Literal["mean", "sum"] = "mean"
     norm: Literal["batch", "group"] = "batch"
     refresh_every: int | list[int] = 1
@@ -150,10 +185,6 @@ class Distillation:
     refresh_tolerance: float | None = None
     refresh_online: int = 0
     hysteresis: float = 0.0
-    fitnets_weight: float = 30.0
-    at_weight: float = 10.0
-    ofd_weight: float = 20.0
-    kd_weight: float = 1.0
     kd_temperature: float = 1.5
 
     @property
@@ -161,16 +192,30 @@ class Distillation:
         """Whether the method has a teacher."""
         return self.method != "none"
 
+    @property
+    def parsed(self) -> Method:
+        """What the method's name says."""
+        return parse_method(self.method)
+
+    def weight(self, name: str) -> Any:
+        """The weight of a method's losses, given a name of `METHODS` or `KD`."""
+        return {**default_weights(), **self.weights}[name]
+
+    @property
+    def feature_weight(self) -> Any:
+        """The weight of the positions' losses of the method, which distils features."""
+        features, family = self.parsed.features, self.parsed.family
+        assert features is not None
+        assert family is not None
+        return self.weight(family.weighed_as or features)
+
     def problems(self, prefix: str) -> Iterator[str]:
-        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        """What is wrong with the values."""
+        yield from method_problems([self.method])
         if self.taps != "auto" and not self.taps:
             yield f"{prefix}.taps is empty: expected 'auto', or pairs [teacher tap, student tap]"
-        weights = self.loss_weight if isinstance(self.loss_weight, list) else [self.loss_weight]
-        if not weights:
-            yield f"{prefix}.loss_weight is empty: expected a number for each position, or one for all"
-        for weight in weights:
-            if not isinstance(weight, str):
-                yield from number(f"{prefix}.loss_weight", weight, 0)
+        for name, weight in self.weights.items():
+            yield from self._weight_problems(f"{prefix}.weights", name, weight)
         for epoch in self.refresh_every if isinstance(self.refresh_every, list) else [self.refresh_every]:
             yield from whole(f"{prefix}.refresh_every", epoch, 0)
         yield from whole(f"{prefix}.refresh_images", self.refresh_images, 1)
@@ -186,9 +231,29 @@ class Distillation:
                 f"{prefix}.refresh_steps is {phases}: expected pairs [from step, every], ascending, the first from step 0, "
                 "for example [[0, 5000], [20000, 31000]]"
             )
-        for name in ("hysteresis", "fitnets_weight", "at_weight", "ofd_weight", "kd_weight"):
-            yield from number(f"{prefix}.{name}", getattr(self, name), 0)
+        yield from number(f"{prefix}.hysteresis", self.hysteresis, 0)
         yield from number(f"{prefix}.kd_temperature", self.kd_temperature, 0, above=True)
+
+    @staticmethod
+    def _weight_problems(prefix: str, name: str, weight: Weight) -> Iterator[str]:
+        if name not in (known := default_weights()):
+            yield f"{prefix} has no {name!r}{did_you_mean(name, known)}: expected {', '.join(known)}"
+        elif name == KD and not isinstance(weight, (int, float)):
+            yield f"{prefix}.{name} is {weight!r}: expected a finite number of at least 0"
+        elif isinstance(weight, list) and not weight:
+            yield f"{prefix}.{name} is empty: expected a number for each position, or one for all"
+        elif not isinstance(weight, str):
+            for each in weight if isinstance(weight, list) else [weight]:
+                yield from number(f"{prefix}.{name}", each, 0)
+
+
+def method_problems(methods: list[str]) -> Iterator[str]:
+    """What is wrong with names of methods."""
+    for method in dict.fromkeys(methods):
+        try:
+            parse_method(method)
+        except ValueError as error:
+            yield str(error)
 
 
 @dataclass
@@ -223,7 +288,7 @@ class Machine:
     log_every: int = 20
 
     def problems(self, prefix: str) -> Iterator[str]:
-        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        """What is wrong with the values."""
         if self.devices != "auto":
             yield from whole(f"{prefix}.devices", self.devices, 1, MOST_PROCESSES, ", or auto for all")
         yield from whole(f"{prefix}.num_nodes", self.num_nodes, 1, MOST_PROCESSES)
@@ -243,41 +308,22 @@ class Comparison:
     seeds: int = 3
 
     def problems(self, prefix: str) -> Iterator[str]:
-        """What is wrong with the values, one by one, under the names that they have in a recipe."""
+        """What is wrong with the values."""
+        yield from method_problems(self.methods)
         yield from whole(f"{prefix}.seeds", self.seeds, 1, MOST_RUNS)
         if not self.methods:
             yield f"{prefix}.methods is empty: expected one method at least"
 
 
-class Method(NamedTuple):
-    """What a method's name says.
+@dataclass
+class Settings:
+    """What a run depends on beside its data, section by section."""
 
-    Attributes:
-        features: how features are distilled, "mgd", "random" or one of `BASELINES`; None: they are not.
-        reduction: of the matched channels, for "mgd" and "random".
-        kd: whether the output is distilled.
-    """
-
-    features: str | None = None
-    reduction: str | None = None
-    kd: bool = False
-
-
-def parse_method(method: str) -> Method:
-    """What a method's name says.
-
-    Raises:
-        ValueError: an unknown method.
-
-    Examples:
-        >>> parse_method("mgd-amp+kd")
-        Method(features='mgd', reduction='amp', kd=True)
-    """
-    pairs = [(features, reduction) for features in ("mgd", "random") for reduction in REDUCTIONS]
-    known = {f"{features}-{reduction}": Method(features, reduction) for features, reduction in pairs}
-    known |= {name: Method(name) for name in BASELINES}
-    known |= {f"{name}+kd": own._replace(kd=True) for name, own in known.items()}
-    known = {"none": Method(), "kd": Method(kd=True)} | known
-    if method not in known:
-        raise ValueError(f"unknown method {method!r}{did_you_mean(method, known)}: expected one of {', '.join(known)}")
-    return known[method]
+    task: str
+    seed: int
+    teacher: Teacher
+    student: Model
+    training: Training
+    distillation: Distillation
+    trainer: Machine
+    compare: Comparison

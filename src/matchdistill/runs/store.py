@@ -11,24 +11,18 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from matchdistill.data import DetectionData, ImageData
 from matchdistill.ending import whole
 from matchdistill.files import PARTIAL, atomic_write, is_kind, read_json, remove_partial, write_json
 from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
-from matchdistill.models.detection import weightless
 from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
-from matchdistill.runs.build import BUILDERS
+from matchdistill.runs.metrics import METRICS
 from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+from matchdistill.runs.settings import Model
+from matchdistill.tasks import TASKS
 
-CHECKPOINT, WEIGHTS, METRICS, RECIPE, MODEL = (
-    "last.ckpt",
-    "student.safetensors",
-    "metrics.json",
-    "recipe.yaml",
-    "model.json",
-)
+CHECKPOINT, WEIGHTS, RECIPE, MODEL = "last.ckpt", "student.safetensors", "recipe.yaml", "model.json"
 # What Lightning, and "results" what the task, reads from a checkpoint, and its kinds.
 NEEDED = {
     "state_dict": dict,
@@ -51,20 +45,18 @@ INDIFFERENT = (
 )
 
 
-def save_student(student: nn.Module, recipe: Recipe, data: ImageData | DetectionData, out: Path) -> None:
+def save_student(student: nn.Module, recipe: Recipe, out: Path) -> None:
     """Write the student's weights, and what is needed to build it again."""
     save_weights(student, out / WEIGHTS)
+    task, data = TASKS[recipe.task], recipe.data
     described = {
-        "task": recipe.task,
+        "task": task.name,
         "name": recipe.student.name,
-        "options": weightless(recipe.student.options),
+        "options": task.bare(recipe.student.options),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
+        **task.describe(data),
     }
-    if isinstance(data, DetectionData):
-        described["category_ids"] = data.category_ids.tolist()
-    else:
-        described["image_size"] = data.image_size
     write_json(out / MODEL, described)
 
 
@@ -81,45 +73,19 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
     """
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
-    described = read_json(run / MODEL, name=str, options=dict, num_classes=int, class_names=list[str])
-    task = described.setdefault("task", "classification")
-    own = {"detection": {"category_ids": list[int]}, "classification": {"image_size": int}}
+    described = read_json(run / MODEL, task=str, name=str, options=dict, num_classes=int, class_names=list[str])
+    task = TASKS.get(described["task"])
     if (
-        task not in list(own)
-        or not is_kind(described, own[task])
+        task is None
+        or not is_kind(described, task.described)
         or len(described["class_names"]) != described["num_classes"]
     ):
         raise ValueError(f"{run / MODEL} is damaged, or of another version: expected a task with what belongs to it")
     if not trust:
         check_trusted(run, (described["name"], described["options"]))
-    model = BUILDERS[task](described["name"], described["num_classes"], **described["options"])
+    model = task.build(Model(described["name"], options=described["options"]), described["num_classes"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
-
-
-def read_metrics(out: Path) -> dict[str, Any] | None:
-    """The metrics of a finished run, None of any other folder.
-
-    Raises:
-        ValueError: the file is damaged or holds anything else.
-    """
-    path = out / METRICS
-    if not path.is_file():
-        return None
-    found = read_json(
-        path,
-        method=str,
-        seed=int,
-        epochs=int,
-        student=dict[str, float],
-        teacher=dict[str, float],
-        parameters={"student": int, "teacher": int | None},
-        corrupt_images=list[str],
-        seconds=float,
-    )
-    if not found["student"] or (found["teacher"] and found["parameters"]["teacher"] is None):
-        raise ValueError(f"{path} is damaged: it lacks metrics of the student or parameters of the teacher")
-    return found
 
 
 def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:

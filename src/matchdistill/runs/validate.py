@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from matchdistill.models import load_weights
-from matchdistill.models.detection import weightless
 from matchdistill.models.trust import check_trusted
-from matchdistill.runs.build import BUILDERS, build_teacher, check_network, make_task
-from matchdistill.runs.export import load_detector, load_exported
+from matchdistill.runs.build import build_teacher
+from matchdistill.runs.machine import machine_trainer, quieten
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import WEIGHTS
-from matchdistill.runs.train import machine_trainer, quieten
+from matchdistill.tasks import TASKS
+
+PROGRAMS = (".onnx", ".pt2")  # what exported programs end in
 
 
 def validate(
@@ -42,50 +43,19 @@ def validate(
         check_trusted(run, *((network.name, network.options) for network in (recipe.student, recipe.teacher)))
         if weights is not None and weights.suffix.lower() == ".pt2":
             raise ValueError(f"{weights}: torch.export can run code that is in a file: give --trust if it is your own")
-    data = recipe.data
+    task, data = TASKS[recipe.task], recipe.data
     data.setup()
-    student: nn.Module
-    if weights is not None and weights.suffix.lower() in (".onnx", ".pt2"):
-        student = ExportedDetector(weights) if recipe.task == "detection" else Exported(weights)
+    if weights is not None and weights.suffix.lower() in PROGRAMS:
+        student = task.load_exported(weights, data)
     else:
-        options = weightless(recipe.student.options)
-        student = BUILDERS[recipe.task](recipe.student.name, data.num_classes, **options)
+        plain = dataclasses.replace(recipe.student, weights=None, options=task.bare(recipe.student.options))
+        student = task.build(plain, data.num_classes)
         load_weights(student, weights or run / WEIGHTS)
-    if not isinstance(student, ExportedDetector):
-        check_network(student, data, "student")
-    teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
-    module = make_task(recipe, student, teacher)
+        task.check(student, data, "student")
+    module = task.module(recipe, data, student, _teacher(recipe, run / "teacher" / WEIGHTS))
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
     trainer.validate(module, data, verbose=False)
     return {"student": module.result, "teacher": module.teacher_result}
-
-
-class Exported(nn.Module):
-    """An exported program as a student: on the CPU and in its own precision, whatever the trainer's."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.run = load_exported(path, "onnx" if path.suffix.lower() == ".onnx" else "pt2")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> logits."""
-        with torch.autocast("cpu", enabled=False):
-            return self.run(images.float().cpu()).to(images.device)
-
-
-class ExportedDetector(nn.Module):
-    """An exported program (.onnx) as a student: on the CPU and in its own precision, whatever the trainer's."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        if path.suffix.lower() != ".onnx":
-            raise ValueError(f"{path}: detectors are measured from weights (.safetensors, .ckpt) or .onnx")
-        self.find = load_detector(path)
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Images (3, H, W) -> detections."""
-        found = [(image.device, self.find(image.float().cpu())) for image in images]
-        return [{name: value.to(device) for name, value in own.items()} for device, own in found]
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:

@@ -1,1 +1,7 @@
-"""One module per task: thin Lightning modules around a distiller."""
+"""The tasks. Everything that differs between them is in one folder each; the table is all that names them."""
+
+from matchdistill.tasks.classification.task import Classification
+from matchdistill.tasks.detection.task import Detection
+from matchdistill.tasks.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection())}

@@ -1,12 +1,11 @@
-"""Classification: cross-entropy, with the guidance of a teacher.
+"""What trains a classifier: cross-entropy, and what its teacher teaches.
 
 Axes: N batch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,56 +18,56 @@ from matchdistill.capture import Capture
 from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
+from matchdistill.methods import KD
 from matchdistill.probing import scratch
-from matchdistill.runs.settings import Distillation, Training
-from matchdistill.tasks.base import Task
+from matchdistill.runs.settings import Settings
+from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
+from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import FrozenTeacher, shared_modules
 
+METRICS = (Metric("top1", "top-1", error=True, hub_type="accuracy"), Metric("top5", "top-5", error=True))
 
-class Classification(Task):
+
+class ClassificationModule(DistilledModule):
     """Trains a student on labels, and on its teacher's features (MGD or others), outputs (KD), both or neither.
 
     Args:
         student: images (N, 3, H, W) -> logits (N, num_classes).
         num_classes: number of classes.
-        training: optimiser and schedule.
-        distillation: how the teacher guides.
+        settings: of the run.
         teacher: the teacher of "kd" without features; with a distiller, its own is used.
         distiller: the distiller of the student, for methods with features.
-        prepare: as of `FrozenTeacher`, for "kd" without features.
-
-    Attributes:
+        prepare: makes a copy of the teacher that runs faster, for "kd" without features.
         logits_at: where the student's output in training mode holds the logits, as of `logits_place`; None: it is they, or
             this is found out at the first step.
     """
-
-    metric = "top1"
-    logits_at: Place | None = None
 
     def __init__(
         self,
         student: nn.Module,
         num_classes: int,
-        training: Training,
-        distillation: Distillation,
+        settings: Settings,
         teacher: nn.Module | None = None,
         distiller: FeatureDistiller | None = None,
         prepare: Callable[[nn.Module], nn.Module] | None = None,
+        logits_at: Place | None = None,
     ) -> None:
-        measures, self._num_classes = (_accuracy(num_classes), _accuracy(num_classes)), num_classes
-        super().__init__(student, training, distillation, measures, distiller)
+        super().__init__(student, settings, METRICS, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
+        self._num_classes, self.logits_at = num_classes, logits_at
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None
         if teacher is not None:
             self._teacher = FrozenTeacher(teacher, prepare=prepare, shared=shared_modules(teacher, student))
 
-    def guide(self) -> nn.Module | None:
+    @property
+    def teacher(self) -> nn.Module | None:
         """The teacher, if there is one."""
         if self.distiller is not None:
             return self.distiller.teacher
         return self._teacher.model if self._teacher is not None else None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classification:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassificationModule:
         if self._teacher is not None:
             self._teacher.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -90,7 +89,7 @@ class Classification(Task):
             output = self._logits(self.student(images))
         if self.method.kd:
             loss = kd_loss(output, captured.teacher_output, self.distillation.kd_temperature)
-            losses["kd"] = self.distillation.kd_weight * loss
+            losses[KD] = self.distillation.weight(KD) * loss
         return output, losses
 
     def _logits(self, output: Any) -> Tensor:
@@ -105,17 +104,17 @@ class Classification(Task):
         output, losses = self.losses(images)
         return {"task": F.cross_entropy(output, labels), **losses}
 
-    def alone(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def one_image(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The first image, a batch (1, 3, H, W)."""
         return batch[0][:1]
 
-    def described(
+    def gallery(
         self, batch: tuple[Tensor, Tensor], class_names: list[str]
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """As of `Task`: "truth", "student" and "teacher", the latter two with the share that they give it."""
+        """The images, and of each the names of "truth", "student" and "teacher", of networks with the share they give it."""
         images, labels = batch
         told = [{"truth": class_names[label]} for label in labels.tolist()]
-        for role, network in (("student", self.network()), ("teacher", self.guide())):
+        for role, network in (("student", self.network()), ("teacher", self.teacher)):
             if network is not None:
                 shares, found = network(images).float().softmax(1).max(1)
                 for own, share, label in zip(told, shares.tolist(), found.tolist(), strict=True):
@@ -140,80 +139,13 @@ class Classification(Task):
             with torch.no_grad(), scratch(self.network()) as probe:
                 self._check_output(probe.eval()(batch[0]))
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count the student's hits, and the first time the teacher's."""
+    def measure(self, measure: Any, network: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+        """Count a network's hits."""
         images, labels = batch
-        output = self.network()(images)
-        self.measure.update(output, labels)
-        if self.trainer.state.fn == "fit":
+        output = network(images)
+        measure.update(output, labels)
+        if network is self.network() and self.trainer.state.fn == "fit":
             self._check_output(output)
-        if (teacher := self.unmeasured_guide()) is not None:
-            self.teacher_measure.update(teacher(images), labels)
-
-    def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
-        """Shares of images."""
-        return {name: float(value) for name, value in computed.items()}
-
-
-Place = tuple[str | int, ...]  # the keys and numbers that lead into nested outputs
-
-
-def logits_place(output: Any, num_classes: int, alike: Tensor | None = None) -> Place:
-    """Where an output holds logits (N, num_classes).
-
-    An output is a tensor, or tensors in nested tuples, lists, dictionaries and dataclasses. Of several that fit the one
-    called "logits" is taken, else the one that is alike, else the first: auxiliary classifiers come behind.
-
-    Args:
-        output: what a network returned.
-        num_classes: number of classes.
-        alike: the logits (N, num_classes) that the network gives in evaluation mode, if they are known.
-
-    Raises:
-        ValueError: no tensor fits.
-
-    Examples:
-        >>> logits_place({"features": torch.zeros(2, 8), "logits": torch.zeros(2, 5)}, 5)
-        ('logits',)
-    """
-    tensors = dict(_tensors(output))
-    places = [place for place, value in tensors.items() if value.ndim == 2 and value.shape[1] == num_classes]
-    if not places:
-        shapes = ", ".join(str(tuple(value.shape)) for value in tensors.values()) or type(output).__name__
-        raise ValueError(
-            f"gives {shapes}: expected logits (N, {num_classes}), alone or in a tuple, dictionary or dataclass"
-        )
-    named = [place for place in places if place and place[-1] == "logits"]
-    if not named and alike is not None:
-        named = [place for place in places if tensors[place].shape == alike.shape and tensors[place].allclose(alike)]
-    return (named or places)[0]
-
-
-def _tensors(output: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
-    """The tensors of an output with their places."""
-    if isinstance(output, Tensor):
-        yield place, output
-        return
-    for key, value in _entries(output):
-        yield from _tensors(value, (*place, key))
-
-
-def _entries(output: Any) -> list[tuple[str | int, Any]]:
-    if isinstance(output, Mapping):
-        return list(output.items())
-    if dataclasses.is_dataclass(output):
-        return [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return list(zip(output._fields, output, strict=True))
-    return list(enumerate(output)) if isinstance(output, (tuple, list)) else []
-
-
-def tensor_at(output: Any, place: Place) -> Tensor:
-    """The tensor at a place of an output."""
-    for key in place:
-        output = output[key] if isinstance(key, int) or isinstance(output, Mapping) else getattr(output, key)
-    tensor: Tensor = output
-    return tensor
 
 
 def _accuracy(num_classes: int) -> MetricCollection:

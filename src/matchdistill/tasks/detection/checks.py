@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill.messages import cause
-from matchdistill.models.detector_parts import padded_batches
 from matchdistill.probing import scratch
+from matchdistill.tasks.detection.parts import padded_batches
 
 
 def check_detector(model: nn.Module, masks: bool, role: str) -> None:

@@ -1,16 +1,17 @@
-"""What the tasks have in common: a student that is trained, guided, watched and measured."""
+"""What the modules of all tasks have in common: a student that is trained, taught, watched and measured."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric as Measure
+from torchmetrics import MetricCollection
 
 from matchdistill.data.loading import BatchLoader
 from matchdistill.distiller import MatchingDistiller
@@ -18,21 +19,21 @@ from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
 from matchdistill.refresh import due, due_at_step
-from matchdistill.runs.settings import Distillation, Training, parse_method
+from matchdistill.runs.settings import Settings, Training
+from matchdistill.tasks.metric import Metric
 
 
-class Task(pl.LightningModule):
+class DistilledModule(pl.LightningModule):
     """Trains a student on its task's losses, and on its teacher's features where there is a distiller.
 
     Args:
         student: the network to train.
-        training: optimiser and schedule.
-        distillation: how the teacher guides.
-        measures: the metrics of the student and of the teacher.
+        settings: of the run.
+        metrics: what is measured; the first one is shown while training.
+        measures: what computes it, for the student and for the teacher; empty: nothing does.
         distiller: the distiller of the student, or of a part of it, for methods with features.
 
     Attributes:
-        metric: name of the result that methods are compared by.
         memory_format: of the networks' weights.
         refreshed: the matchings of the last refresh in this epoch, or at the end of the one before; empty where it kept the
             ones before.
@@ -42,24 +43,24 @@ class Task(pl.LightningModule):
         teacher_result: the teacher's, once they were measured.
     """
 
-    metric: ClassVar[str]
     memory_format = torch.preserve_format
 
     def __init__(
         self,
         student: nn.Module,
-        training: Training,
-        distillation: Distillation,
-        measures: tuple[Metric | MetricCollection, Metric | MetricCollection],
+        settings: Settings,
+        metrics: Sequence[Metric],
+        measures: Sequence[Measure | MetricCollection],
         distiller: FeatureDistiller | None,
     ) -> None:
         super().__init__()
         self.distiller = distiller
         if distiller is None or distiller.student is not student:
             self.student = student
-        self.training_recipe, self.distillation = training, distillation
-        self.method = parse_method(distillation.method)
-        self.measure, self.teacher_measure = measures
+        self.schedule, self.distillation = settings.training, settings.distillation
+        self.method = self.distillation.parsed
+        self.metrics = tuple(metrics)
+        self.measures = nn.ModuleList(measures)
         self.result: dict[str, float] = {}
         self.teacher_result: dict[str, float] = {}
         self.refreshed: list[Matching] = []
@@ -72,28 +73,29 @@ class Task(pl.LightningModule):
             return self.student
         return self.distiller.student
 
-    def guide(self) -> nn.Module | None:
+    @property
+    def teacher(self) -> nn.Module | None:
         """The teacher, if there is one."""
-        raise NotImplementedError
+        return None
 
     def batch_losses(self, batch: Any) -> dict[str, Tensor]:
         """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
         raise NotImplementedError
 
-    def alone(self, batch: Any) -> Any:
+    def one_image(self, batch: Any) -> Any:
         """What a network is called with for the first image of a batch."""
         raise NotImplementedError
 
-    def described(self, batch: Any, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    def gallery(self, batch: Any, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """The images of a batch (3, H, W) in 0..1, and for each what it shows, and what student and teacher find.
 
         Both networks are in evaluation mode.
         """
-        raise NotImplementedError
+        return [], []
 
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
         """What the computed metrics are called in `result`."""
-        raise NotImplementedError
+        return {name: float(value) for name, value in computed.items()}
 
     # Runs the distilled part of the student alone on a batch, as `MatchingDistiller.refresh` takes it; None: the student is
     # run on the batch's images.
@@ -124,7 +126,7 @@ class Task(pl.LightningModule):
 
     def _weight(self, batch_idx: int) -> float:
         """Lightning divides by `accumulate`; this makes up for it in the last step of an epoch, which may have less left."""
-        every = self.training_recipe.accumulate
+        every = self.schedule.accumulate
         if every == 1:
             return 1.0
         left = self.trainer.num_training_batches - batch_idx // every * every
@@ -145,12 +147,12 @@ class Task(pl.LightningModule):
             for name, value in zip(names, values.tolist(), strict=True):
                 if not math.isfinite(value):
                     raise FloatingPointError(
-                        f"{self._described(name)} is {value} at step {step} (epoch {self.current_epoch}): training stops "
+                        f"{self._in_words(name)} is {value} at step {step} (epoch {self.current_epoch}): training stops "
                         "and the checkpoint of the last whole epoch is kept. Lower the learning rate or the loss weight"
                     )
         self._unchecked.clear()
 
-    def _described(self, name: str) -> str:
+    def _in_words(self, name: str) -> str:
         prefix, _, number = name.rpartition("_")
         if prefix == "train/features" and self.distiller is not None:
             return f"the distillation loss of position {number} ({self.distiller.positions[int(number)].name})"
@@ -171,13 +173,17 @@ class Task(pl.LightningModule):
             self._refresh(self.current_epoch)
 
     def _due(self, epoch: int) -> bool:
-        every = 0 if self.method.features == "random" else self.distillation.refresh_every
+        every = self.distillation.refresh_every if self._refreshes() else 0
         return self.distillation.refresh_steps is None and due(epoch, every)
+
+    def _refreshes(self) -> bool:
+        """Whether the matching is solved anew in training."""
+        return self.method.family is not None and self.method.family.refreshes
 
     def _ends_with_refresh(self) -> bool:
         """Whether an online refresh is due between this epoch and the next one."""
         following = self.current_epoch + 1
-        return following < self.training_recipe.all_epochs and self._due(following)
+        return following < self.schedule.all_epochs and self._due(following)
 
     def _online(self) -> bool:
         """Whether the steps of an epoch give the matching of the next one."""
@@ -186,9 +192,9 @@ class Task(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Refresh the matching where it is due by steps of the optimiser."""
         phases = self.distillation.refresh_steps
-        if phases is None or batch_idx % self.training_recipe.accumulate:
+        if phases is None or batch_idx % self.schedule.accumulate:
             return
-        if due_at_step(self.global_step, [[0, 0]] if self.method.features == "random" else phases):
+        if due_at_step(self.global_step, phases if self._refreshes() else [[0, 0]]):
             self._refresh(self.global_step)
 
     def _refresh(self, number: int) -> None:
@@ -218,8 +224,8 @@ class Task(pl.LightningModule):
 
     def validates(self) -> bool:
         """Whether this epoch ends with a validation: the last one does in any case."""
-        epoch, recipe = self.current_epoch + 1, self.training_recipe
-        return epoch == recipe.all_epochs or epoch % recipe.validate_every == 0
+        epoch, schedule = self.current_epoch + 1, self.schedule
+        return epoch == schedule.all_epochs or epoch % schedule.validate_every == 0
 
     def on_train_epoch_end(self) -> None:
         """See that everything was finite, and match by the epoch's steps if so set, before a checkpoint is written."""
@@ -230,19 +236,31 @@ class Task(pl.LightningModule):
             self.moment = {"step": self.global_step, "epoch": self.current_epoch + 1, "seconds": 0.0}
             self._log_matchings()
 
-    def unmeasured_guide(self) -> nn.Module | None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure the student, and the first time the teacher."""
+        for measure, network in zip(self.measures, (self.network(), self.unmeasured_teacher()), strict=False):
+            if network is not None:
+                self.measure(measure, network, batch)
+
+    def measure(self, measure: nn.Module, network: nn.Module, batch: Any) -> None:
+        """Add what a network makes of a validation batch, both in evaluation mode, to a measure."""
+        raise NotImplementedError
+
+    def unmeasured_teacher(self) -> nn.Module | None:
         """The teacher, as long as it has not been measured."""
-        return None if self.teacher_result else self.guide()
+        return None if self.teacher_result else self.teacher
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        self.result = self._computed(self.measure)
+        if not self.measures:
+            return
+        self.result = self._computed(self.measures[0])
         for name, value in self.result.items():
-            self.log(f"val/{name}", value, prog_bar=name == self.metric)
-        if self.unmeasured_guide() is not None:
-            self.teacher_result = self._computed(self.teacher_measure)
+            self.log(f"val/{name}", value, prog_bar=name == self.metrics[0].name)
+        if self.unmeasured_teacher() is not None:
+            self.teacher_result = self._computed(self.measures[1])
 
-    def _computed(self, measure: Metric | MetricCollection) -> dict[str, float]:
+    def _computed(self, measure: Any) -> dict[str, float]:
         result = self.results(measure.compute())
         measure.reset()
         return result
@@ -257,53 +275,43 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD, its learning rate set at every step."""
-        recipe = self.training_recipe
+        schedule = self.schedule
         optimizer = torch.optim.SGD(
             self.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            nesterov=schedule.nesterov and schedule.momentum > 0,
+            weight_decay=schedule.weight_decay,
         )
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // recipe.all_epochs)
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // schedule.all_epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(recipe, step / steps) * warmup_factor(recipe, step)
+            optimizer, lambda step: lr_factor(schedule, step / steps) * warmup_factor(schedule, step)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def lr_factor(recipe: Training, epoch: float) -> float:
-    """The learning rate at a moment in epochs, warm-up by epochs included, relative to `recipe.lr`.
+def lr_factor(schedule: Training, epoch: float) -> float:
+    """The learning rate at a moment in epochs, warm-up by epochs included, relative to the highest one.
 
     Examples:
         >>> [round(lr_factor(Training(warmup_epochs=10), epoch), 3) for epoch in (0, 5, 10, 40.9, 41, 91)]
         [0.1, 0.55, 1.0, 1.0, 0.1, 0.001]
     """
-    if epoch < recipe.warmup_epochs:
-        return 0.1 + 0.9 * epoch / recipe.warmup_epochs
-    epoch -= recipe.warmup_epochs
-    if recipe.schedule == "steps":
-        return recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
-    if recipe.schedule == "cosine":
-        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / recipe.epochs))
+    if epoch < schedule.warmup_epochs:
+        return 0.1 + 0.9 * epoch / schedule.warmup_epochs
+    epoch -= schedule.warmup_epochs
+    if schedule.schedule == "steps":
+        return schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    if schedule.schedule == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / schedule.epochs))
     return 1.0
 
 
-def warmup_factor(recipe: Training, step: int) -> float:
+def warmup_factor(schedule: Training, step: int) -> float:
     """What the learning rate is multiplied by in the first steps.
 
     Examples:
         >>> [warmup_factor(Training(warmup_steps=1000), step) for step in (0, 500, 1000, 9000)]
         [0.001, 0.5005, 1.0, 1.0]
     """
-    return 0.001 + 0.999 * step / recipe.warmup_steps if step < recipe.warmup_steps else 1.0
-
-
-def metric_label(name: str) -> str:
-    """A metric's name as it is shown.
-
-    Examples:
-        >>> [metric_label(name) for name in ("top1", "ap50", "mask_ap_small")]
-        ['top-1', 'AP50', 'mask AP small']
-    """
-    return name.replace("top", "top-").replace("ap", "AP").replace("_", " ")
+    return 0.001 + 0.999 * step / schedule.warmup_steps if step < schedule.warmup_steps else 1.0

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: the student's own losses, and the guidance of a teacher's backbone.
+"""What trains a detector: its own losses, and what its teacher's backbone teaches.
 
 Axes: N batch, n boxes of an image, H height, W width.
 """
@@ -18,27 +18,33 @@ from torchmetrics.detection import MeanAveragePrecision
 from matchdistill.data.loading import BatchLoader
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
-from matchdistill.models.detector_parts import padded_batches, pixel_mask
-from matchdistill.runs.settings import Distillation, Training
-from matchdistill.tasks.base import Task
+from matchdistill.runs.settings import Settings
+from matchdistill.tasks.detection.parts import padded_batches, pixel_mask
+from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import shared_modules, training_kept
 from matchdistill.trace import tensors_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images (3, H, W), targets: boxes (n, 4), labels (n,), ...
 
-METRICS = {
+MEASURED = {
     "ap": "map",
     "ap50": "map_50",
     "ap75": "map_75",
     "ap_small": "map_small",
     "ap_medium": "map_medium",
     "ap_large": "map_large",
-}
+}  # names of metrics: torchmetrics' own
+METRICS = tuple(
+    Metric(f"{prefix}{name}", f"{prefix}{name}".replace("ap", "AP").replace("_", " "))
+    for prefix in ("", "mask_")
+    for name in MEASURED
+)
 SHOWN_SCORE = 0.3
 PART = "distiller.student."  # in a state dict: the part of the student that is there as "student." too
 
 
-class Detection(Task):
+class DetectionModule(DistilledModule):
     """Trains a detector on boxes (and masks), and on its teacher's backbone.
 
     The teacher's part is run on exactly the resized and padded batch that the student's was; its heads are run only to
@@ -47,37 +53,32 @@ class Detection(Task):
     Args:
         student: a detector in torchvision's API.
         masks: whether masks are measured too.
-        training: optimiser and schedule.
-        distillation: how the teacher guides.
+        settings: of the run.
         teacher: the whole teacher, to measure.
         distiller: the distiller of corresponding parts of student and teacher, for methods with features.
     """
-
-    metric = "ap"
 
     def __init__(
         self,
         student: nn.Module,
         masks: bool,
-        training: Training,
-        distillation: Distillation,
+        settings: Settings,
         teacher: nn.Module | None = None,
         distiller: FeatureDistiller | None = None,
     ) -> None:
-        super().__init__(
-            student, training, distillation, (average_precision(masks), average_precision(masks)), distiller
-        )
+        super().__init__(student, settings, METRICS, [average_precision(masks), average_precision(masks)], distiller)
         if teacher is not None:
             with training_kept(shared_modules(teacher, student)):
                 teacher.eval()
         self._teacher = (teacher,)  # in a tuple: neither trained nor saved with the student
 
-    def guide(self) -> nn.Module | None:
+    @property
+    def teacher(self) -> nn.Module | None:
         """The whole teacher, if there is one."""
         return self._teacher[0]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Detection:
-        if (teacher := self.guide()) is not None:
+    def _apply(self, fn: Any, recurse: bool = True) -> DetectionModule:
+        if (teacher := self.teacher) is not None:
             teacher._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -114,18 +115,18 @@ class Detection(Task):
         self.distiller.student(padded.tensors)
         return pixel_mask(padded)
 
-    def alone(self, batch: Batch) -> list[Tensor]:
+    def one_image(self, batch: Batch) -> list[Tensor]:
         """The first image, a list of one."""
         return batch[0][:1]
 
-    def described(self, batch: Batch, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """As of `Task`: "truth", "student" and "teacher", each [label, score or None, x0, y0, x1, y1] by box.
+    def gallery(self, batch: Batch, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """The images, and of each "truth", "student" and "teacher": [label, score or None, x0, y0, x1, y1] by box.
 
         Boxes are in shares of width and height; those of networks are the ones with a score of at least `SHOWN_SCORE`.
         """
         images, targets = batch
         found = {"truth": targets, "student": self.student(images)}
-        if (teacher := self.guide()) is not None:
+        if (teacher := self.teacher) is not None:
             found["teacher"] = teacher(images)
         told: list[dict[str, Any]] = [{} for _ in images]
         for role, each in found.items():
@@ -140,19 +141,17 @@ class Detection(Task):
                 ]
         return images, told
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the student's detections, and the first time the teacher's."""
+    def measure(self, measure: Any, network: nn.Module, batch: Batch) -> None:
+        """Keep a network's detections."""
         images, targets = batch
-        self.measure.update(detections(self.student(images)), targets)
-        if (teacher := self.unmeasured_guide()) is not None:
-            self.teacher_measure.update(detections(teacher(images)), targets)
+        measure.update(detections(network(images)), targets)
 
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
         """Average precisions from 0 to 1 by name; those of sizes that no object has are left out."""
         several = "segm_map" in computed
-        found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in METRICS.items()}
+        found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in MEASURED.items()}
         if several:
-            found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in METRICS.items()}
+            found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in MEASURED.items()}
         return {name: value for name, value in found.items() if value >= 0}
 
     def on_train_epoch_end(self) -> None:

@@ -1,0 +1,40 @@
+"""The command fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matchdistill.commands.options import path_option, point_to_page, print_metrics, resolved_recipe
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Train a student as a recipe says, with values of your own over it (--training.lr 0.1)."""
+
+    def options(parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--out", type=path_option, default=None, help="folder of the run; default: runs/ and the recipe's name"
+        )
+        parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+        parser.add_argument("--open", action="store_true", help="open its page in a browser at the end")
+
+    resolved, config, name = resolved_recipe("matchdistill fit", options, arguments)
+    if config is None:
+        return
+    from matchdistill.report.page import REPORT
+    from matchdistill.runs.machine import is_first
+    from matchdistill.runs.recipe import Recipe
+    from matchdistill.runs.train import fit as run
+    from matchdistill.tasks import TASKS
+
+    out, recipe = resolved.out or Path("runs") / name, Recipe.of(config)
+    metrics = run(recipe, out, resolved.resume)
+    if is_first(recipe.trainer):
+        found = {"teacher": metrics.teacher, "student": metrics.student}
+        title = f"{metrics.method}, {metrics.epochs} epochs: {out}"
+        print_metrics(TASKS[recipe.task].metrics, found, title, metrics.parameters)
+        point_to_page(out / REPORT, resolved.open)

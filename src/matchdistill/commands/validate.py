@@ -1,0 +1,48 @@
+"""The command validate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matchdistill.commands.options import add_trust, print_metrics
+from matchdistill.files import path_of
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Measure a run's student, from its folder, checkpoint or exported file, and its teacher."""
+    from matchdistill.runs.machine import is_first
+    from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+    from matchdistill.runs.store import CELLS, RECIPE
+    from matchdistill.runs.validate import validate as measure
+    from matchdistill.tasks import TASKS
+
+    parser = recipe_parser("matchdistill validate")
+    inside = "a checkpoint or an exported file (.safetensors, .onnx, .pt2) in it"
+    parser.usage = f"matchdistill validate RUN [options]   (RUN: a run's folder, or {inside})"
+    if not arguments or arguments[0].startswith("-"):
+        parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
+        raise ValueError(f"no run: name the folder of a run, or {inside}, first")
+
+    path = path_of(arguments[0])
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder")
+    run, weights = (path.parent, path) if path.is_file() else (path, None)
+    if weights is not None and not (run / RECIPE).is_file() and (path.absolute().parents[1] / RECIPE).is_file():
+        run = path.absolute().parents[1]  # of an exported file, which has a folder of its own
+    if not (run / RECIPE).is_file():
+        raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
+    if (run / CELLS).is_dir():
+        raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
+    values = read_recipe(run / RECIPE)
+    parser = recipe_parser(parser.prog, task_of(values))
+    add_trust(parser)
+    resolved = resolve_recipe(values, parser, arguments[1:])
+    config = plain_config(resolved)
+    # Those that it started from need not be here any more.
+    config["student"]["weights"] = None
+    if config["teacher"]["training"]["epochs"]:
+        config["teacher"]["weights"] = None
+    recipe = Recipe.of(config)
+    measured = measure(recipe, run, weights, resolved.trust)
+    if is_first(recipe.trainer):
+        print_metrics(TASKS[recipe.task].metrics, measured, str(path))

@@ -1,0 +1,102 @@
+"""Charts of what is matched at one position of a run."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+from torch import Tensor
+
+from matchdistill.report.charts import COLOURS, Chart, colour, layout
+from matchdistill.report.runs import Run
+from matchdistill.runs.evidence import most_similar_first
+
+WHEN = {
+    "first": "before training, at the first refresh",
+    "last": "at the last refresh",
+    "final": "after training, by the matching in force",
+}
+
+
+def heats(run: Run, number: int) -> list[Chart]:
+    """The costs of a position with the matching on the diagonal, before and after the training."""
+    return [_heat(run, number, moment) for moment in run.moments]
+
+
+def _heat(run: Run, number: int, moment: str) -> Chart:
+    """The costs of a position with the matching on the diagonal."""
+    tensors, told = run.matched[moment]
+    about, values = told["positions"][number], tensors[f"heat{number}"].float()
+    students, teachers = about["student channels"], about["teacher channels"]
+    blocks = [math.ceil(size / cells) for size, cells in zip((students, teachers), values.shape, strict=True)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values.numpy(),
+            zmin=0,
+            zmax=4,
+            colorscale="Viridis",
+            reversescale=True,
+            colorbar={"title": "cost", "thickness": 12},
+            hovertemplate="cost %{z:.2f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text=f"{teachers} teacher channels", showticklabels=False)
+    figure.update_yaxes(title_text=f"{students} student channels", showticklabels=False, autorange="reversed")
+    when = WHEN[moment]
+    each = "" if max(blocks) == 1 else f" Each cell is the mean of up to {blocks[0]} x {blocks[1]} pairs."
+    matched = about["mean cost"]
+    return Chart(
+        layout(figure, 340, title_text=when.partition(",")[0]),
+        f"Costs {when}: 0 is the same pattern, 2 an unrelated one. Channels are in the order of the matching, which is "
+        f"the diagonal; its mean cost is {matched:.2f}.{each}",
+    )
+
+
+def similarity(run: Run, number: int) -> list[Chart]:
+    """The similarity of every student channel to its group, before and after the training."""
+    figure = go.Figure()
+    moments = [(name, run.matched[name]) for name in run.moments]
+    order = most_similar_first(moments[-1][1][0][f"similarity{number}"].float())
+    said = []
+    for place, (moment, (tensors, _)) in enumerate(moments):
+        values, index = tensors[f"similarity{number}"].float(), tensors[f"index{number}"]
+        when = WHEN[moment].partition(",")[0]
+        figure.add_scatter(
+            y=values[order].numpy(),
+            customdata=[f"student channel {own}<br>{_members(index[own])}" for own in order.tolist()],
+            hovertemplate="%{y:.2f}<br>%{customdata}",
+            name=when,
+            mode="markers",
+            marker={"size": 5, "color": colour(place)},
+        )
+        known = values[values.isfinite()]
+        said.append(f"{when} {known.min():.2f}, {known.median():.2f} and {known.max():.2f}")
+    figure.update_xaxes(title_text="student channels, the most similar first", showticklabels=False)
+    figure.update_layout(yaxis_title="cosine")
+    chart = Chart(
+        layout(figure, 320),
+        "Mean cosine of each student channel to its teacher channels; least, median and most: " + "; ".join(said) + ".",
+    )
+    return [chart]
+
+
+def _members(index: Tensor) -> str:
+    members = [str(member) for member in index.tolist() if member >= 0]
+    more = f" and {len(members) - 8} more" if len(members) > 8 else ""
+    return f"teacher channels {', '.join(members[:8])}{more}" if members else "no teacher channel"
+
+
+def margins(run: Run, number: int) -> list[Chart]:
+    """The distribution of a position's margins."""
+    tensors, told = run.matched[run.moments[-1]]
+    values = tensors[f"margin{number}"].float()
+    figure = go.Figure(go.Histogram(x=values.numpy(), nbinsx=40, marker_color=COLOURS[0]))
+    figure.update_layout(xaxis_title="margin", yaxis_title="student channels", bargap=0.05)
+    source = told["positions"][number]["margins"]
+    origin = "measured" if source == "measured" else f"from {source}"
+    chart = Chart(
+        layout(figure, 300),
+        f"Margins, {origin}: how far below zero the targets may go. Least {values.min():.2f}, median "
+        f"{values.median():.2f}, most {values.max():.2f}.",
+    )
+    return [chart]

@@ -1,0 +1,140 @@
+"""What happens beside the steps of a training: seeds, signals, compilation, and what the terminal shows."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+
+from matchdistill import ending
+from matchdistill.data.loading import mix_seed
+from matchdistill.matching import Matching
+from matchdistill.tasks.module import DistilledModule
+
+_started: list[list[subprocess.Popen[bytes]]] = []  # processes of trainings over several, as their launchers list them
+
+
+class Start(Callback):
+    """Knows whether the training has begun, before which a checkpoint is restored."""
+
+    begun = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """It has."""
+        self.begun = True
+
+
+class Signals(Callback):
+    """Ctrl-C and SIGTERM are the run's, not Lightning's, whose handlers wait for other processes that may be gone."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has just set its own."""
+        ending.take_signals()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the processes that this one has started, which take part in the trainings after this one too."""
+        _started.append(getattr(trainer.strategy.launcher, "procs", []))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the processes that this one has started, which would wait for it; or end as one of them that was told to."""
+        codes = set()
+        processes = [process for started in _started for process in started]
+        for started in _started:
+            started.clear()  # Lightning watches them, and kills this process too when one is gone
+        for process in processes:
+            if isinstance(exception, RuntimeError):  # what comes of a process that does not answer any more
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    codes.add(process.wait(timeout=3))
+            process.kill()
+            process.wait()
+        _started.clear()
+        for number, code in ending.CODES.items():
+            if code in codes:
+                raise ending.exception(number) from exception
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's logs in the folder that is named: Lightning would take "$HOME" in it for a variable."""
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the logs."""
+        return str(Path(self.root_dir, str(self.version)))
+
+
+class SeedEpochs(Callback):
+    """Seeds everything anew at each epoch, so that a resumed run draws what the uninterrupted one would have."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed by run, epoch and rank."""
+        seed = mix_seed("epoch", self.seed, trainer.current_epoch, trainer.global_rank)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+class Compilation(Callback):
+    """Compiles student, teacher and the losses of the positions: in place, which leaves the names of weights as they are."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Only now are they on their device, the teacher as a copy."""
+        assert isinstance(pl_module, DistilledModule)
+        # What was compiled for other networks of the same classes would be taken for these, without their hooks.
+        torch.compiler.reset()
+        for network in (pl_module.network(), pl_module.teacher):
+            if network is not None:
+                network.compile()
+        for position in () if pl_module.distiller is None else pl_module.distiller.positions:
+            position.compile(dynamic=True)
+
+
+class ProgressBars(RichProgressBar):
+    """Rich bars with the names as short as they are clear."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The metrics beside a bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.rpartition("/")[2]: value for name, value in metrics.items() if name != "v_num"}
+
+
+class Narration(Callback):
+    """A line for every refresh of the matching, and without a progress bar one for every epoch."""
+
+    def __init__(self, terminal: Console, epochs: bool) -> None:
+        self.terminal, self.epochs = terminal, epochs
+        self._told: list[Matching] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say what the refresh before the step came to."""
+        if isinstance(pl_module, DistilledModule) and pl_module.refreshed and pl_module.refreshed is not self._told:
+            matchings = self._told = pl_module.refreshed
+            costs = " ".join(f"{matching.mean_cost:.2f}" for matching in matchings)
+            churns = " ".join(f"{matching.churn:.0%}" for matching in matchings if matching.churn is not None)
+            self._say(f"matching of {matchings[0].images} images", f"cost {costs}", f"churn {churns}" if churns else "")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what the epoch came to."""
+        if self.epochs:
+            values = trainer.callback_metrics
+            shown = {"loss": "train/loss", "features": "train/features"}
+            if isinstance(pl_module, DistilledModule) and pl_module.metrics and pl_module.validates():
+                shown[pl_module.metrics[0].label] = f"val/{pl_module.metrics[0].name}"
+            parts = [f"{label} {float(values[name]):.4g}" for label, name in shown.items() if name in values]
+            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts)
+
+    def _say(self, *parts: str) -> None:
+        self.terminal.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)

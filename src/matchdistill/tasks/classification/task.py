@@ -1,0 +1,92 @@
+"""The task of classifying images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from matchdistill.data import ImageData
+from matchdistill.data.module import DataModule
+from matchdistill.features import FeatureDistiller
+from matchdistill.prepare import foldable, prepared
+from matchdistill.runs.settings import Settings
+from matchdistill.tasks.classification.card import classifier_card
+from matchdistill.tasks.classification.checks import check_classes, example_images, training_logits
+from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
+from matchdistill.tasks.classification.module import METRICS, ClassificationModule
+from matchdistill.tasks.exporting import Format
+from matchdistill.tasks.task import Card, Task
+from matchdistill.trace import traced
+
+
+class Classification(Task):
+    """Images with one label each."""
+
+    name = "classification"
+    data = ImageData
+    metrics = METRICS
+    compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
+    described: ClassVar[Mapping[str, Any]] = {"image_size": int}
+    formats = get_args(Format)
+
+    def problems(self, settings: Settings) -> Iterator[str]:
+        """What of a recipe's settings does not fit the task."""
+        if settings.distillation.pyramid:
+            yield "distillation.pyramid is for detectors: give taps of your own instead"
+
+    def example(self, data: DataModule) -> Tensor:
+        """Images (2, 3, H, W) of the data's size: zeros."""
+        return example_images(cast("ImageData", data))
+
+    def check(self, network: nn.Module, data: DataModule, role: str) -> None:
+        """Raise a ValueError unless a network maps images of the data to one logit per class."""
+        check_classes(network, cast("ImageData", data), role)
+
+    def try_training(self, student: nn.Module, data: DataModule) -> Any:
+        """Where the student's output in training mode holds the logits.
+
+        Raises:
+            ValueError: it has none, or the student cannot be trained on images alone.
+        """
+        return training_logits(student, cast("ImageData", data))
+
+    def module(
+        self,
+        settings: Settings,
+        data: DataModule,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        distiller: FeatureDistiller | None = None,
+        tried: Any = None,
+    ) -> ClassificationModule:
+        """What trains and measures a classifier."""
+        prepare = None
+        if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
+            prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
+        return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried)
+
+    def describe(self, data: DataModule) -> dict[str, Any]:
+        """The size of the images."""
+        return {"image_size": cast("ImageData", data).image_size}
+
+    def export(
+        self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format
+    ) -> float:
+        """Write a classifier and read it back to see that it computes the same; see `export_classifier`."""
+        size = described["image_size"]
+        return export_classifier(student, torch.zeros(2, 3, size, size), path, kind, rebuilt)
+
+    def load_exported(self, path: Path, data: DataModule) -> nn.Module:
+        """An exported program (.onnx, .pt2) as a student."""
+        student = ExportedClassifier(path)
+        self.check(student, data, "student")
+        return student
+
+    def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
+        """What goes with an exported classifier."""
+        return classifier_card(student, described, data["name"])

@@ -1,0 +1,1 @@
+"""Images with boxes, and with masks if need be."""

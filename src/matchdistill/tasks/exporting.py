@@ -1,0 +1,107 @@
+"""What writing a student in the formats that it is deployed in has in common, each checked against the network."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from matchdistill.files import atomic_write
+from matchdistill.messages import cause
+from matchdistill.models import load_weights, save_weights
+
+Format = Literal["safetensors", "onnx", "pt2"]
+_Program = TypeVar("_Program")
+
+
+def export_weights(student: nn.Module, rebuilt: nn.Module, path: Path) -> float:
+    """Write a student's weights, and see that another network of its kind has the same when they are loaded.
+
+    Returns:
+        The largest absolute difference of the weights, which is 0.
+
+    Raises:
+        ValueError: they are not the same; nothing is left at the path.
+    """
+
+    def read(temporary: Path) -> Tensor:
+        load_weights(rebuilt, temporary)
+        return _flat(rebuilt)
+
+    return write_checked(path, lambda temporary: save_weights(student, temporary), read, _flat(student))
+
+
+def _flat(network: nn.Module) -> Tensor:
+    values = [value.detach().cpu().flatten().double() for value in network.state_dict().values()]
+    return torch.cat([torch.zeros(1), *values])
+
+
+def write_checked(
+    path: Path, write: Callable[[Path], object], run: Callable[[Path], Tensor], expected: Tensor
+) -> float:
+    """Write a file and see that what is in it computes what is expected; returns the largest difference."""
+    difference = 0.0
+
+    def write_and_check(temporary: Path) -> None:
+        nonlocal difference
+        write(temporary)
+        try:
+            with torch.no_grad():
+                difference = (run(temporary) - expected).abs().max().item()
+        except Exception as error:  # whatever the runtime makes of, say, another number of images
+            raise ValueError(f"the exported model does not run ({cause(error)}): {path} was not written") from error
+        if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
+            raise ValueError(f"the exported model's outputs differ by {difference:.2g}: {path} was not written")
+
+    atomic_write(path, write_and_check)
+    return difference
+
+
+def traced(exporter: str, trace: Callable[[], _Program]) -> _Program:
+    """What the exporter makes of a model, or one line about why it makes nothing of it."""
+    try:
+        said = io.StringIO()  # an exporter that fails prints the graph so far
+        with warnings.catch_warnings(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            warnings.simplefilter("ignore")
+            return trace()
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise ValueError(f"{exporter} cannot take the model ({cause(root)})") from error
+
+
+def check_onnx() -> None:
+    try:
+        import onnxruntime  # noqa: F401  (to check the file)
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise missing(error) from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+
+def open_onnx(path: Path) -> Any:
+    """A session of an ONNX file, on the CPU.
+
+    Raises:
+        ValueError: a package that is missing, or no exported program.
+    """
+    try:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except ImportError as error:
+        raise missing(error) from error
+    except Exception as error:  # readers of damaged files fail in every way
+        raise ValueError(f"{path}: not an exported model, or a damaged one ({cause(error)})") from error
+
+
+def missing(error: ImportError) -> ValueError:
+    return ValueError(f"ONNX needs {error.name}: pip install 'matchdistill[onnx]'")

@@ -1,0 +1,65 @@
+"""What is measured of a network, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good a network is.
+
+    Attributes:
+        name: in files and logs.
+        label: for people.
+        error: whether tables of networks have what is missing to 1, as the paper does: errors rather than accuracies.
+        higher_is_better: whether the best value is the highest.
+        share: whether it is shown in percent.
+        hub_type: what the Hub calls it; empty: its name.
+
+    Examples:
+        >>> Metric("top1", "top-1").shown(0.934), Metric("loss", "loss", share=False).shown(0.934)
+        ('93.40%', '0.934')
+    """
+
+    name: str
+    label: str
+    error: bool = False
+    higher_is_better: bool = True
+    share: bool = True
+    hub_type: str = ""
+
+    def shown(self, value: float) -> str:
+        """A value for people."""
+        return f"{value:.2%}" if self.share else f"{value:.4g}"
+
+    @property
+    def heading(self) -> str:
+        """Of its column in a table of networks."""
+        return f"{self.label} error" if self.error else self.label
+
+    def in_table(self, value: float) -> str:
+        """A value in a table of networks."""
+        return self.shown(1 - value if self.error else value)
+
+    @property
+    def scale(self) -> tuple[float, str]:
+        """What values and differences are multiplied by where their unit stands elsewhere, and that unit."""
+        return (100.0, "points") if self.share else (1.0, self.label)
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of several values."""
+        return max(values) if self.higher_is_better else min(values)
+
+    def gap_recovered(self, alone: float, own: float, teacher: float) -> float | None:
+        """The share of the distance from a student alone to its teacher that was made up; None where there is none."""
+        if teacher == alone or self.best((alone, teacher)) == alone:
+            return None
+        return (own - alone) / (teacher - alone)
+
+
+def measured(metrics: Sequence[Metric], names: Iterable[str]) -> list[Metric]:
+    """The metrics whose names are among the given ones, in their own order."""
+    there = set(names)
+    return [metric for metric in metrics if metric.name in there]

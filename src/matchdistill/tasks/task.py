@@ -1,0 +1,230 @@
+"""What a task is: everything in which classifying, detecting and the like differ, for all that is built on it.
+
+A task is one folder with one object that the table `TASKS` names. Recipes, runs, pages and commands ask that object and
+never which task it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from matchdistill.data.module import DataModule
+from matchdistill.features import FeatureDistiller
+from matchdistill.models import build_model
+from matchdistill.runs.settings import Model, Settings
+from matchdistill.taps import Tap
+from matchdistill.tasks.exporting import Format, export_weights
+from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.module import DistilledModule
+
+CONFIG = "config.json"  # beside an exported student
+Taps = Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]]
+
+
+class Parts(NamedTuple):
+    """What is distilled: corresponding networks, or parts of them.
+
+    Attributes:
+        teacher: of the whole teacher.
+        student: of the whole student.
+        taps: where features are taken in these.
+        example: what both take, for networks that find no input of their own; None: none is needed.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    taps: Taps
+    example: Tensor | tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card and the config.json of an exported student say that differs by task.
+
+    Attributes:
+        pipeline: the Hub's name of the task, its "pipeline_tag".
+        library: whose loaders take the weights, the Hub's "library_name".
+        config: the student's own part of config.json.
+        rows: of the card's first table, by heading.
+        images: how images are prepared, in a sentence or two.
+        use: the code that loads a file, given its format and its name.
+    """
+
+    pipeline: str
+    library: str
+    config: dict[str, Any]
+    rows: Mapping[str, str]
+    images: str
+    use: Callable[[str, str], str]
+
+
+class Task(ABC):
+    """One task. What is not abstract is what most tasks do.
+
+    Attributes:
+        name: what recipes call it.
+        data: its data module.
+        metrics: everything that is measured, of which a run may lack some; the first one compares methods. Empty: nothing.
+        compared: the methods of a comparison, unless a recipe says otherwise.
+        described: the values of `describe` by name, with their kinds as of `files.read_json`.
+        formats: that a student is exported in.
+    """
+
+    name: ClassVar[str]
+    data: ClassVar[type[DataModule]]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    compared: ClassVar[tuple[str, ...]] = ("none", "mgd-sm", "mgd-amp")
+    described: ClassVar[Mapping[str, Any]] = {}
+    formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+
+    @property
+    def comparing(self) -> Metric | None:
+        """The metric that methods are compared by; None: nothing is measured."""
+        return self.metrics[0] if self.metrics else None
+
+    def problems(self, settings: Settings) -> Iterator[str]:
+        """What of a recipe's settings does not fit the task, one by one."""
+        yield from ()
+
+    def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
+        """A network by name.
+
+        Args:
+            model: its name, weights and options.
+            num_classes: the size of its head; None: as the weights have it.
+            class_names: of the classes.
+
+        Raises:
+            ValueError: an unknown name, or weights that do not fit or cannot be had.
+        """
+        assert model.name is not None
+        return build_model(model.name, num_classes, model.weights, model.fresh_head, **model.options)
+
+    def bare(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a network without the weights that it starts from: its own weights are loaded afterwards."""
+        return options
+
+    @abstractmethod
+    def example(self, data: DataModule) -> Any:
+        """What a network of the task is called with, of the data's size: zeros."""
+
+    @abstractmethod
+    def check(self, network: nn.Module, data: DataModule, role: str) -> None:
+        """Raise a ValueError unless a network, the "student" or the "teacher", takes the data and gives what is needed."""
+
+    def try_training(self, student: nn.Module, data: DataModule) -> Any:
+        """See that the student can be trained, before its modules are replaced or hooked.
+
+        Returns:
+            What `module` has to know of it.
+
+        Raises:
+            ValueError: it cannot be trained on the data.
+        """
+        return None
+
+    def parts(self, teacher: nn.Module, student: nn.Module, settings: Settings, data: DataModule) -> Parts:
+        """What is distilled of two networks.
+
+        Raises:
+            ValueError: they cannot be distilled, or not as the settings say.
+        """
+        return Parts(teacher, student, settings.distillation.taps, self.example(data))
+
+    @abstractmethod
+    def module(
+        self,
+        settings: Settings,
+        data: DataModule,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        distiller: FeatureDistiller | None = None,
+        tried: Any = None,
+    ) -> DistilledModule:
+        """What trains and measures a student.
+
+        Args:
+            settings: of the run.
+            data: what it is trained on.
+            student: the network.
+            teacher: its teacher, if the method has one.
+            distiller: of their features, if the method distils them.
+            tried: what `try_training` returned.
+        """
+
+    def tapped(self, name: str, options: dict[str, Any]) -> nn.Module:
+        """What is distilled of a network by name, to look at its taps."""
+        return build_model(name, **options)
+
+    def describe(self, data: DataModule) -> dict[str, Any]:
+        """What has to be known of the data to use the student, as plain values; see `described`."""
+        return {}
+
+    def export(
+        self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format
+    ) -> float:
+        """Write a student and read it back to see that it is the same.
+
+        Args:
+            student: with its weights.
+            rebuilt: the same network, to load the file into.
+            described: the student as of `model.json`.
+            path: the file.
+            kind: one of `formats`.
+
+        Returns:
+            The largest absolute difference of what both compute, or of their weights.
+
+        Raises:
+            ValueError: the student cannot be exported, or is another one then; nothing is left at the path.
+        """
+        if kind not in self.formats:
+            raise ValueError(f"format {kind!r}: students of {self.name} are exported as {' or '.join(self.formats)}")
+        return export_weights(student, rebuilt, path)
+
+    def load_exported(self, path: Path, data: DataModule) -> nn.Module:
+        """An exported program as a student.
+
+        Raises:
+            ValueError: there are none of the task, a file that is none, or one for other data.
+        """
+        raise ValueError(
+            f"{path}: the students of the task {self.name} are measured from weights (.safetensors, .ckpt)"
+        )
+
+    @abstractmethod
+    def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
+        """What goes with an exported student.
+
+        Args:
+            student: the network.
+            described: the student as of `model.json`.
+            data: the recipe's section of that name, as plain values.
+        """
+
+
+def python_block(code: str) -> str:
+    """Code in a model card."""
+    return f"```python\n{code}\n```"
+
+
+def weights_code(build: str, described: dict[str, Any], file: str) -> str:
+    """The code that loads a file of weights into a network by name, for a model card.
+
+    Args:
+        build: the function of `matchdistill.models` that builds it.
+        described: the student as of `model.json`.
+        file: the file's name.
+    """
+    options = f", **{described['options']!r}" if described["options"] else ""
+    return python_block(
+        f"from matchdistill.models import {build}, load_weights\n"
+        f"model = {build}({described['name']!r}, {described['num_classes']}{options}).eval()\n"
+        f'load_weights(model, "{file}")'
+    )
