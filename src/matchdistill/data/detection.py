@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from matchdistill.data.coco import CocoDataset, CocoImages, read_coco
+from matchdistill.data.annotations import read_coco
+from matchdistill.data.coco import CocoDataset, CocoImages
 from matchdistill.data.masks import rasteriser
 from matchdistill.data.module import DataModule, DataOptions
 from matchdistill.files import path_of
