@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from matchdistill.data.coco import CocoDataset, read_coco
+from matchdistill.data.annotations import read_coco
+from matchdistill.data.coco import CocoDataset
 
 TRAIN = "instances_train2017.json"
 

@@ -118,6 +118,8 @@ def test_part_of_a_folder(image_root):
         ({"name": "folder"}, "give the folder that holds train/ and val/ as data.root"),
         ({"name": "imagenet"}, "official archives as data.root"),
         ({"name": "cub200"}, "CUB_200_2011, or its archive as data.root"),
+        ({"root": "~nobody-has-this-name/x"}, "there is no home of ~nobody-has-this-name"),
+        ({"root": "~nobody-has-this-name/x", "workers": -1}, "data.workers is -1: .*; .*there is no home"),
         ({"batch_size": 0}, "data.batch_size is 0"),
         ({"workers": -1}, "data.workers is -1"),
         ({"image_size": 0}, "data.image_size is 0"),

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from matchdistill.data.coco import CocoDataset, CocoImages, read_coco
+from matchdistill.data.annotations import read_coco
+from matchdistill.data.coco import CocoDataset, CocoImages
 from matchdistill.data.masks import rasteriser
-from matchdistill.data.module import DataModule, DataOptions
+from matchdistill.data.module import DataModule, DataOptions, path_problems
 from matchdistill.files import path_of
 
 
@@ -56,6 +57,7 @@ class DetectionOptions(DataOptions):
         if self.bad_annotations not in ("refuse", "skip"):
             yield f"{prefix}.bad_annotations is {self.bad_annotations!r}: expected refuse or skip"
         yield from super().problems(prefix)
+        yield from path_problems(self.root)
 
 
 class DetectionData(DataModule):

@@ -13,7 +13,7 @@ from torch import Tensor
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, DataOptions
+from matchdistill.data.module import DataModule, DataOptions, path_problems
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
     IMAGENET_MEAN,
@@ -140,6 +140,7 @@ class ImageOptions(DataOptions):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         yield from super().problems(prefix)
+        yield from path_problems(self.root)
 
 
 class ImageData(DataModule):

@@ -6,6 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -25,6 +26,7 @@ from matchdistill.data.loading import (
 from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.distributed import rank_and_world
+from matchdistill.files import path_of
 from matchdistill.messages import LARGEST, did_you_mean, number, whole
 
 MOST_WORKERS = 1024
@@ -73,6 +75,14 @@ class DataOptions:
                 yield (
                     f"{prefix}.{name} is {part}: expected two whole numbers [first, last], first from 0 on, last larger"
                 )
+
+
+def path_problems(path: str | Path | None) -> Iterator[str]:
+    """A problem if a path is empty, or below the home of nobody; None is no problem."""
+    try:
+        None if path is None else path_of(path)
+    except ValueError as error:
+        yield str(error)
 
 
 class DataModule(pl.LightningDataModule, ABC):

@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "faster_rcnn": detection.FasterRCNN,
     "mask_rcnn": detection.MaskRCNN,
 }
+ONE_STAGE = ("retinanet", "fcos")
 STRIDES = (4, 8, 16, 32)  # of C2 to C5
 LEVELS = 5  # of the pyramid that the heads see
 EXAMPLE_SIZE = 128  # pixels of the images that a backbone is tried on
@@ -60,8 +61,8 @@ def detector(
     Args:
         num_classes: number of classes, without the background.
         architecture: "retinanet", "fcos", "faster_rcnn" or "mask_rcnn".
-        backbone: a classifier by name as of `build_model`, that ends in maps of the strides 4, 8, 16 and 32.
-        backbone_weights: of the classifier, as of `build_model`; its head may be for any classes.
+        backbone: the name of a classifier with maps of the strides 4, 8, 16 and 32, as `build_model` takes it.
+        backbone_weights: the classifier's weights, as `build_model` takes them; its head may be for any classes.
         frozen_stages: how much of the backbone is not trained: 1 the stem, 2 also C2 (stride 4), ... 5 all of it. The
             paper's students have 1.
         trained_norms: which batch norms of the backbone are trained: "all"; "last", those of the last block at each
@@ -83,6 +84,24 @@ def detector(
         >>> sorted(model([torch.zeros(3, 48, 64)])[0])
         ['boxes', 'labels', 'scores']
     """
+    _check_choices(architecture, frozen_stages, trained_norms, pyramid_norm)
+    body, channels = _body(backbone, backbone_weights)
+    _freeze(body, frozen_stages, trained_norms)
+    one_stage = architecture in ONE_STAGE
+    extra = LastLevelP6P7(pyramid_channels, pyramid_channels) if one_stage else LastLevelMaxPool()
+    norm = group_norm if pyramid_norm == "group" else None
+    # The one-stage detectors look at C3 to C5: C2 would give them too many anchors.
+    pyramid = Backbone(body, channels[1:] if one_stage else channels, pyramid_channels, extra, norm)
+    if architecture != "fcos":
+        options |= _anchors(architecture, anchor_size, pyramid_channels, num_classes + 1, norm)
+    heads = {} if one_stage else _roi_heads(pyramid_channels, num_classes + 1, architecture == "mask_rcnn")
+    model: nn.Module = ARCHITECTURES[architecture](
+        pyramid, None if heads else num_classes + 1, min_size=min_size, max_size=max_size, **{**heads, **options}
+    )
+    return model
+
+
+def _check_choices(architecture: str, frozen_stages: int, trained_norms: str, pyramid_norm: str) -> None:
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
@@ -94,28 +113,21 @@ def detector(
         raise ValueError(f"trained_norms={trained_norms!r}: expected 'all', 'last' or 'none'")
     if pyramid_norm not in ("none", "group"):
         raise ValueError(f"pyramid_norm={pyramid_norm!r}: expected 'none' or 'group'")
-    body, channels = _body(backbone, backbone_weights)
-    _freeze(body, frozen_stages, trained_norms)
-    one_stage = architecture in ("retinanet", "fcos")
-    extra = LastLevelP6P7(pyramid_channels, pyramid_channels) if one_stage else LastLevelMaxPool()
-    # The one-stage detectors look at C3 to C5: C2 would give them too many anchors.
-    norm = {"none": None, "group": group_norm}[pyramid_norm]
-    pyramid = Backbone(body, channels[1:] if one_stage else channels, pyramid_channels, extra, norm)
-    if architecture != "fcos":
-        sizes = [anchor_size * 2**level for level in range(LEVELS)]
-        steps = (0, 1 / 3, 2 / 3) if architecture == "retinanet" else (0,)
-        anchors = AnchorGenerator(
-            tuple(tuple(int(size * 2**step) for step in steps) for size in sizes), ((0.5, 1.0, 2.0),) * LEVELS
-        )
-        options["anchor_generator" if one_stage else "rpn_anchor_generator"] = anchors
-    if architecture == "retinanet" and norm is not None:
-        per_place = anchors.num_anchors_per_location()[0]
-        options["head"] = RetinaNetHead(pyramid_channels, per_place, num_classes + 1, norm_layer=norm)
-    heads = {} if one_stage else _roi_heads(pyramid_channels, num_classes + 1, architecture == "mask_rcnn")
-    model: nn.Module = ARCHITECTURES[architecture](
-        pyramid, None if heads else num_classes + 1, min_size=min_size, max_size=max_size, **{**heads, **options}
-    )
-    return model
+
+
+def _anchors(
+    architecture: str, size: int, width: int, classes: int, norm: Callable[[int], nn.Module] | None
+) -> dict[str, nn.Module]:
+    """The anchors of a detector, from a size on the finest level, and the head that RetinaNet has with norms."""
+    steps = (0, 1 / 3, 2 / 3) if architecture == "retinanet" else (0,)
+    sizes = tuple(tuple(int(size * 2**level * 2**step) for step in steps) for level in range(LEVELS))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * LEVELS)
+    if architecture != "retinanet":
+        return {"rpn_anchor_generator": anchors}
+    if norm is None:
+        return {"anchor_generator": anchors}
+    head = RetinaNetHead(width, anchors.num_anchors_per_location()[0], classes, norm_layer=norm)
+    return {"anchor_generator": anchors, "head": head}
 
 
 def _roi_heads(width: int, classes: int, masks: bool) -> dict[str, nn.Module]:
@@ -292,8 +304,8 @@ def build_detector(
         name: "matchdistill.models:detector", "torchvision:retinanet_resnet50_fpn" (its backbone has no pre-trained weights
             unless `weights_backbone` says so), or "package.module:function" of your own.
         num_classes: number of classes, without the background.
-        weights: as of `build_model`.
-        fresh_head: likewise.
+        weights: a file, or a name that the library has for its own weights, as `build_model` takes them.
+        fresh_head: whether the head is a fresh one where a file is for another number of classes.
         class_names: of the classes, the one of label 1 first. If COCO has them all, weights for COCO's 91 labels, as
             torchvision publishes them, are for these: the head keeps what it has learned of them.
         options: further arguments of the function.

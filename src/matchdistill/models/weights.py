@@ -7,6 +7,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,39 +71,73 @@ def load_weights(
     state = _chosen(_read(path), own, path)
     if adapt is not None:
         state = adapt(state, own)
+    found = _compared(state, own)
+    if strict and found.differences and not (fresh_head and found.by_classes):
+        raise ValueError(f"{path}{found.refusal(type(module).__name__)}")
+    fitting = {key: _dense(state[key]) for key in found.fitting}
+    if problems := [problem for key, value in fitting.items() if (problem := _unfit(key, value, own[key]))]:
+        more = f" ({len(problems) - 1} more entries are so too)" if len(problems) > 1 else ""
+        raise ValueError(f"{path} holds no weights to start from: {problems[0]}{more}")
+    module.load_state_dict(fitting, strict=False)
+    return found.differences
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """How the entries of a file and of a model's state differ.
+
+    Attributes:
+        fitting: names of the entries that both have, in one shape.
+        shapes: of the entries that both have in different shapes, these (file, model).
+        differences: one line for each other entry.
+        by_classes: whether the two differ by the number of classes alone.
+        size: number of the model's entries.
+    """
+
+    fitting: list[str]
+    shapes: list[tuple[Size, Size]]
+    differences: list[str]
+    by_classes: bool
+    size: int
+
+    def refusal(self, model: str) -> str:
+        """What is said of a file, after its path, that does not fit a model of this class."""
+        if self.by_classes:
+            counts = {(file[0], own[0]) for file, own in self.shapes}
+            single = len(counts) == 1 and all(
+                len(own) <= 2 for _, own in self.shapes
+            )  # no convolution, for each anchor
+            found, wanted = counts.pop()
+            return (
+                f": these weights are for {found if single else 'other'} classes, the model has "
+                f"{wanted if single else 'its own'} ({self.differences[0]}): build the model with "
+                f"{f'num_classes={found}' if single else 'their number'}, or keep its own, untrained head by fresh_head=True"
+            )
+        listed = "; ".join(self.differences[:LISTED])
+        more = f"; and {len(self.differences) - LISTED} more" if len(self.differences) > LISTED else ""
+        other = "; this looks like another architecture" if 2 * len(self.fitting) < self.size else ""
+        return f" does not fit {model}, {len(self.differences)} entries differ: {listed}{more}{other}"
+
+
+def _compared(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> _Comparison:
+    """A file's entries beside the model's."""
     # Files from before batch norm counted its batches lack the count; PyTorch itself accepts them.
     missing = [key for key in own if key not in state and not _is_count(key)]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in state if key in own and state[key].shape != own[key].shape]
+    shapes = [(state[key].shape, own[key].shape) for key in reshaped]
     differences = [
         *(f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model" for key in reshaped),
         *(f"{key} {tuple(own[key].shape)} is missing" for key in missing),
         *(f"{key} {tuple(state[key].shape)} is unexpected" for key in unexpected),
     ]
-    fitting = {key: _dense(value) for key, value in state.items() if key in own and value.shape == own[key].shape}
-    shapes = [(state[key].shape, own[key].shape) for key in reshaped]
-    of_classes = not missing and not unexpected and _differ_by_classes(shapes)
-    if strict and differences and of_classes and not fresh_head:
-        counts = {(file[0], own[0]) for file, own in shapes}
-        single = len(counts) == 1 and all(len(own) <= 2 for _, own in shapes)  # no convolution, for each anchor
-        found, wanted = counts.pop()
-        raise ValueError(
-            f"{path}: these weights are for {found if single else 'other'} classes, the model has "
-            f"{wanted if single else 'its own'} ({differences[0]}): build the model with "
-            f"{f'num_classes={found}' if single else 'their number'}, or keep its own, untrained head by fresh_head=True"
-        )
-    if strict and differences and not of_classes:
-        listed = "; ".join(differences[:LISTED])
-        more = f"; and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
-        other = "; this looks like another architecture" if 2 * len(fitting) < len(own) else ""
-        raise ValueError(
-            f"{path} does not fit {type(module).__name__}, {len(differences)} entries differ: {listed}{more}{other}"
-        )
-    if problems := [problem for key, value in fitting.items() if (problem := _unfit(key, value, own[key]))]:
-        more = f" ({len(problems) - 1} more entries are so too)" if len(problems) > 1 else ""
-        raise ValueError(f"{path} holds no weights to start from: {problems[0]}{more}")
-    module.load_state_dict(fitting, strict=False)
-    return differences
+    return _Comparison(
+        fitting=[key for key, value in state.items() if key in own and value.shape == own[key].shape],
+        shapes=shapes,
+        differences=differences,
+        by_classes=not missing and not unexpected and _differ_by_classes(shapes),
+        size=len(own),
+    )
 
 
 def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
@@ -226,12 +262,7 @@ def _chosen(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Te
 
     Where there is none under which half of them are, those of the mapping that checkpoints usually have them in.
     """
-    parts_of_own = {part for key in own for part in key.split(".")}
-    named: dict[str, Tensor] = {}
-    nests: dict[str, str] = {}  # the path of the mapping that each is in
-    for nest, key, value in _tensors(content):
-        name = ".".join(part for part in f"{nest}{key}".split(".") if part not in WRAPPERS or part in parts_of_own)
-        named[name], nests[name] = value, nest
+    named, nests = _by_name(content, own)
     wanted = {key for key in own if not _is_count(key)} or set(own)
     found: Counter[str] = Counter()
     for name in named:
@@ -240,8 +271,8 @@ def _chosen(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Te
             if ".".join(parts[start:]) in wanted:
                 found[".".join([*parts[:start], ""])] += 1
     most = max(found.values(), default=0)
-    objects = [value.of for nest, value in _mappings(content) if isinstance(value, Skipped) and not value]
     if 2 * most < len(wanted) or not named:
+        objects = [value.of for _, value in _mappings(content) if isinstance(value, Skipped) and not value]
         if objects and not any(nest.startswith(NESTS) for nest in nests.values()):
             raise ValueError(
                 f"{path} holds objects instead of weights ({objects[0]}), which only their own code can read: {SAVE_ALONE}"
@@ -256,6 +287,35 @@ def _chosen(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Te
         for prefix, count in found.items()
         if count == most
     }
+    prefix = _meant(under, own, wanted, path)
+    # Beside a student is what it was trained with; beside anything else may be the rest of another network.
+    inside = {nests[name] for name in named if name.startswith(prefix)}
+    others = [n for n, value in named.items() if nests[n] in inside and not n.startswith(prefix) and value.ndim]
+    others = [name for name in others if not FOLLOWERS.search(name)]
+    if others and "student" not in prefix.split("."):
+        warnings.warn(
+            f"{path}: the {len(under[prefix])} tensors under {prefix!r} fit and are taken; {len(others)} beside them, such "
+            f"as {others[0]}, are left out",
+            stacklevel=3,
+        )
+    return under[prefix]
+
+
+def _by_name(content: Any, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by name, without what wrappers put into names, and the path of the mapping that each is in."""
+    parts_of_own = {part for key in own for part in key.split(".")}
+    named: dict[str, Tensor] = {}
+    nests: dict[str, str] = {}
+    for nest, key, value in _tensors(content):
+        name = ".".join(part for part in f"{nest}{key}".split(".") if part not in WRAPPERS or part in parts_of_own)
+        named[name], nests[name] = value, nest
+    return named, nests
+
+
+def _meant(
+    under: Mapping[str, Mapping[str, Tensor]], own: Mapping[str, Tensor], wanted: AbstractSet[str], path: Path
+) -> str:
+    """The prefix, of those with equally many of a model's names, whose tensors are nearest to the model's."""
 
     def distance(prefix: str) -> tuple[int, int]:
         state = under[prefix]
@@ -273,18 +333,7 @@ def _chosen(content: Any, own: Mapping[str, Tensor], path: Path) -> dict[str, Te
         raise ValueError(
             f"{path} holds weights that fit in several places, {places}: save a file with those that are meant"
         )
-    prefix = best[0]
-    # Beside a student is what it was trained with; beside anything else may be the rest of another network.
-    inside = {nests[name] for name in named if name.startswith(prefix)}
-    others = [n for n, value in named.items() if nests[n] in inside and not n.startswith(prefix) and value.ndim]
-    others = [name for name in others if not FOLLOWERS.search(name)]
-    if others and "student" not in prefix.split("."):
-        warnings.warn(
-            f"{path}: the {len(under[prefix])} tensors under {prefix!r} fit and are taken; {len(others)} beside them, such "
-            f"as {others[0]}, are left out",
-            stacklevel=3,
-        )
-    return under[prefix]
+    return best[0]
 
 
 def _mappings(content: Any, nest: str = "") -> Iterator[tuple[str, Any]]:

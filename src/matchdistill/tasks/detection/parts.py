@@ -27,7 +27,7 @@ def detector_taps(teacher: nn.Module, student: nn.Module) -> list[tuple[Tap, Tap
     """The automatic taps of two bodies and the levels of their pyramids, as taps of the backbones.
 
     Raises:
-        ValueError: they have no pyramids, or other levels; or as of `find_taps`.
+        ValueError: they have no pyramids, or pyramids of different numbers of levels; or `find_taps` finds no taps.
     """
     levels = []
     for model in (teacher, student):
