@@ -102,7 +102,7 @@ def fit_until(moment, count, config, out, resume):
                 half_a_file(content, path)
                 die()
 
-        training.torch.save = save
+        torch.save = save
     elif moment == "student":
         training.save_student = after(count, training.save_student)
     elif moment == "looked":
@@ -280,7 +280,7 @@ def test_a_comparison_that_was_moved_goes_on(tiny, tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "cells" / "kd" / "seed0" / "metrics.json").unlink()
     again = compare(tiny(*arguments), tmp_path / "new", ["kd"], 1)
-    assert again["runs"][0]["student"] == report["runs"][0]["student"]
+    assert again.runs[0].student == report.runs[0].student
 
 
 def moved(root):
@@ -418,7 +418,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, 
         Path(path).write_bytes(b"half")
         return failure() if saved else (torch.serialization.save(content, path), saved.append(1))
 
-    monkeypatch.setattr(training.torch, "save", save)
+    monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match=message) as info:
         fit(tiny("--distillation.method=none"), out, quiet=True)
     assert "\n" not in str(info.value)
