@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from matchdistill.functional import masked
 from matchdistill.layout import Layout
+from matchdistill.masking import masked
 
 
 def channels_second(features: Tensor, channel_dim: int) -> Tensor:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchdistill.features import FeatureNorm, FeaturePosition
-from matchdistill.functional import masked, partial_loss, squared
+from matchdistill.functional import partial_loss
+from matchdistill.masking import masked, squared
 
 
 class FitNetsPosition(FeaturePosition):

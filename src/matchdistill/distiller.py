@@ -17,7 +17,8 @@ from matchdistill.alignment import align_mask, channels_second
 from matchdistill.capture import Captured
 from matchdistill.distributed import from_rank_0, is_sharded, rank_and_world
 from matchdistill.features import FeatureDistiller, FeatureNorm, FeaturePosition, amount
-from matchdistill.functional import masked, partial_loss, reduce_margin, solve_assignment
+from matchdistill.functional import is_guided, partial_loss, reduce_groups, reduce_margin, solve_assignment
+from matchdistill.masking import masked
 from matchdistill.matching import CostAccumulator, Matching, churn, regret
 from matchdistill.messages import cause
 from matchdistill.prepare import Preparation
@@ -121,24 +122,23 @@ class Position(FeaturePosition):
             student, margin = student.index_select(1, guided), margin[guided]
         return student, target, margin, mask
 
-    @torch.no_grad()
     def target(self, teacher: Tensor) -> Tensor:
         """The teacher's maps (N, Ct, *) reduced to those of the student channels that have a partner."""
         guided = self.guided()
-        return self.rule.channels(teacher, self.index if guided is None else self.index[guided], None)
+        return reduce_groups(teacher, self.index if guided is None else self.index[guided], self.rule)
 
     def guided(self) -> Tensor | None:
         """The student channels (Ct,) with a partner, where the teacher is narrower; None: all have one."""
         if self.teacher_channels >= self.student_channels:
             return None
         # A stable sort finds them without asking the device.
-        return (self.index[:, 0] < 0).to(torch.uint8).argsort(stable=True)[: self.teacher_channels]
+        return is_guided(self.index).to(torch.uint8).argsort(stable=True, descending=True)[: self.teacher_channels]
 
     @property
     def reduces_early(self) -> bool:
         """Whether the teacher's value can be reduced as it comes: maps of the student's size, and nothing is drawn."""
         plain = self.channel_dims == (1, 1) and self.spatial[0] == self.spatial[1] and len(self.spatial[0]) == 2
-        return plain and self.are_maps and self.reduction in ("amp", "sm", "max", "mean")
+        return plain and self.are_maps and self.rule.deterministic
 
     def accumulator(self) -> CostAccumulator:
         """What adds up costs, and margins where they are measured, for `solve`."""
@@ -174,7 +174,7 @@ class Position(FeaturePosition):
         """
         cost = sums.compute()
         index = from_rank_0(self.matched(cost))  # random choices, as of "rd"'s margins too, must not differ
-        changed = churn(self.index, index, self.teacher_channels) if (self.index >= 0).any() else None
+        changed = churn(self.index, index, self.teacher_channels) if is_guided(self.index).any() else None
         margin = sums.margin() if self.margin_norm is None else self.teacher_margin()
         self.index.copy_(index)
         self.margin.copy_(from_rank_0(reduce_margin(margin.to(index.device), index, self.rule)))
@@ -465,4 +465,4 @@ def _check_signature(position: nn.Module, state: dict[str, Any], prefix: str, *_
 
 
 def _look_for_matching(distiller: nn.Module, _: Any) -> None:
-    distiller.matched = all(bool((position.index >= 0).any()) for position in distiller.positions)  # type: ignore
+    distiller.matched = all(bool(is_guided(position.index).any()) for position in distiller.positions)  # type: ignore

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from matchdistill.distiller import MatchingDistiller, Position
 from matchdistill.files import atomic_write, read_json, write_json
-from matchdistill.functional import ignored
 from matchdistill.matching import Matching
 from matchdistill.measuring import measured, watch_memory
 from matchdistill.messages import attempt, cause
+from matchdistill.partial import ignored
 from matchdistill.probing import evaluating, unchanged
 from matchdistill.tasks.base import Task
 
