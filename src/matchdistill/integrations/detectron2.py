@@ -144,7 +144,7 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
     def before_step(self) -> None:
         """Refresh the matching where it is due."""
         iteration, model = self.trainer.iter, self._model()
-        if model.distiller.matched and not due_at_step(iteration, self._phases):
+        if model.distiller.has_matching and not due_at_step(iteration, self._phases):
             return
         for number, matching in enumerate(model.refresh(self._loader(iteration), *self._limits)):
             _logger.info(f"Matching refreshed before iteration {iteration}, {matching}")
@@ -194,7 +194,7 @@ def refresh_loader(cfg: Any, iteration: int) -> Iterable[Batch]:
 
 
 class _Dealt:
-    """A loader that deals the images out to the processes, which `matchdistill.refresh.is_sharded` can see."""
+    """A loader that deals the images out to the processes, which `matchdistill.distributed.is_sharded` can see."""
 
     sharded = True
 

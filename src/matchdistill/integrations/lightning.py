@@ -126,7 +126,7 @@ class MatchingDistillation(pl.Callback):
     ) -> None:
         """Match before the first step of a run that goes on from a checkpoint without a matching."""
         assert self.distiller is not None
-        if not self.distiller.matched:
+        if not self.distiller.has_matching:
             self._refresh(trainer, pl_module)
 
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
@@ -166,14 +166,14 @@ class MatchingDistillation(pl.Callback):
         """Matching, margins and normalisation; empty before the first refresh."""
         if self.distiller is None:
             return self._state
-        return _positions(self.distiller).state_dict() if self.distiller.matched else {}
+        return _positions(self.distiller).state_dict() if self.distiller.has_matching else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with a matching; Lightning calls it before or after `on_fit_start`, as the strategy wants it."""
         self._state = state_dict
         if self.distiller is not None and state_dict:
             _positions(self.distiller).load_state_dict(state_dict)
-            self.distiller.matched = True
+            self.distiller.has_matching = True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -17,11 +17,12 @@ from matchdistill.baselines import BASELINES
 from matchdistill.data import DetectionData, ImageData
 from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
+from matchdistill.features import FeatureDistiller
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import cause
 from matchdistill.models import build_detector, build_model, weights_file
 from matchdistill.models.detection import check_detector, check_same_input, check_targets, detector_taps, distilled_part
+from matchdistill.position import FeatureNorm, group_norm
 from matchdistill.prepare import foldable, prepared
 from matchdistill.probing import evaluating, scratch
 from matchdistill.runs.recipe import Recipe
@@ -114,7 +115,13 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
     if method.features in BASELINES:
         weights = {"fitnets": settings.fitnets_weight, "at": settings.at_weight, "ofd": settings.ofd_weight}
         return FeatureDistiller(
-            teacher, student, taps, BASELINES[method.features], weights[method.features], example, prepare=prepare
+            teacher,
+            student,
+            taps,
+            BASELINES[method.features],
+            loss_weight=weights[method.features],
+            example=example,
+            prepare=prepare,
         )
     assert method.reduction is not None
     return MatchingDistiller(
@@ -122,7 +129,7 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
         student,
         taps,
         method.reduction,
-        settings.loss_weight,
+        loss_weight=settings.loss_weight,
         norm=group_norm if settings.norm == "group" else FeatureNorm,
         loss_reduction=settings.loss_reduction,
         matcher=random_assignment if method.features == "random" else solve_assignment,
