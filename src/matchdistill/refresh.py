@@ -16,7 +16,7 @@ from matchdistill.distributed import is_sharded, rank_and_world
 from matchdistill.options import amount
 from matchdistill.trace import tensors_in
 
-# Images before the first check of a refresh with a tolerance; the fourth doubling is less than a fifth of 20,000, the default.
+# Images before the first check of a refresh with a tolerance: four doublings are less than a fifth of 20,000, the default.
 FIRST_CHECK = 240
 
 
