@@ -18,6 +18,7 @@ from matchdistill.taps import Tap, resolve
 from matchdistill.trace import tensors_in
 
 ARGUMENTS = -1  # stands for the model's arguments where taps have their numbers
+VARYING = 0  # stands for a number of calls that is not the same in every pass
 
 
 class ChangedInPlaceError(ValueError):
@@ -52,8 +53,8 @@ class InPlaceWatch:
 
     Attributes:
         state: what is known.
-        calls: of the module in each pass; None: not known yet; 0: they vary. It stays None in training mode, in which
-            modules may be left out at random.
+        calls: how often each pass called the module, or `VARYING`; None: not known yet. It stays None in training mode,
+            in which modules may be left out at random.
     """
 
     state: InPlace = InPlace.UNKNOWN
@@ -61,7 +62,8 @@ class InPlaceWatch:
 
     def needs_copy(self, call: int) -> bool:
         """Whether the value of the module's call of this number, from 1, has to be copied."""
-        return self.state is not InPlace.KEPT and call >= (self.calls or 0)
+        replaced_later = self.calls is not None and call < self.calls  # never where the calls vary
+        return self.state is not InPlace.KEPT and not replaced_later
 
     def is_last(self, call: int) -> bool:
         """Whether the call is known to be the last one of the pass."""
@@ -76,7 +78,7 @@ class InPlaceWatch:
 
     def learn_calls(self, calls: int) -> None:
         """Note how many calls a pass had."""
-        self.calls = calls if self.calls in (None, calls) else 0
+        self.calls = calls if self.calls in (None, calls) else VARYING
 
 
 class _Taken(NamedTuple):
