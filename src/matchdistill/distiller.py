@@ -92,7 +92,7 @@ class MatchingDistiller(FeatureDistiller):
             )
 
     def _early_use(self) -> Callable[[int, Tensor], Any] | None:
-        """Reduced values, for the loss alone: what is added up for a refresh has to be whole."""
+        """Reduce values for the loss, except in a step that adds them up for a refresh: that needs whole ones."""
         return self._reduce_early if self.has_matching and not self._adds_up() else None
 
     def _reduce_early(self, number: int, value: Tensor) -> Tensor | Reduced:
@@ -100,7 +100,7 @@ class MatchingDistiller(FeatureDistiller):
         return Reduced(position.target(value)) if position.reduces_early else value.clone()
 
     def _fit(self, captured: Captured, values: dict[int, Any]) -> bool:
-        """Whether reduced values have the student's map sizes, which may differ at an input of another size."""
+        """Whether reduced values have the student's map sizes: at an input of another size they may differ."""
         return all(
             value.target.shape[2:] == captured.values[number].shape[2:]
             for number, value in values.items()
@@ -108,7 +108,7 @@ class MatchingDistiller(FeatureDistiller):
         )
 
     def _after_teacher(self, captured: Captured, mask: Tensor | None) -> None:
-        """Add up the features of the step for a refresh, where it is one of those that are."""
+        """Add up the features of the step for a refresh, if it is its turn."""
         if self._adds_up():
             self.add_up(captured, mask, self._seen)
         if self.online and self.training:
@@ -137,17 +137,17 @@ class MatchingDistiller(FeatureDistiller):
         images; the costs are added up, so that all ranks get the matching of one process over all of the images.
 
         Args:
-            loader: batches; the first tensor with at least three axes holds the images, without such the first one. If the
-                loader deals the images out to the ranks (by a `DistributedSampler`, or as Accelerate has prepared it) it is
-                used whole, else each rank takes every world-th batch. None: no image is run, the costs are those of the
-                training steps since the last refresh (or `forget`), for distillers made with `online`.
+            loader: batches. The first tensor with at least three axes holds the images; if there is none, the first
+                tensor does. Each rank runs every world-th batch, unless the loader deals the images out itself (by a
+                `DistributedSampler`, or prepared by Accelerate). None: no image is run; the costs come from the training
+                steps since the last refresh (or `forget`), for distillers made with `online`.
             max_images: the most images, over all ranks; with `forward`, up to the end of a batch.
-            forward: runs the student on a batch, for students that are parts of larger models, which then see whole
-                batches; None: ``student(images)``. A bool tensor that it returns is the batch's mask, as of `loss`: the
-                padding is left out of costs and margins. Whatever else it returns is ignored.
-            tolerance: stop as soon as more images would lower the objective, the mean cost of the matched pairs, by no more
-                than this share of it, 0.001 say. At 240 images and each doubling, the matching of either half of the
-                batches so far is tried on the other (see `matching.regret`). None: take `max_images`.
+            forward: runs the student on a batch. Give it for a student that is a part of a larger model, which then sees
+                whole batches; None: ``student(images)``. If it returns a bool tensor (N, H, W), True at the pixels of an
+                image, costs and margins leave the padding out. Whatever else it returns is ignored.
+            tolerance: stop once more images would lower the mean cost of the matched pairs by no more than this share of
+                it, for example 0.001. At 240 images and each doubling, the matching of either half of the batches so far
+                is tried on the other half (see `matching.regret`). None: take `max_images`.
 
         Returns:
             The matching of every position; its `images` says how many it took.
@@ -183,12 +183,12 @@ class MatchingDistiller(FeatureDistiller):
         """Run both networks, in their present modes, on a batch.
 
         Args:
-            batch: as of `refresh`.
-            forward: as of `refresh`.
-            count: so many of the batch's images at most, without `forward`.
+            batch: one of a loader; without `forward`, its first tensor with at least three axes holds the images.
+            forward: runs the student on the batch, and may return a mask of the pixels that count (N, H, W), bool.
+            count: the most images to run, without `forward`; None: all of them.
 
         Returns:
-            What was captured, the teacher's values with it, and the batch's mask.
+            What was captured, with the teacher's values; and the mask, if there is one.
         """
         mask = None
         with self.capture() as captured:

@@ -159,18 +159,18 @@ def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
 
 
 def random_assignment(cost: Tensor, group_size: int | None = None, generator: Generator | None = None) -> Tensor:
-    """As `solve_assignment`, but any groups, whatever they cost: the control that shows what the matching is worth.
+    """Draw groups at random, whatever they cost: the control that shows what the matching is worth.
 
     Args:
-        cost: (Cs, Ct); its shape and device matter.
-        group_size: as of `solve_assignment`.
+        cost: (Cs, Ct); only its shape and device matter.
+        group_size: G; None takes ``Ct // Cs``.
         generator: source of the draws, on the CPU; None is torch's default generator.
 
     Returns:
-        index (Cs, G), as of `solve_assignment`.
+        index (Cs, G), int64, in the form that `solve_assignment` describes.
 
     Raises:
-        ValueError: as of `solve_assignment`.
+        ValueError: a cost that is not a matrix, or groups that the teacher has too few channels for.
 
     Examples:
         >>> random_assignment(torch.zeros(2, 6), generator=torch.Generator().manual_seed(0)).shape
@@ -230,7 +230,7 @@ def reduce_margin(
     Args:
         margin: (Ct,).
         index: matched teacher channels (Cs, G), -1 for a student channel without any.
-        reduction: as in `reduce_channels`.
+        reduction: "amp", "rd", "sm", "max", "mean", or a `Reduction`.
         generator: source of "rd"'s draws; None is torch's default generator.
 
     Returns:

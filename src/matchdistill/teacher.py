@@ -28,7 +28,8 @@ class FrozenTeacher:
         model: the teacher, put into evaluation mode.
         taps: where to take its features; none for its output alone.
         prepare: makes a copy of it run faster, which runs in its place; None: it runs itself.
-        shared: modules that the student has too, as of `shared_modules`: they are in the student's modes but for its runs.
+        shared: modules that the student has too (see `shared_modules`). They stay in the student's modes, except while the
+            teacher runs.
 
     Raises:
         ValueError: a tap on a module that the teacher does not have.

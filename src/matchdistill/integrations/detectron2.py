@@ -109,7 +109,7 @@ class DistilledModel(nn.Module):
         draw the augmentations.
 
         Raises:
-            ValueError: as of `MatchingDistiller.refresh`.
+            ValueError: no images, costs that are not finite, or limits out of range.
         """
         with _generators_kept():
             return self.distiller.refresh(_Dealt(loader), max_images, self._run_body, tolerance)
