@@ -1,4 +1,4 @@
-"""The distiller by matching: a student, its frozen teacher, and the channels of the one that guide those of the other.
+"""The distiller by matching: groups of the frozen teacher's channels guide the channels of a student.
 
 Axes: N batch, Cs student channels, Ct teacher channels, G group, * position axes.
 """

@@ -121,7 +121,7 @@ class MatchedPosition(FeaturePosition):
         return student, target, margin, mask
 
     def target(self, teacher: Tensor) -> Tensor:
-        """The teacher's maps (N, Ct, *) reduced to those of the student channels that have a partner."""
+        """The target maps (N, C, *) of the guided student channels, from the teacher's (N, Ct, *)."""
         guided = self.guided()
         return reduce_groups(teacher, self.index if guided is None else self.index[guided], self.rule)
 
