@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import folder_arguments, write_images
 
 from matchdistill import files
-from matchdistill.distiller import Position
+from matchdistill.matched_position import MatchedPosition
 from matchdistill.runs import train as training
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.compare import compare
@@ -88,7 +88,7 @@ def fit_until(moment, count, config, out, resume):
     if moment == "step":
         ClassificationModule.training_step = after(count, ClassificationModule.training_step)
     elif moment == "refresh":
-        Position.solve = after(count, Position.solve)
+        MatchedPosition.solve = after(count, MatchedPosition.solve)
     elif moment == "saved":
         AtomicCheckpoints.save_checkpoint = after(count, AtomicCheckpoints.save_checkpoint)
     elif moment == "saving":
@@ -490,13 +490,13 @@ def test_an_exploding_run_keeps_the_last_good_checkpoint(tiny, tmp_path, argumen
 
 def test_a_position_that_is_not_finite(tiny, tmp_path, monkeypatch):
     out, recipe = tmp_path / "run", tiny("--distillation.method=mgd-amp", "--training.epochs=4")
-    loss, calls = Position.loss, []
+    loss, calls = MatchedPosition.loss, []
 
     def spoiled(self, *args):
         calls.append(self.name)
         return loss(self, *args) * (float("inf") if len(calls) > 3 * 7 and "layer2" in self.name else 1)
 
-    monkeypatch.setattr(Position, "loss", spoiled)
+    monkeypatch.setattr(MatchedPosition, "loss", spoiled)
     message = (
         r"the distillation loss of position 1 \(layer2.relu2:input -> layer2.relu2:input\) is inf at step 7 "
         r"\(epoch 2\): training stops and the checkpoint of the last whole epoch is kept"
