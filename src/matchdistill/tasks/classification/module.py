@@ -63,9 +63,7 @@ class ClassificationModule(DistilledModule):
     @property
     def teacher(self) -> nn.Module | None:
         """The teacher, if there is one."""
-        if self.distiller is not None:
-            return self.distiller.teacher
-        return self._teacher.model if self._teacher is not None else None
+        return super().teacher if self._teacher is None else self._teacher.model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassificationModule:
         if self._teacher is not None:
