@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from benchmarks.harness import save
 from matchdistill import MatchingDistiller
 from matchdistill.data.tensors import FASHION_CLASSES, TensorDataset, find_fashion_mnist, load_fashion_mnist
-from matchdistill.distiller import FIRST_CHECK
 from matchdistill.matching import objective
-from matchdistill.refresh import doublings
+from matchdistill.refresh import FIRST_CHECK, doublings
 
 BATCH = 64
 

@@ -65,7 +65,7 @@ class Pair:
 
     def feature_distiller(self, images: Tensor, position: Callable[..., Any]) -> FeatureDistiller:
         """The networks in a distiller with another loss at the same positions."""
-        return FeatureDistiller(*self.networks(images), self.taps, position, 30.0, example=images[:1])
+        return FeatureDistiller(*self.networks(images), self.taps, position, loss_weight=30.0, example=images[:1])
 
 
 @torch.no_grad()

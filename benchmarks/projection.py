@@ -39,7 +39,7 @@ def counted(pair: Pair) -> dict[str, int]:
         teacher, student = pair.teacher(), pair.student()
         images = torch.empty(batch, 3, SIZE, SIZE)
         distiller = MatchingDistiller(teacher, student, pair.taps, loss_weight="paper", example=images)
-    distiller.matched = True  # an index without values will do
+    distiller.has_matching = True  # an index without values will do
     with torch.no_grad():
         own = {"teacher": operations(lambda: teacher(images)), "student forward": operations(lambda: student(images))}
     own["student's graph"] = saved(student, lambda: student(images))

@@ -19,9 +19,9 @@ from benchmarks.assign import realistic_cost
 from benchmarks.harness import interleaved, save
 from benchmarks.pairs import Pair, chosen, random_batch
 from matchdistill import MatchingDistiller
-from matchdistill.distiller import Position
 from matchdistill.files import atomic_write
 from matchdistill.functional import random_assignment, solve_assignment
+from matchdistill.matched_position import MatchedPosition
 from matchdistill.matching import CostAccumulator
 
 # Of a single loss: teacher channels (the student has half), images, pixels of a side, positions; and what the others are.
@@ -37,7 +37,7 @@ STEP_SWEEPS = {"batch": (4, 8, 16, 32), "size": (64, 96, 128, 192, 256), "positi
 STEP_BASE = {"batch": 16, "size": 128, "positions": 4}
 
 
-def single_position(students: int, teachers: int, device: str) -> Position:
+def single_position(students: int, teachers: int, device: str) -> MatchedPosition:
     """A position of these widths, matched at random."""
 
     def network(width: int) -> nn.Module:

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from matchdistill.distiller import MatchingDistiller, Position
-from matchdistill.features import FeaturePosition
+from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
+from matchdistill.matched_position import MatchedPosition
+from matchdistill.position import FeaturePosition
 from matchdistill.runs.metrics import RunMetrics, read_metrics
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
@@ -41,47 +42,49 @@ def averaged(memory: float) -> Patch:
     """Costs are averaged over the refreshes, exponentially."""
 
     def patch() -> None:
-        solve = Position.solve
+        solve = MatchedPosition.solve
 
-        def wrapped(self: Position, sums: Any) -> Any:
+        def wrapped(self: MatchedPosition, sums: Any) -> Any:
             cost = sums.compute()
             before = self.__dict__.get("average", cost)
             self.__dict__["average"] = average = memory * before + (1 - memory) * cost
             sums.compute = lambda: average
             return solve(self, sums)
 
-        Position.solve = wrapped
+        MatchedPosition.solve = wrapped
 
     return patch
 
 
-def matched_on(change: Callable[[Position, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Patch:
+def matched_on(
+    change: Callable[[MatchedPosition, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> Patch:
     """The costs, not the loss, are of changed features (student, teacher)."""
 
     def patch() -> None:
-        maps = Position.maps
+        maps = MatchedPosition.maps
 
-        def wrapped(self: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+        def wrapped(self: MatchedPosition, student: torch.Tensor, teacher: torch.Tensor) -> Any:
             values = maps(self, student, teacher)
             return values if torch.is_grad_enabled() else change(self, *values)  # a refresh has no gradients
 
-        Position.maps = wrapped
+        MatchedPosition.maps = wrapped
 
     return patch
 
 
-def normalised(position: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+def normalised(position: MatchedPosition, student: torch.Tensor, teacher: torch.Tensor) -> Any:
     """The student's features as the loss sees them."""
     norm = position.norm
     return F.batch_norm(student, None, None, norm.weight, norm.bias, training=True), teacher
 
 
-def centred(position: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+def centred(position: MatchedPosition, student: torch.Tensor, teacher: torch.Tensor) -> Any:
     """Each map without its mean: the cosine is the correlation within an image."""
     return tuple(values - values.mean((2, 3), keepdim=True) for values in (student, teacher))
 
 
-def rectified(position: Position, student: torch.Tensor, teacher: torch.Tensor) -> Any:
+def rectified(position: MatchedPosition, student: torch.Tensor, teacher: torch.Tensor) -> Any:
     """Behind the activation."""
     return student.relu(), teacher.relu()
 
@@ -112,7 +115,7 @@ def norm_like_teacher() -> None:
     refresh = MatchingDistiller.refresh
 
     def wrapped(self: MatchingDistiller, *args: Any, **kwargs: Any) -> Any:
-        first = not self.matched
+        first = not self.has_matching
         matchings = refresh(self, *args, **kwargs)
         for position in self.positions if first else ():
             norm = position._margin_norm[1]

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from matchdistill import MatchingDistiller
-from matchdistill import distiller as distiller_module
+from matchdistill import refresh as refresh_module
 from matchdistill.functional import random_assignment
 from networks import Plain, as_if_trained
 
@@ -125,7 +125,7 @@ def accelerated(rank: int) -> dict[str, Any]:
 
 def adaptive() -> dict[str, Any]:
     """Refreshes that may stop early, with checks at 8 and 16 images; a rank can be without images at a check."""
-    distiller_module.FIRST_CHECK = 8
+    refresh_module.FIRST_CHECK = 8
     found = {}
     for tolerance in TOLERANCES:
         found[f"tolerance {tolerance}"] = refreshed(distiller(), plain_loader(), tolerance=tolerance)

@@ -24,7 +24,7 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def ready(name: str, weight: float = 1.0, teacher: int = 8, student: int = 4) -> FeatureDistiller:
     torch.manual_seed(0)
     networks = as_if_trained(Plain(teacher)), as_if_trained(Plain(student))
-    return FeatureDistiller(*networks, PLAIN_TAPS, BASELINES[name], weight, IMAGES)
+    return FeatureDistiller(*networks, PLAIN_TAPS, BASELINES[name], loss_weight=weight, example=IMAGES)
 
 
 def values(distiller: FeatureDistiller) -> tuple[Tensor, list[tuple[np.ndarray, np.ndarray]]]:
@@ -159,7 +159,7 @@ def test_overhaul_needs_batch_norms():
     for number in range(3):
         setattr(teacher, f"bn{number}", nn.Identity())
     with pytest.raises(ValueError, match=r"relu0:input -> relu0:input: OFD takes its margins from a batch norm"):
-        FeatureDistiller(teacher, Plain(4), PLAIN_TAPS, BASELINES["ofd"], 1.0, IMAGES)
+        FeatureDistiller(teacher, Plain(4), PLAIN_TAPS, BASELINES["ofd"], example=IMAGES)
 
 
 @pytest.mark.parametrize("name", BASELINES)

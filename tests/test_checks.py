@@ -172,7 +172,7 @@ def test_a_tap_whose_value_depends_on_the_mode_is_refused(changed: str) -> None:
     assert student.training
     assert all(value.equal(state[name]) for name, value in student.state_dict().items())
     distiller.release()
-    at = FeatureDistiller(Plain(8), student, HEAD_TAPS, AttentionPosition, 1.0)
+    at = FeatureDistiller(Plain(8), student, HEAD_TAPS, AttentionPosition)
     with pytest.raises(ValueError, match=r"other values in evaluation mode at head:output|did not reach head:output"):
         at(images())
 

@@ -104,7 +104,7 @@ def test_the_printed_recipe_is_a_recipe(run, tiny_file, command):
     assert run(command, "printed.yaml", "--print_config") == printed
     config = yaml.safe_load(printed)
     assert config["training"]["milestones"] == [3, 4]
-    assert config["distillation"]["loss_weight"] == "paper"
+    assert config["distillation"]["weights"]["mgd"] == "paper"
     assert left(Path("runs")) == []
 
 

@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 import oracles
 from matchdistill import MatchingDistiller, Reduction, Tap
-from matchdistill.distiller import Reduced
-from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
+from matchdistill.features import FeatureDistiller
 from matchdistill.functional import batchnorm_margin, matching_cost, partial_loss, reduce_channels, solve_assignment
+from matchdistill.matched_position import Reduced
+from matchdistill.position import FeatureNorm, group_norm
 from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn, losses_of_garbage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -667,7 +668,7 @@ def test_no_matching_yet() -> None:
     with pytest.raises(RuntimeError, match=r"call distiller.refresh\(loader\) before training"):
         distiller(images())
     distiller.load_state_dict(distiller.state_dict())
-    assert not distiller.matched
+    assert not distiller.has_matching
 
 
 def train(distiller: MatchingDistiller, steps: range) -> list[float]:
@@ -689,9 +690,9 @@ def test_state_continues_exactly(nested: bool) -> None:
     state = pickle.loads(pickle.dumps(distiller.state_dict()))
     other = MatchingDistiller(distiller.teacher, networks(seed=9)[1], example=images())
     outer = nn.ModuleDict({"distiller": other}) if nested else other
-    assert not other.matched
+    assert not other.has_matching
     outer.load_state_dict({f"distiller.{name}": value for name, value in state.items()} if nested else state)
-    assert other.matched
+    assert other.has_matching
     assert train(other, range(3, 6)) == train(distiller, range(3, 6))
     later = [images(8, seed=7)]
     for found, expected in zip(other.refresh(later), distiller.refresh(later), strict=True):
@@ -766,7 +767,7 @@ def test_hysteresis_out_of_range(hysteresis: float) -> None:
 def test_copies_of_a_distiller_are_independent(copied: Callable[[Any], Any]) -> None:
     distiller = ready(reduction="max")
     twin = copied(distiller)
-    assert twin.matched
+    assert twin.has_matching
     assert train(twin, range(3)) == train(copied(distiller), range(3))
     assert twin.teacher is not distiller.teacher
     assert not torch.equal(twin.student.conv0.weight, distiller.student.conv0.weight)

@@ -176,7 +176,7 @@ def images_by_hand(tolerance: float, first: int) -> int:
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.005, 0.015, 0.05, 10.0])
 def test_a_refresh_stops_where_two_halves_of_the_images_agree(tolerance: float, monkeypatch: Any) -> None:
-    monkeypatch.setattr("matchdistill.distiller.FIRST_CHECK", 8)
+    monkeypatch.setattr("matchdistill.refresh.FIRST_CHECK", 8)
     count = images_by_hand(tolerance, 8)
     found = refreshed(distiller(), TURNED.split(BATCH), tolerance=tolerance)
     assert found["total"] == [count] * 3
@@ -189,7 +189,7 @@ def test_tolerances_of_the_test_above_differ_in_what_they_take() -> None:
 
 
 def test_a_batch_that_passes_several_checks_is_looked_at_once(monkeypatch: Any) -> None:
-    monkeypatch.setattr("matchdistill.distiller.FIRST_CHECK", 2)
+    monkeypatch.setattr("matchdistill.refresh.FIRST_CHECK", 2)
     solved = []
 
     def matcher(cost: Tensor, group: int) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from matchdistill.functional import masked
 from matchdistill.layout import Layout
+from matchdistill.masking import masked
 
 
 def channels_second(features: Tensor, channel_dim: int) -> Tensor:
@@ -30,7 +30,7 @@ def as_map(features: Tensor, layout: Layout | None, channel_dim: int) -> Tensor:
         channel_dim: axis of the channels.
 
     Raises:
-        ValueError: positions that lie in another order, as in windows, of another number than in that pass.
+        ValueError: windows, or another order of positions, whose number is not the one of that pass.
     """
     if layout is None or layout.is_map or layout.grid is None:
         return channels_second(features, channel_dim)
@@ -83,20 +83,20 @@ def align_maps(student: Tensor, teacher: Tensor, sequences: bool = False) -> tup
 def align_masked(
     student: Tensor, teacher: Tensor, mask: Tensor, sequences: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `align_maps`, for images that fill only a part of the input, as those of a padded batch do.
+    """`align_maps` for images that fill only a part of the input, in a padded batch.
 
     Args:
         student: (N, Cs, *).
         teacher: (N, Ct, *).
         mask: pixels of the input that belong to an image (N, H, W), bool, True.
-        sequences: as of `align_maps`.
+        sequences: whether both are sequences (N, C, L) of one axis, not tokens of images.
 
     Returns:
         Student and teacher with the same position axes, and the positions that count (N, *). Where the teacher's map is
         of another size, its values are made of positions that count alone.
 
     Raises:
-        ValueError: as of `align_mask`, or another number of images.
+        ValueError: a mask that is not bool (N, H, W), a map without two position axes, or another number of images.
     """
     if sequences or student.shape[2:] == teacher.shape[2:]:
         return student, teacher, align_mask(mask, student.shape[2:])

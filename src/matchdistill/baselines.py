@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matchdistill.features import FeatureNorm, FeaturePosition
-from matchdistill.functional import masked, partial_loss, squared
+from matchdistill.functional import partial_loss
+from matchdistill.masking import masked, squared
+from matchdistill.position import FeatureNorm, FeaturePosition
 
 
 class FitNetsPosition(FeaturePosition):
@@ -22,20 +23,20 @@ class FitNetsPosition(FeaturePosition):
     teacher's non-linearity. Here beside the task's loss, not before.
     """
 
-    def __init__(self, *of: Any) -> None:
-        super().__init__(*of)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels)
 
     def loss(
-        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, loss_reduction: Literal["sum", "mean"], mask: Tensor | None = None
     ) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
         adapted = _wide(_pointwise(self.adapter, masked(student, mask).relu()).relu())
         goal = _wide(teacher.relu())
         if mask is None:
-            return F.mse_loss(adapted, goal, reduction=reduction)
-        return squared(adapted - goal, reduction, mask)
+            return F.mse_loss(adapted, goal, reduction=loss_reduction)
+        return squared(adapted - goal, loss_reduction, mask)
 
 
 class AttentionPosition(FeaturePosition):
@@ -46,13 +47,13 @@ class AttentionPosition(FeaturePosition):
     """
 
     def loss(
-        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, loss_reduction: Literal["sum", "mean"], mask: Tensor | None = None
     ) -> Tensor:
         """The squared distance, a scalar."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
         maps, goal = (attention(masked(features, mask)) for features in (student, teacher))
         total = F.mse_loss(maps, goal, reduction="sum")
-        return total / len(student) if reduction == "mean" else total
+        return total / len(student) if loss_reduction == "mean" else total
 
 
 def attention(features: Tensor) -> Tensor:
@@ -66,8 +67,8 @@ class OverhaulPosition(FeaturePosition):
     B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, section 3.
     """
 
-    def __init__(self, *of: Any) -> None:
-        super().__init__(*of)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         if self.margin_norm is None:
             raise ValueError(
                 f"{self.name}: OFD takes its margins from a batch norm, and the teacher has none before it"
@@ -76,13 +77,13 @@ class OverhaulPosition(FeaturePosition):
         self.norm = FeatureNorm(self.teacher_channels)
 
     def loss(
-        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
+        self, student: Tensor, teacher: Tensor, loss_reduction: Literal["sum", "mean"], mask: Tensor | None = None
     ) -> Tensor:
         """The partial distance, a scalar; the norm's statistics count what the mask leaves out as zeros."""
         student, teacher, mask = self.masked_maps(student, teacher.detach(), mask)
         margin = self.teacher_margin().to(student.device)
         adapted = self.norm(_pointwise(self.adapter, masked(student, mask)))
-        return partial_loss(adapted, teacher, margin, reduction, mask)
+        return partial_loss(adapted, teacher, margin, loss_reduction, mask)
 
 
 def _wide(features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,70 @@ from matchdistill.taps import Tap, resolve
 from matchdistill.trace import tensors_in
 
 ARGUMENTS = -1  # stands for the model's arguments where taps have their numbers
+VARYING = 0  # stands for a number of calls that is not the same in every pass
 
 
 class ChangedInPlaceError(ValueError):
     """A value was changed after it had been taken for one that stays; the next pass copies it."""
 
 
-class _Watched(NamedTuple):
+class InPlace(enum.Enum):
+    """What is known of a value that a network computes: whether it changes the value in place later in the pass."""
+
+    UNKNOWN = enum.auto()
+    KEPT = enum.auto()
+    CHANGED = enum.auto()
+
+
+@dataclass
+class InPlaceWatch:
+    """What the passes so far have shown of one value in one mode of the network, and what follows for the next one.
+
+    ::
+
+                       the pass kept it
+          UNKNOWN -------------------------> KEPT
+          (copied)                           (taken without a copy)
+             |                                 |
+             | the pass changed it             | the pass changed it: a ChangedInPlaceError,
+             v                                 | unless a copy was taken
+          CHANGED <----------------------------+
+          (copied from now on)
+
+    A module that is called several times in a pass gives its last value. Once the number of calls is known, the earlier
+    ones need no copy.
+
+    Attributes:
+        state: what is known.
+        calls: how often each pass called the module, or `VARYING`; None: not known yet. It stays None in training mode,
+            in which modules may be left out at random.
+    """
+
+    state: InPlace = InPlace.UNKNOWN
+    calls: int | None = None
+
+    def needs_copy(self, call: int) -> bool:
+        """Whether the value of the module's call of this number, from 1, has to be copied."""
+        replaced_later = self.calls is not None and call < self.calls  # never where the calls vary
+        return self.state is not InPlace.KEPT and not replaced_later
+
+    def is_last(self, call: int) -> bool:
+        """Whether the call is known to be the last one of the pass."""
+        return call == self.calls
+
+    def learn(self, changed: bool) -> None:
+        """Note whether a pass changed the value."""
+        if changed:
+            self.state = InPlace.CHANGED
+        elif self.state is InPlace.UNKNOWN:
+            self.state = InPlace.KEPT
+
+    def learn_calls(self, calls: int) -> None:
+        """Note how many calls a pass had."""
+        self.calls = calls if self.calls in (None, calls) else VARYING
+
+
+class _Taken(NamedTuple):
     """Tensors of the network with their versions when they were taken; in-place operations change these."""
 
     tensors: list[Tensor]
@@ -41,11 +99,11 @@ class Captured:
         arguments: the positional and keyword arguments of the model's last call.
         teacher_values: the teacher's tapped values for these arguments, after it ran.
         teacher_output: what the teacher returned for them, after it ran.
-        copied: makes the copy of a value that is changed later, given the number of its tap; None: a whole one.
-        watched: what was taken or copied, to see whether the network changed it.
+        make_copy: makes the copy of a value that is changed later, given the number of its tap; None: a whole one.
+        taken: the network's own tensors at the taps, to see whether it changed them.
         calls: of the tapped modules so far.
         inside: whether the model itself runs at the moment.
-        taken_inside: the taps whose values it gave, rather than other networks that have a tapped module too.
+        inside_taps: the taps whose values it gave, rather than other networks that have a tapped module too.
         finished: whether the values are complete, sums added up.
     """
 
@@ -53,11 +111,11 @@ class Captured:
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     teacher_values: dict[int, Any] | None = None
     teacher_output: Any = None
-    copied: Callable[[int, Tensor], Any] | None = None
-    watched: dict[int, _Watched] = field(default_factory=dict)
+    make_copy: Callable[[int, Tensor], Any] | None = None
+    taken: dict[int, _Taken] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
     inside: bool = False
-    taken_inside: set[int] = field(default_factory=set)
+    inside_taps: set[int] = field(default_factory=set)
     finished: bool = False
 
 
@@ -95,11 +153,9 @@ class Capture:
         self._sums = dict(enumerate(added, len(self.taps)))
         self._addends = {*self._sums, *self._sums.values()}
         self._hooked = [*self.taps, *(tap.plus for tap in self.taps if tap.plus is not None)]
-        # (number, training) -> whether every pass so far left the value unchanged: then it needs no copy.
-        self._kept: dict[tuple[int, bool], bool] = {}
-        # number -> calls of its module in a pass in evaluation mode, 0 if their number varies: the earlier of them need no
-        # copy. In training mode modules may be left out at random.
-        self._calls: dict[int, int] = {}
+        # By number of the tap, and whether the module is in training mode.
+        values = [ARGUMENTS, *range(len(self._hooked))]
+        self._watches = {(number, mode): InPlaceWatch() for number in values for mode in (False, True)}
         for path in ("", *(tap.module for tap in self._hooked)):
             if isinstance(resolve(model, path), torch.jit.ScriptModule):
                 raise ValueError(f"module {path!r} is a scripted one, which takes no hooks: give it unscripted")
@@ -168,27 +224,27 @@ class Capture:
     def take(self, number: int, module: nn.Module, value: Any) -> None:
         """Keep the first tensor of a tapped module's input or output."""
         captured = self.current()
-        if captured is None or (number in captured.taken_inside and not captured.inside):
+        if captured is None or (number in captured.inside_taps and not captured.inside):
             return
         captured.finished = False
         if captured.inside:
-            captured.taken_inside.add(number)
+            captured.inside_taps.add(number)
         tensor = next(iter(tensors_in(value)), None)
         if tensor is None:
             captured.values.pop(number, None)
             return
-        captured.calls[number] = calls = captured.calls.get(number, 0) + 1
-        known = 0 if module.training else self._calls.get(number, 0)
-        keeps = self.keeps(number, module.training) or calls < known
-        if keeps:
+        captured.calls[number] = call = captured.calls.get(number, 0) + 1
+        watch = self._watches[number, module.training]
+        copied = watch.needs_copy(call)
+        if not copied:
             # As a view it is a node of the graph, as a copy is: gradients add up in the same order in the first pass, which
             # copies, and in later ones, and a resumed run ends as the one that was not cut.
             captured.values[number] = tensor.view_as(tensor) if tensor.requires_grad else tensor
-        elif captured.copied is not None and calls == known and number not in self._addends:
-            captured.values[number] = captured.copied(number, tensor)
+        elif captured.make_copy is not None and watch.is_last(call) and number not in self._addends:
+            captured.values[number] = captured.make_copy(number, tensor)
         else:
             captured.values[number] = tensor.clone()
-        _watch(captured, number, [tensor], module.training, not keeps)
+        _note(captured, number, [tensor], module.training, copied)
 
     def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:
         """Keep the arguments of the model."""
@@ -196,18 +252,18 @@ class Capture:
         if captured is None:
             return
         captured.inside = True
-        keeps = self.keeps(ARGUMENTS, module.training)
-        captured.arguments = arguments if keeps else copy_of(arguments)
-        _watch(captured, ARGUMENTS, tensors_in(arguments), module.training, not keeps)
+        copied = self.changes_arguments(module.training)
+        captured.arguments = copy_of(arguments) if copied else arguments
+        _note(captured, ARGUMENTS, tensors_in(arguments), module.training, copied)
 
     def end(self) -> None:
         """Note that the model has run."""
         if (captured := self.current()) is not None:
             captured.inside = False
 
-    def keeps(self, number: int, training: bool) -> bool:
-        """Whether the passes in that mode leave the value of a tap, or the `ARGUMENTS`, unchanged, as far as is known."""
-        return self._kept.get((number, training), False)
+    def changes_arguments(self, training: bool) -> bool:
+        """Whether passes in that mode change the model's arguments in place, or might, as far as is known."""
+        return self._watches[ARGUMENTS, training].state is not InPlace.KEPT
 
     def check(self, captured: Captured) -> None:
         """Learn which values are changed in place.
@@ -215,15 +271,13 @@ class Capture:
         Raises:
             ValueError: one was changed, and no copy was made since this is the first time.
         """
-        for number, (tensors, versions, training, copied) in captured.watched.items():
+        for number, (tensors, versions, training, copied) in captured.taken.items():
+            watch = self._watches[number, training]
             if not training and number != ARGUMENTS:
-                calls = captured.calls[number]
-                self._calls[number] = calls if self._calls.get(number, calls) == calls else 0
-            if [tensor._version for tensor in tensors] == versions:
-                self._kept.setdefault((number, training), True)
-                continue
-            self._kept[number, training] = False
-            if not copied:
+                watch.learn_calls(captured.calls[number])
+            changed = [tensor._version for tensor in tensors] != versions
+            watch.learn(changed)
+            if changed and not copied:
                 place = "the input" if number == ARGUMENTS else f"the value at {self._hooked[number]}"
                 raise ChangedInPlaceError(
                     f"{place} was changed in place in this pass but not in the passes before: "
@@ -263,9 +317,9 @@ def _is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule)
 
 
-def _watch(captured: Captured, number: int, tensors: list[Tensor], training: bool, copied: bool) -> None:
+def _note(captured: Captured, number: int, tensors: list[Tensor], training: bool, copied: bool) -> None:
     if not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in tensors):
-        captured.watched[number] = _Watched(tensors, [tensor._version for tensor in tensors], training, copied)
+        captured.taken[number] = _Taken(tensors, [tensor._version for tensor in tensors], training, copied)
 
 
 def copy_of(arguments: Any) -> Any:

@@ -1,161 +1,29 @@
 """What the distillers of features have in common: tapped values of teacher and student, compared position by position.
 
-Axes: N batch, Cs student channels, Ct teacher channels, * position axes.
+Axes: N batch, * position axes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
-import numbers
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from matchdistill.alignment import align_maps, align_masked, as_map, channels_second
 from matchdistill.capture import Capture, Captured
 from matchdistill.checks import changed_by_mode, leads_to, modules_before, other_modes_problem, trains_any
 from matchdistill.choice import choose, placed, trace_pair
-from matchdistill.functional import batchnorm_margin
-from matchdistill.prepare import Preparation, foldable
+from matchdistill.options import FeatureOptions, Taps
+from matchdistill.position import FeaturePosition
+from matchdistill.prepare import foldable
 from matchdistill.taps import Tap, margin_source, resolve, tapped_operation
 from matchdistill.teacher import FrozenTeacher, shared_modules
 from matchdistill.trace import Operation, Trace
-
-PAPER_FACTOR = 1e4  # of the summed losses at 224 px (MGD, section 4.1)
-
-
-class FeatureNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of features (N, C, *) with any position axes.
-
-    A batch that leaves a channel a single value has no variance to normalise by; there the running statistics are used.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.numel() == input.shape[1]:
-            assert self.running_mean is not None
-            return nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias)
-        return super().forward(input)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm of 32 groups, or of the most that divide both 32 and the channels: for batches of a few images.
-
-    Examples:
-        >>> [group_norm(channels).num_groups for channels in (256, 24)]
-        [32, 8]
-    """
-    return nn.GroupNorm(math.gcd(32, channels), channels)
-
-
-class FeaturePosition(nn.Module):
-    """One distillation position: two taps, and the loss of what they take.
-
-    Args:
-        teacher: the tap of the teacher.
-        student: the tap of the student.
-        values: the operations that make their values.
-        margin_norm: path and module of the batch norm that the teacher's value comes from; None: there is none.
-
-    Attributes:
-        guided_share: the part of the student's body, by weights, that leads to its value.
-    """
-
-    guided_share = 1.0
-
-    def __init__(
-        self, teacher: Tap, student: Tap, values: tuple[Operation, Operation], margin_norm: tuple[str, nn.Module] | None
-    ) -> None:
-        super().__init__()
-        self.teacher, self.student = teacher, student
-        self._margin_norm = margin_norm  # in a tuple, as it is the teacher's: not a submodule
-        self.channel_dims = values[0].channels_axis, values[1].channels_axis
-        self._layouts = values[0].layout, values[1].layout
-        # Of windows, the sizes of the map that they are of.
-        self.spatial = tuple(value.grid if len(value.shape or ()) > 3 else value.spatial for value in values)
-        self.teacher_channels, self.student_channels = values[0].channels, values[1].channels
-
-    @property
-    def name(self) -> str:
-        """The taps, "teacher -> student"."""
-        return f"{self.teacher} -> {self.student}"
-
-    @property
-    def margin_norm(self) -> str | None:
-        """Path of the teacher's batch norm that the margins come from; None: there is none."""
-        return None if self._margin_norm is None else self._margin_norm[0]
-
-    def teacher_margin(self) -> Tensor:
-        """Margins (Ct,) from the batch norm, as it is now, before the teacher's value."""
-        assert self._margin_norm is not None
-        norm = self._margin_norm[1]
-        return batchnorm_margin(norm.weight, norm.bias)  # type: ignore[arg-type]
-
-    def maps(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both features with the channels in axis 1 and the student's map size."""
-        return align_maps(*self._channels_second(student, teacher), self._sequences(student, teacher))
-
-    def masked_maps(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `maps`, and the positions that count (N, *), from the input's pixels (N, H, W) that do; None: all."""
-        if mask is None:
-            return *self.maps(student, teacher), None
-        both = self._channels_second(student, teacher)
-        return align_masked(*both, mask.to(student.device), self._sequences(student, teacher))
-
-    @property
-    def are_maps(self) -> bool:
-        """Whether both values are maps whose positions lie as they lie in the image, as far as is known."""
-        return all(layout is None or layout.is_map for layout in self._layouts)
-
-    def _channels_second(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        teacher_dim, student_dim = self.channel_dims
-        if self.are_maps or self._same_tokens(student, teacher):
-            return channels_second(student, student_dim), channels_second(teacher, teacher_dim)
-        teacher_layout, student_layout = self._layouts
-        return as_map(student, student_layout, student_dim), as_map(teacher, teacher_layout, teacher_dim)
-
-    def _same_tokens(self, student: Tensor, teacher: Tensor) -> bool:
-        """Whether both are as many tokens in the same order: class tokens, too, are then compared."""
-        alike = (
-            student.ndim == teacher.ndim == 3
-            and student.shape[3 - self.channel_dims[1]] == (teacher.shape[3 - self.channel_dims[0]])
-        )
-        return alike and all(layout is None or layout.in_order for layout in self._layouts)
-
-    def _sequences(self, student: Tensor, teacher: Tensor) -> bool:
-        """Of (N, T, C) and (N, C, L), the first are tokens of an image, the second a sequence."""
-        return student.ndim == teacher.ndim == 3 and self.channel_dims == (1, 1)
-
-    def loss(
-        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
-    ) -> Tensor:
-        """The loss of features as they were tapped, a scalar: summed over the elements, or their mean.
-
-        A mask (N, H, W) of the input's pixels, bool, is True where they belong to an image; the other elements are left out.
-        """
-        raise NotImplementedError
-
-    def forward(
-        self, student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None
-    ) -> Tensor:
-        """The loss; as the module's call, it is what ``position.compile(dynamic=True)`` compiles."""
-        return self.loss(student, teacher, reduction, mask)
-
-    def extra_repr(self) -> str:
-        """Taps, widths, map sizes, and the share of the student's body that the position guides."""
-        teacher_size, student_size = self.spatial
-        sizes = f"{self.teacher_channels} x {teacher_size} -> {self.student_channels} x {student_size}"
-        return f"{self.name}, {sizes}, {self.guided_share:.0%} of the body"
 
 
 class FeatureDistiller(nn.Module):
@@ -168,12 +36,9 @@ class FeatureDistiller(nn.Module):
     Args:
         teacher: the large network, or the part of one that corresponds to the student.
         student: the small network, or a part of one.
-        taps: as of `MatchingDistiller`.
-        position: makes a position, given the arguments of `FeaturePosition`.
-        loss_weight: as of `MatchingDistiller`.
-        example: as of `MatchingDistiller`.
-        loss_reduction: as of `MatchingDistiller`.
-        prepare: as of `MatchingDistiller`.
+        taps: where their features are taken, see `FeatureOptions`.
+        position: makes a position, given the arguments of `FeaturePosition`; a subclass of it, for example.
+        options: further fields of `FeatureOptions`: loss_weight, example, loss_reduction, prepare.
 
     Attributes:
         student: the student, as it was given.
@@ -184,7 +49,8 @@ class FeatureDistiller(nn.Module):
         unguided: the paths of the body's other weights.
 
     Raises:
-        ValueError: taps that do not exist or cannot be found, or weights that do not fit them.
+        TypeError: an unknown option, or what is no network.
+        ValueError: taps that do not exist or cannot be found, weights that do not fit them, or options out of range.
     """
 
     positions: Sequence[FeaturePosition]
@@ -196,29 +62,27 @@ class FeatureDistiller(nn.Module):
         self,
         teacher: nn.Module,
         student: nn.Module,
-        taps: Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]],
+        taps: Taps,
         position: Callable[[Tap, Tap, tuple[Operation, Operation], tuple[str, nn.Module] | None], FeaturePosition],
-        loss_weight: float | Sequence[float] | Literal["paper"],
-        example: Tensor | tuple[Any, ...] | None = None,
-        loss_reduction: Literal["mean", "sum"] = "mean",
-        prepare: Preparation | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
+        checked = FeatureOptions.of(taps=taps, **options)
         for role, model in (("teacher", teacher), ("student", student)):
             if not isinstance(model, nn.Module):
                 raise TypeError(f"the {role} is a {type(model).__name__}: expected a torch.nn.Module")
         shared = shared_modules(teacher, student)
-        traces = trace_pair(teacher, student, example)
-        if not isinstance(taps, Iterable) or (isinstance(taps, str) and taps != "auto"):
-            raise ValueError(f"taps={taps!r}: expected 'auto' or a sequence of (teacher tap, student tap)")
-        pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if taps == "auto" else _pairs(taps)
+        traces = trace_pair(teacher, student, checked.example)
+        given = checked.pairs()
+        pairs = [(first.tap, second.tap) for first, second in choose(*traces)] if given is None else given
         found = [
             (tapped_operation(traces[0], teacher, one), tapped_operation(traces[1], student, two)) for one, two in pairs
         ]
         like = next((weight for weight in student.parameters() if weight.is_floating_point()), torch.empty(0))
         self._modes_compared = False
-        if example is not None:
-            lasting = self._lasting(student, [tap for _, tap in pairs], found, placed(example, like), taps == "auto")
+        if checked.example is not None:
+            arguments = placed(checked.example, like)
+            lasting = self._lasting(student, [tap for _, tap in pairs], found, arguments, given is None)
             pairs, found = [pairs[number] for number in lasting], [found[number] for number in lasting]
         positions = []
         for (first, second), values in zip(pairs, found, strict=True):
@@ -226,10 +90,8 @@ class FeatureDistiller(nn.Module):
             positions.append(position(first, second, values, None if path is None else (path, resolve(teacher, path))))
         modules = nn.ModuleList(positions).to(like.device, torch.promote_types(like.dtype, torch.float32))
         self.positions = cast("Sequence[FeaturePosition]", modules)
-        self._weights = _weights(loss_weight, len(positions))
-        if loss_reduction not in ("mean", "sum"):
-            raise ValueError(f"loss_reduction={loss_reduction!r}: expected 'mean' or 'sum'")
-        self._loss_reduction: Literal["mean", "sum"] = "sum" if loss_weight == "paper" else loss_reduction
+        self._weights = checked.weights(len(positions))
+        self._loss_reduction = checked.applied_loss_reduction
         self.student = student
         self._student_capture = Capture(student, [position.student for position in positions])
         # Of each position the modules that its value comes from, and the positions that train none of them.
@@ -239,6 +101,7 @@ class FeatureDistiller(nn.Module):
         self._graphs_seen = False
         # Not a submodule: the teacher's weights are neither trained nor saved with the distiller.
         teacher_taps = [position.teacher for position in positions]
+        prepare = checked.prepare
         if prepare is not None:
             prepare = functools.partial(prepare, folds=foldable(traces[0], teacher_taps))
         self._teacher = FrozenTeacher(teacher, teacher_taps, prepare, shared)
@@ -303,27 +166,51 @@ class FeatureDistiller(nn.Module):
     def loss(self, captured: Captured, mask: Tensor | None = None) -> Tensor:
         """Run the teacher, unless it has run, on exactly the input that the student had, and return the loss, a scalar.
 
+        The methods below that are "for subclasses" are the steps that other distillers replace.
+
         Args:
             captured: what `capture` collected.
             mask: pixels of the input that belong to an image (N, H, W), bool, True, where images are padded to a batch:
                 the padding is left out; None: there is none.
 
         Raises:
+            RuntimeError: a `MatchingDistiller` before its first refresh.
             ValueError: a mask that is not bool (N, H, W), or features that are no maps with a mask.
         """
+        self._check_ready()
         self._student_capture.finish(captured)  # the block may go on
         self._student_capture.check(captured)
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_step(captured)
-        teacher_values = self.teacher_values(captured)
+        values = self.teacher_values(captured)
+        if not self._fit(captured, values):
+            values = captured.teacher_values = self._teacher(captured)
+        self._after_teacher(captured, mask)
         # Sums are per image of the batch; means are already.
         share = 1 / len(captured.values[0]) if self._loss_reduction == "sum" else 1.0
         losses = [
-            position(captured.values[number], teacher_values[number], self._loss_reduction, mask) * (weight * share)
+            position(captured.values[number], values[number], self._loss_reduction, mask) * (weight * share)
             for number, (position, weight) in enumerate(zip(self.positions, self._weights, strict=True))
         ]
         self.position_losses = torch.stack(losses).detach()
         return torch.stack(losses).sum()
+
+    def _check_ready(self) -> None:
+        """Raise an error if there can be no loss yet; for subclasses."""
+
+    def _early_use(self) -> Callable[[int, Tensor], Any] | None:
+        """A function that turns a value which the teacher changes later, given its number, into what the loss needs.
+
+        None: the value is copied. For subclasses.
+        """
+        return None
+
+    def _fit(self, captured: Captured, values: dict[int, Any]) -> bool:
+        """Whether what was made of the teacher's values fits the student's; for subclasses."""
+        return True
+
+    def _after_teacher(self, captured: Captured, mask: Tensor | None) -> None:
+        """What a step does with the values of both networks before the loss; for subclasses."""
 
     def _check_step(self, captured: Captured) -> None:
         """See that a step trains the student by each position: at the first one in the graphs, then at a glance.
@@ -400,7 +287,7 @@ class FeatureDistiller(nn.Module):
     def teacher_values(self, captured: Captured) -> dict[int, Any]:
         """The teacher's values for what `capture` collected, by a run of it unless it has run."""
         if captured.teacher_values is None:
-            captured.teacher_values = self._teacher(captured)
+            captured.teacher_values = self._teacher(captured, self._early_use())
         return captured.teacher_values
 
     def release(self) -> nn.Module:
@@ -413,39 +300,3 @@ class FeatureDistiller(nn.Module):
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
         lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
         return "\n".join([*lines, f") guides {self.guided_share:.0%} of the student's body"])
-
-
-def _pairs(taps: Sequence[tuple[Tap | str, Tap | str]]) -> list[tuple[Tap, Tap]]:
-    """The taps as such; a pair from YAML is a list."""
-    pairs: list[tuple[Tap, Tap]] = []
-    for pair in taps:
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(isinstance(tap, (Tap, str)) for tap in pair)
-        ):
-            raise ValueError(f"{pair!r} in taps: expected a pair (teacher tap, student tap), each a Tap or its text")
-        first, second = (tap if isinstance(tap, Tap) else Tap.parse(tap) for tap in pair)
-        pairs.append((first, second))
-    if not pairs:
-        raise ValueError("taps is empty: expected 'auto' or at least one (teacher tap, student tap)")
-    return pairs
-
-
-def _weights(loss_weight: float | Sequence[float] | Literal["paper"], positions: int) -> list[float]:
-    """The weight of every position."""
-    if loss_weight == "paper":
-        return [1 / (PAPER_FACTOR * 2 ** (positions - 1 - number)) for number in range(positions)]
-    if isinstance(loss_weight, str):
-        raise ValueError(f"loss_weight={loss_weight!r}: expected a number, a number for each position, or 'paper'")
-    weights: list[Any] = list(loss_weight) if isinstance(loss_weight, Sequence) else [loss_weight] * positions
-    if len(weights) != positions:
-        raise ValueError(f"loss_weight has {len(weights)} numbers for {positions} positions: expected one for each")
-    if not all(map(amount, weights)):
-        raise ValueError(f"loss_weight={loss_weight!r}: expected finite numbers of at least 0, one for each position")
-    return [float(weight) for weight in weights]
-
-
-def amount(value: Any) -> bool:
-    """Whether a value is a finite number of at least 0."""
-    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf

@@ -5,21 +5,25 @@ after B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 20
 
 Axes: N batch, Cs student channels, Ct teacher channels, C channels of either, G group, P positions (`*` flattened).
 
-A mask (N, *), bool, is True at the positions that count, as those of an image in a padded batch; whatever the others hold
-(NaN too) reaches neither a result nor a gradient.
+A mask (N, *), bool, is True at the positions that count, where images are padded to a batch (see `masking`).
+
+Each public function checks its arguments and calls the unchecked functions beside it (`similarity_sum`, `cost_of`,
+`reduce_groups`, `negative_sum`, `margin_of`). The distiller calls the same ones, batch by batch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from matchdistill.reduction import Reduction, get_reduction
+from matchdistill.masking import masked, sum_or_mean
+from matchdistill.partial import PartialSquares, goal_of
+from matchdistill.reduction import Reduction, checked_reduction
 
 
 def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,26 +59,6 @@ def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     # Autocast would run the product in half precision, whose sums over N * P terms lose the small differences.
     with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
         return _unit_maps(masked(student, mask)) @ _unit_maps(masked(teacher, mask)).T
-
-
-def masked(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Features (N, C, *) with zeros at the positions that do not count; without a mask they themselves.
-
-    Raises:
-        ValueError: a mask that is not bool or not (N, *).
-    """
-    return features if mask is None else features.masked_fill(_left_out(features, mask), 0)
-
-
-def _left_out(features: Tensor, mask: Tensor) -> Tensor:
-    """True at the positions (N, 1, *) that do not count."""
-    expected = (*features.shape[:1], *features.shape[2:])
-    if mask.dtype != torch.bool or mask.shape != expected:
-        raise ValueError(
-            f"mask of {mask.dtype} {tuple(mask.shape)} for features {tuple(features.shape)}: expected torch.bool "
-            f"{expected}, True at the positions that count"
-        )
-    return ~mask[:, None]
 
 
 def _unit_maps(features: Tensor) -> Tensor:
@@ -113,7 +97,12 @@ def matching_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     similarity = similarity_sum(student, teacher, mask)
     if len(student) == 0:
         raise ValueError("the batch is empty: a matching cost needs at least one image")
-    return 2 - 2 * similarity / len(student)
+    return cost_of(similarity, len(student))
+
+
+def cost_of(similarity: Tensor, images: int) -> Tensor:
+    """The matching cost (Cs, Ct) of a `similarity_sum` over so many images."""
+    return 2 - 2 * similarity / images
 
 
 def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
@@ -170,18 +159,18 @@ def solve_assignment(cost: Tensor, group_size: int | None = None) -> Tensor:
 
 
 def random_assignment(cost: Tensor, group_size: int | None = None, generator: Generator | None = None) -> Tensor:
-    """As `solve_assignment`, but any groups, whatever they cost: the control that shows what the matching is worth.
+    """Draw groups at random, whatever they cost: the control that shows what the matching is worth.
 
     Args:
-        cost: (Cs, Ct); its shape and device matter.
-        group_size: as of `solve_assignment`.
+        cost: (Cs, Ct); only its shape and device matter.
+        group_size: G; None takes ``Ct // Cs``.
         generator: source of the draws, on the CPU; None is torch's default generator.
 
     Returns:
-        index (Cs, G), as of `solve_assignment`.
+        index (Cs, G), int64, in the form that `solve_assignment` describes.
 
     Raises:
-        ValueError: as of `solve_assignment`.
+        ValueError: a cost that is not a matrix, or groups that the teacher has too few channels for.
 
     Examples:
         >>> random_assignment(torch.zeros(2, 6), generator=torch.Generator().manual_seed(0)).shape
@@ -215,10 +204,20 @@ def reduce_channels(
     """
     if teacher.ndim < 2:
         raise ValueError(f"features need a batch and a channel axis (N, C, *), got teacher {tuple(teacher.shape)}")
-    rule = _checked(index, reduction, teacher.shape[1])
-    with torch.no_grad():
-        unguided = (index[:, 0] < 0).reshape(-1, *[1] * (teacher.ndim - 2))
-        return rule.channels(teacher, index.clamp_min(0), generator).masked_fill(unguided, 0)
+    rule = checked_reduction(reduction, index, teacher.shape[1])
+    target = reduce_groups(teacher, index.clamp_min(0), rule, generator)
+    return target.masked_fill(~is_guided(index).reshape(-1, *[1] * (teacher.ndim - 2)), 0)
+
+
+@torch.no_grad()
+def reduce_groups(teacher: Tensor, index: Tensor, rule: Reduction, generator: Generator | None = None) -> Tensor:
+    """`reduce_channels` by an index (Cs, G) that has teacher channels everywhere, without a check of it."""
+    return rule.channels(teacher, index, generator)
+
+
+def is_guided(index: Tensor) -> Tensor:
+    """Which student channels have teacher channels in an index (Cs, G), bool (Cs,)."""
+    return index[:, 0] >= 0
 
 
 def reduce_margin(
@@ -231,7 +230,7 @@ def reduce_margin(
     Args:
         margin: (Ct,).
         index: matched teacher channels (Cs, G), -1 for a student channel without any.
-        reduction: as in `reduce_channels`.
+        reduction: "amp", "rd", "sm", "max", "mean", or a `Reduction`.
         generator: source of "rd"'s draws; None is torch's default generator.
 
     Returns:
@@ -242,26 +241,8 @@ def reduce_margin(
     """
     if margin.ndim != 1:
         raise ValueError(f"margin must have shape (Ct,), got {tuple(margin.shape)}")
-    rule = _checked(index, reduction, len(margin))
-    return rule.margin(margin.detach()[index.clamp_min(0)], generator) * (index[:, 0] >= 0)
-
-
-def _checked(index: Tensor, reduction: str | Reduction, teachers: int) -> Reduction:
-    """The rule of a reduction, for an index into so many teacher channels."""
-    rule = get_reduction(reduction)
-    if index.ndim != 2 or index.shape[1] < 1 or index.dtype != torch.int64:
-        raise ValueError(f"index must be int64 of shape (Cs, G), got {index.dtype} {tuple(index.shape)}")
-    if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < teachers:
-        raise ValueError(
-            f"index holds {int(index.min())} to {int(index.max())}, but there are {teachers} teacher channels: expected "
-            f"numbers from 0 to {teachers - 1}, or -1 for none"
-        )
-    if rule.one_to_one and index.shape[1] != 1:
-        raise ValueError(
-            f"reduction {reduction!r} takes one teacher channel per student channel, got groups of {index.shape[1]}: "
-            "solve the assignment with group_size=1"
-        )
-    return rule
+    rule = checked_reduction(reduction, index, len(margin))
+    return rule.margin(margin.detach()[index.clamp_min(0)], generator) * is_guided(index)
 
 
 def batchnorm_margin(weight: Tensor, bias: Tensor) -> Tensor:
@@ -324,7 +305,12 @@ def empirical_margin(features: Tensor, mask: Tensor | None = None) -> Tensor:
     if features.ndim < 2:
         raise ValueError(f"features need a batch and a channel axis (N, C, *), got {tuple(features.shape)}")
     total, count = negative_sum(features, mask)
-    return (total / count.clamp_min(1)).to(torch.promote_types(features.dtype, torch.float32))
+    return margin_of(total, count).to(torch.promote_types(features.dtype, torch.float32))
+
+
+def margin_of(total: Tensor, count: Tensor) -> Tensor:
+    """The empirical margin (C,) of a `negative_sum`; 0 for a channel that is never negative."""
+    return total / count.clamp_min(1)
 
 
 def partial_loss(
@@ -366,75 +352,8 @@ def partial_loss(
     if student.is_complex() or target.is_complex():
         raise ValueError(f"features must be real, got student {student.dtype}, target {target.dtype}")
     student = student.to(torch.promote_types(student.dtype, torch.float32))
-    total, _ = _PartialSquares.apply(student, _goal(target, margin, student.dtype), mask)
-    return _averaged(total, student, reduction, mask)
-
-
-def _goal(target: Tensor, margin: Tensor, dtype: torch.dtype) -> Tensor:
-    """The target (N, Cs, *), nowhere below its margin (Cs,)."""
-    floor = margin.detach().to(dtype).reshape(-1, *[1] * (target.ndim - 2))
-    return torch.maximum(target.detach().to(dtype), floor)
-
-
-def ignored(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
-    """Where the `partial_loss` of the same arguments leaves the student alone, bool (N, Cs, *).
-
-    Examples:
-        >>> ignored(torch.tensor([[-2.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([-1.0, -1.0]))
-        tensor([[ True, False]])
-    """
-    goal = _goal(target, margin, torch.promote_types(student.dtype, torch.float32))
-    return _left_alone(student.detach() - goal, goal)
-
-
-def _left_alone(differences: Tensor, goal: Tensor) -> Tensor:
-    # Asked the other way round, a NaN on either side is not taken for agreement but reaches the loss.
-    return (differences <= 0) & (goal <= 0)
-
-
-class _PartialSquares(torch.autograd.Function):
-    """Sum of the squares of partial differences, and these; of all that it computes it keeps the differences alone.
-
-    They are in the graph too, so that the gradient, which is made of them, can be differentiated.
-    """
-
-    @staticmethod
-    def forward(student: Tensor, goal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        differences = student - goal
-        left_alone = _left_alone(differences, goal)
-        if mask is not None:
-            left_alone |= _left_out(student, mask)
-        # The sign of the zero tells what is left alone from what has reached its goal: `student - goal` is no -0.0 there.
-        differences.masked_fill_(left_alone, -0.0)
-        return differences.square().sum(), differences
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, total: Tensor | None, each: Tensor | None) -> tuple[Tensor | None, None, None]:
-        (differences,) = ctx.saved_tensors
-        gradient = None if total is None else differences * (2 * total)
-        if each is not None:
-            own = each.masked_fill((differences == 0) & differences.signbit(), 0)
-            gradient = own if gradient is None else gradient + own
-        return gradient, None, None
-
-
-def squared(differences: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None = None) -> Tensor:
-    """Sum or mean of the squares of (N, C, *) at the positions that count; zero in the graph where there are none."""
-    return _averaged(masked(differences, mask).square().sum(), differences, reduction, mask)
-
-
-def _averaged(total: Tensor, of: Tensor, reduction: Literal["sum", "mean"], mask: Tensor | None) -> Tensor:
-    """A sum over values (N, C, *) at the positions that count, or the mean."""
-    if reduction == "sum":
-        return total
-    if mask is None:
-        return total / max(of.numel(), 1)
-    return total / (mask.sum() * of.shape[1]).clamp_min(1)
+    total, _ = PartialSquares.apply(student, goal_of(target, margin, student.dtype), mask)
+    return sum_or_mean(total, student, reduction, mask)
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from matchdistill.functional import negative_sum, similarity_sum, wide
+from matchdistill.functional import cost_of, is_guided, margin_of, negative_sum, similarity_sum, wide
 
 
 class CostAccumulator:
@@ -81,7 +81,7 @@ class CostAccumulator:
             ValueError: no image was seen.
         """
         self._check_seen()
-        return 2 - 2 * self._sums[0] / self.count
+        return cost_of(self._sums[0], self.count)
 
     def margin(self) -> Tensor:
         """Mean of each teacher channel's negative values (Ct,), float64.
@@ -92,8 +92,7 @@ class CostAccumulator:
         self._check_seen()
         if len(self._sums) == 1:
             raise ValueError("the margins were not measured: expected CostAccumulator(margins=True)")
-        _, total, count = self._sums
-        return total / count.clamp_min(1)
+        return margin_of(*self._sums[1:])
 
     def _check_seen(self) -> None:
         if self.count == 0:
@@ -127,7 +126,7 @@ class Matching:
     def similarity(self) -> Tensor:
         """Mean cosine of every student channel to its teacher channels (Cs,); NaN where it has none."""
         cosine = 1 - self.cost.gather(1, self.index.clamp_min(0)).mean(1) / 2
-        return cosine.masked_fill(self.index[:, 0] < 0, torch.nan)
+        return cosine.masked_fill(~is_guided(self.index), torch.nan)
 
     @property
     def mean_cost(self) -> float:
@@ -147,7 +146,7 @@ class Matching:
 
 def objective(cost: Tensor, index: Tensor) -> float:
     """Mean cost (Cs, Ct) of the pairs of a matching (Cs, G)."""
-    guided = index[:, 0] >= 0
+    guided = is_guided(index)
     return cost[guided].gather(1, index[guided]).mean(dtype=wide(cost.device)).item()
 
 

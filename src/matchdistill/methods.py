@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from matchdistill.baselines import AttentionPosition, FitNetsPosition, OverhaulPosition
-from matchdistill.distiller import Matcher
-from matchdistill.features import FeaturePosition
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import did_you_mean
+from matchdistill.options import Matcher
+from matchdistill.position import FeaturePosition
 from matchdistill.reduction import REDUCTIONS
 
 Weight = float | list[float] | Literal["paper"]

@@ -1,6 +1,7 @@
 """The reductions: how the G teacher channels matched to a student channel become one target channel.
 
-Each is a pair of functions, one for feature maps and one for margins; a user's own is another `Reduction`.
+Each is a pair of functions, one for feature maps and one for margins. Your own is another `Reduction`; an entry in
+`REDUCTIONS` gives it a name.
 
 Axes: N batch, Cs student channels, Ct teacher channels, G group, * positions (any number of axes).
 """
@@ -17,14 +18,18 @@ from torch import Generator, Tensor
 class Reduction(NamedTuple):
     """A rule for the matched channels and one for their margins (Yue et al. 2020, section 3.3).
 
-    ``channels`` maps (teacher (N, Ct, *), index (Cs, G), generator) to (N, Cs, *);
-    ``margin`` maps (margins of the groups (Cs, G), generator) to (Cs,);
-    ``one_to_one`` says that every student channel gets a single teacher channel.
+    Attributes:
+        channels: maps (teacher (N, Ct, *), index (Cs, G), generator) to (N, Cs, *).
+        margin: maps (margins of the groups (Cs, G), generator) to (Cs,).
+        one_to_one: whether every student channel gets a single teacher channel.
+        deterministic: whether ``channels`` draws nothing at random. A distiller may then reduce a value while the teacher
+            runs, instead of a copy of the whole value later.
     """
 
     channels: Callable[[Tensor, Tensor, Generator | None], Tensor]
     margin: Callable[[Tensor, Generator | None], Tensor]
     one_to_one: bool = False
+    deterministic: bool = False
 
 
 def _select(teacher: Tensor, members: Tensor) -> Tensor:
@@ -34,8 +39,8 @@ def _select(teacher: Tensor, members: Tensor) -> Tensor:
     return teacher.index_select(1, members)
 
 
-def _matched(teacher: Tensor, index: Tensor) -> Tensor:
-    """The one matched channel."""
+def _first_member(teacher: Tensor, index: Tensor) -> Tensor:
+    """The first teacher channel of each group."""
     return _select(teacher, index[:, 0])
 
 
@@ -44,7 +49,7 @@ def _absolute_max(teacher: Tensor, index: Tensor, generator: Generator | None) -
     # A running maximum holds few maps at a time; stacking the group would hold G of them. The larger magnitude has the sign
     # of the sum, and where that is 0 of the first: on CPUs three times as fast as a selection by torch.where.
     below_rounding = torch.finfo(teacher.dtype).eps / 8
-    best = _matched(teacher, index)
+    best = _first_member(teacher, index)
     for member in range(1, index.shape[1]):
         candidate = _select(teacher, index[:, member])
         sign = (best + candidate).add_(best, alpha=below_rounding)
@@ -53,7 +58,7 @@ def _absolute_max(teacher: Tensor, index: Tensor, generator: Generator | None) -
 
 
 def _maximum(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
-    best = _matched(teacher, index)
+    best = _first_member(teacher, index)
     for member in range(1, index.shape[1]):
         best = torch.maximum(best, _select(teacher, index[:, member]))
     return best
@@ -61,7 +66,7 @@ def _maximum(teacher: Tensor, index: Tensor, generator: Generator | None) -> Ten
 
 def _mean(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
     # In half precision a sum can pass the largest number though the mean does not.
-    total = _matched(teacher, index).to(torch.promote_types(teacher.dtype, torch.float32))
+    total = _first_member(teacher, index).to(torch.promote_types(teacher.dtype, torch.float32))
     for member in range(1, index.shape[1]):
         total = total + _select(teacher, index[:, member])
     return (total / index.shape[1]).to(teacher.dtype)
@@ -69,7 +74,7 @@ def _mean(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor
 
 def _random(teacher: Tensor, index: Tensor, generator: Generator | None) -> Tensor:
     """One member at random, drawn anew per sample, student channel and position."""
-    kept = _matched(teacher, index)
+    kept = _first_member(teacher, index)
     drawn = torch.randint(index.shape[1], kept.shape, generator=generator, device=_draw_device(kept, generator))
     drawn = drawn.to(kept.device)
     for member in range(1, index.shape[1]):
@@ -89,11 +94,16 @@ def _draw_device(values: Tensor, generator: Generator | None) -> torch.device:
 
 
 REDUCTIONS = {
-    "sm": Reduction(lambda teacher, index, _: _matched(teacher, index), lambda margins, _: margins[:, 0], True),
+    "sm": Reduction(
+        lambda teacher, index, _: _first_member(teacher, index),
+        lambda margins, _: margins[:, 0],
+        one_to_one=True,
+        deterministic=True,
+    ),
     "rd": Reduction(_random, _random_margin),
-    "amp": Reduction(_absolute_max, lambda margins, _: margins.mean(1)),
-    "max": Reduction(_maximum, lambda margins, _: margins.amax(1)),
-    "mean": Reduction(_mean, lambda margins, _: margins.mean(1)),
+    "amp": Reduction(_absolute_max, lambda margins, _: margins.mean(1), deterministic=True),
+    "max": Reduction(_maximum, lambda margins, _: margins.amax(1), deterministic=True),
+    "mean": Reduction(_mean, lambda margins, _: margins.mean(1), deterministic=True),
 }
 
 
@@ -108,3 +118,30 @@ def get_reduction(reduction: str | Reduction) -> Reduction:
     if reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}: expected one of {', '.join(REDUCTIONS)}, or a Reduction")
     return REDUCTIONS[reduction]
+
+
+def checked_reduction(reduction: str | Reduction, index: Tensor, teachers: int) -> Reduction:
+    """The rule of a reduction, after a look at the index (Cs, G) that it is given; reads the index from its device.
+
+    Args:
+        reduction: a name or a `Reduction`.
+        index: teacher channels of each student channel, -1 for none.
+        teachers: the number of teacher channels.
+
+    Raises:
+        ValueError: an unknown name, an index that does not fit, or groups for a rule that is one-to-one.
+    """
+    rule = get_reduction(reduction)
+    if index.ndim != 2 or index.shape[1] < 1 or index.dtype != torch.int64:
+        raise ValueError(f"index must be int64 of shape (Cs, G), got {index.dtype} {tuple(index.shape)}")
+    if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < teachers:
+        raise ValueError(
+            f"index holds {int(index.min())} to {int(index.max())}, but there are {teachers} teacher channels: expected "
+            f"numbers from 0 to {teachers - 1}, or -1 for none"
+        )
+    if rule.one_to_one and index.shape[1] != 1:
+        raise ValueError(
+            f"reduction {reduction!r} takes one teacher channel per student channel, got groups of {index.shape[1]}: "
+            "solve the assignment with group_size=1"
+        )
+    return rule

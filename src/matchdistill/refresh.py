@@ -5,13 +5,19 @@ Axes: N batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from matchdistill.distributed import is_sharded, rank_and_world
+from matchdistill.options import amount
 from matchdistill.trace import tensors_in
+
+# Images before the first check of a refresh with a tolerance: four doublings are less than a fifth of 20,000, the default.
+FIRST_CHECK = 240
 
 
 def due(epoch: int, every: int | Sequence[int]) -> bool:
@@ -72,3 +78,80 @@ def check_loader(loader: Any) -> None:
         raise ValueError(f"the loader is a {kind}: expected batches, such as a DataLoader or [images]")
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise ValueError(f"the loader is a {type(loader).__name__}: expected batches, such as a DataLoader or [images]")
+
+
+class RankBatches:
+    """The batches of a refresh that this process runs, and the count of images over all processes.
+
+    Iterate over it, and report after each batch how many images it had with `took`. If the loader deals the images out to
+    the processes, each one runs all that it gets; otherwise every process reads all batches and runs each world-th one.
+
+    Where a tolerance is given, the iteration stops for a check at `FIRST_CHECK` images and at each doubling. All processes
+    come to every check, since it compares what all of them have seen.
+
+    Args:
+        loader: batches.
+        max_images: the most images, over all processes.
+        whole: whether batches are run as they are and only then counted; otherwise the last one is cut to the limit.
+        tolerance: of the check; None: there are none.
+        settled: makes a check: whether the images so far are enough, given the number of images at the next check.
+
+    Attributes:
+        limit: how many images of the current batch to run; None: all of them.
+        alone: whether there is no other process.
+
+    Raises:
+        ValueError: a loader that gives no batches, or limits out of range.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        max_images: int,
+        whole: bool,
+        tolerance: float | None,
+        settled: Callable[[float], bool],
+    ) -> None:
+        check_loader(loader)
+        if not isinstance(max_images, int) or max_images < 1:
+            raise ValueError(f"max_images={max_images!r}: expected at least 1, a whole number")
+        if tolerance is not None and not amount(tolerance):
+            raise ValueError(f"tolerance={tolerance}: expected a share of the objective, 0 or more, or None")
+        self._loader, self._whole, self._settled = loader, whole, settled
+        self._checks = [] if tolerance is None else doublings(FIRST_CHECK, max_images)
+        self._rank, world = rank_and_world()
+        self.alone = world == 1
+        self._stride = 1 if self.alone or is_sharded(loader) else world  # in batches, from one of its own to the next
+        # The other processes' images pass by and are counted, or are as many as this one's, about.
+        counts_own = whole or self._stride == 1
+        self._left = len(range(self._rank, max_images, world)) if counts_own else max_images
+        self._each_stands_for = world if counts_own else 1
+        self._seen = self._count = 0
+        self.limit: int | None = None
+
+    def took(self, images: int) -> None:
+        """Tell how many images the current batch had."""
+        self._count = images
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self._loader if self._left > 0 else ()):
+            self._count = 0 if self._whole else min(self._left, len(images_of(batch)))
+            if self._stride == 1 or number % self._stride == self._rank:
+                self.limit = None if self._whole else self._count
+                yield batch
+            self._left -= self._count
+            self._seen += self._count * self._each_stands_for
+            if self._left <= 0:  # before another batch is loaded
+                break
+            if self._enough(self._seen):
+                return
+        if not self.alone:  # the other processes may have more images
+            self._enough(math.inf)
+
+    def _enough(self, seen: float) -> bool:
+        """Make the checks that so many images have come to, until one finds that they are enough."""
+        while self._checks and seen >= self._checks[0]:
+            del self._checks[0]
+            if self._settled(self._checks[0] if self._checks else math.inf):
+                return True
+        return False

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from matchdistill.capture import ARGUMENTS, Capture, Captured, ChangedInPlaceError, copy_of
+from matchdistill.capture import Capture, Captured, ChangedInPlaceError, copy_of
 from matchdistill.functional import wide
 from matchdistill.probing import copy_of_model
 from matchdistill.taps import Tap
@@ -28,7 +28,8 @@ class FrozenTeacher:
         model: the teacher, put into evaluation mode.
         taps: where to take its features; none for its output alone.
         prepare: makes a copy of it run faster, which runs in its place; None: it runs itself.
-        shared: modules that the student has too, as of `shared_modules`: they are in the student's modes but for its runs.
+        shared: modules that the student has too (see `shared_modules`). They stay in the student's modes, except while the
+            teacher runs.
 
     Raises:
         ValueError: a tap on a module that the teacher does not have.
@@ -49,11 +50,11 @@ class FrozenTeacher:
         self._versions: list[tuple[Tensor, int]] = []
         self._sums: list[float] = []
 
-    def __call__(self, captured: Captured, copied: Callable[[int, Tensor], Any] | None = None) -> dict[int, Any]:
+    def __call__(self, captured: Captured, make_copy: Callable[[int, Tensor], Any] | None = None) -> dict[int, Any]:
         """Run on the arguments that the student was called with and return the tapped values, by number of the tap.
 
         The teacher's own output is left in ``captured.teacher_output``. Where a value has to be copied since the teacher
-        changes it later, `copied` may make of it what is needed.
+        changes it later, `make_copy` may make of it what is needed.
         """
         if captured.arguments is None:
             raise ValueError(
@@ -63,7 +64,8 @@ class FrozenTeacher:
         tensors = tensors_in(captured.arguments)
         teacher = self.on(tensors[0].device) if tensors else self
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
-        args, kwargs = captured.arguments if teacher.capture.keeps(ARGUMENTS, False) else copy_of(captured.arguments)
+        changes = teacher.capture.changes_arguments(training=False)
+        args, kwargs = copy_of(captured.arguments) if changes else captured.arguments
         given = next((value.dtype for value in tensors if value.is_floating_point()), None)
         own_type = teacher.other_type(given)
         if own_type is not None:
@@ -73,10 +75,10 @@ class FrozenTeacher:
                 # All or some of it may be part of a larger model that was put into training mode.
                 if any(module.training for module in teacher.model.modules()):
                     teacher.model.eval()
-                own.copied = copied
+                own.make_copy = make_copy
                 captured.teacher_output = teacher.model(*args, **kwargs)
         except ChangedInPlaceError:  # fewer calls of a module than in the passes before: now it is known
-            return self(captured, copied)
+            return self(captured, make_copy)
         except TypeError as error:
             if misfit := _misfit(teacher.model, args, kwargs):
                 raise ValueError(

@@ -20,7 +20,7 @@ def pair_and_images():
 
 
 def test_what_matchings_of_fewer_images_lack(monkeypatch):
-    monkeypatch.setattr("matchdistill.distiller.FIRST_CHECK", 128)
+    monkeypatch.setattr("matchdistill.refresh.FIRST_CHECK", 128)
     monkeypatch.setattr(adaptive, "doublings", lambda *_: [2, 640])
     distiller, data = pair_and_images()
     found = adaptive.measure(distiller, data, torch.arange(60, 700), 10.0, 2, "cpu")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from matchdistill.distiller import MatchingDistiller, Position
-from matchdistill.features import FeaturePosition
+from matchdistill.distiller import MatchingDistiller
 from matchdistill.functional import empirical_margin, matching_cost, reduce_margin, solve_assignment
+from matchdistill.matched_position import MatchedPosition
+from matchdistill.position import FeaturePosition
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.tasks.classification.module import ClassificationModule
 from networks import PLAIN_TAPS, Plain, as_if_trained
@@ -23,8 +24,8 @@ IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def _originals(monkeypatch):
     """What the patches replace comes back after each test."""
     for owner, name in (
-        (Position, "solve"),
-        (Position, "maps"),
+        (MatchedPosition, "solve"),
+        (MatchedPosition, "maps"),
         (FeaturePosition, "margin_norm"),
         (ClassificationModule, "losses"),
         (MatchingDistiller, "refresh"),
@@ -76,7 +77,7 @@ def test_matched_on_other_features_with_the_same_loss(distiller, name):
     assert any(not torch.equal(before, now.index) for before, now in zip(plain, distiller.positions, strict=True))
     changed = distiller(IMAGES)[1].item()
     same = copy.deepcopy(distiller)
-    Position.maps = FeaturePosition.maps
+    MatchedPosition.maps = FeaturePosition.maps
     assert same(IMAGES)[1].item() == changed
 
 

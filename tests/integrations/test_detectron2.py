@@ -34,13 +34,13 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 
-from matchdistill.features import group_norm
 from matchdistill.integrations.detectron2 import (
     DistilledModel,
     RefreshMatching,
     load_teacher,
     refresh_loader,
 )
+from matchdistill.position import group_norm
 
 ARCHITECTURES = {
     "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
@@ -265,7 +265,7 @@ def test_checkpoints_go_from_the_zoo_to_the_wrapper_and_to_the_plain_student(
     warned = "\n".join(record.getMessage() for record in caplog.records)
     assert "distiller.positions.0" in warned
     assert all(name not in warned for name in ("student", "backbone", "head"))
-    assert not model.distiller.matched
+    assert not model.distiller.has_matching
 
     model.refresh([batch(0)])
     DetectionCheckpointer(model, str(tmp_path)).save("own")
@@ -276,7 +276,7 @@ def test_checkpoints_go_from_the_zoo_to_the_wrapper_and_to_the_plain_student(
 
     other = distilled(architecture, seed=8)
     DetectionCheckpointer(other).load(str(tmp_path / "own.pth"))
-    assert other.distiller.matched
+    assert other.distiller.has_matching
     assert list(other.state_dict()) == list(model.state_dict())
     for (name, value), saved in zip(other.state_dict().items(), model.state_dict().values(), strict=True):
         assert value.equal(saved), name
@@ -502,7 +502,7 @@ def test_default_trainer_refreshes_and_resumes(architecture: str, dataset: str, 
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2
-    assert trainer.model.distiller.matched
+    assert trainer.model.distiller.has_matching
     trainer.train()
     assert asked == [0, 2]
 

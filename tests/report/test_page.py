@@ -12,13 +12,15 @@ import torch
 import yaml
 
 from matchdistill import cli
-from matchdistill.report import charts
+from matchdistill.report import comparison_charts, run_charts
 from matchdistill.report.page import _si, networks, report, write_report
 from matchdistill.report.runs import Run, cells
 from matchdistill.runs import evidence
 from matchdistill.runs.compare import compare
+from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.train import fit
 from matchdistill.tasks.classification.module import ClassificationModule
+from records import run_of
 
 pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -111,23 +113,21 @@ def test_the_page_of_a_run(runs):
 
 def test_the_time_adds_up(runs):
     """Steps, refreshes and validation make the epochs; the teacher's training comes from its own run."""
-    from matchdistill.report.run_charts import seconds
-
     run = Run.of(runs / "cells/mgd-amp/seed0")
-    spent = seconds(run)
+    spent = run_charts.seconds(run)
     assert spent["teacher's training"] == json.loads((runs / "teacher/metrics.json").read_text())["seconds"]
     del spent["teacher's training"]
     epochs = sum(point.value for point in run.curves["seconds/epoch"])
     assert sum(spent.values()) == pytest.approx(epochs)
-    assert epochs <= run.metrics["seconds"]
-    assert "teacher's training" not in seconds(Run.of(runs / "cells/none/seed0"))
-    assert run.seconds == run.metrics["seconds"]  # the teacher was trained by the comparison
+    assert epochs <= run.metrics.seconds
+    assert "teacher's training" not in run_charts.seconds(Run.of(runs / "cells/none/seed0"))
+    assert run.seconds == run.metrics.seconds  # the teacher was trained by the comparison
 
 
 def test_the_time_of_a_run_is_without_its_teachers(tiny, tmp_path):
     fit(tiny("--teacher.weights=null", "--teacher.training.epochs=1"), tmp_path, resume=True, quiet=True)
     run = Run.of(tmp_path)
-    assert 0 < run.seconds == pytest.approx(run.metrics["seconds"] - run.teacher.metrics["seconds"])
+    assert 0 < run.seconds == pytest.approx(run.metrics.seconds - run.teacher.metrics.seconds)
 
 
 def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
@@ -190,7 +190,7 @@ def test_the_total_of_the_losses_by_step(tmp_path):
     )
     (tmp_path / "logs" / "version_0_old").mkdir()
     (tmp_path / "logs" / "version_0_old" / "metrics.csv").write_text("what, ever\n")
-    assert charts.losses(Run.of(tmp_path)) == [(0, 0, 6.0), (1, 0, 15.0)]
+    assert run_charts.losses(Run.of(tmp_path)) == [(0, 0, 6.0), (1, 0, 15.0)]
 
 
 def test_a_run_that_has_only_begun(tiny, tmp_path):
@@ -246,7 +246,7 @@ def test_means_are_of_finished_runs(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "grid")
     (tmp_path / "grid/cells/none/seed1/metrics.json").unlink()
     done = [run for run in cells(tmp_path / "grid") if run.name == "none, seed 0"]
-    figure = charts.by_method(cells(tmp_path / "grid"), "top1").figure
+    figure = comparison_charts.by_method(cells(tmp_path / "grid")).figure
     (mean,) = [trace for trace in figure.data if trace.name == "none"]
     assert list(mean.y) == [point.value for point in done[0].curves["val/top1"]]
 
@@ -263,7 +263,7 @@ def test_a_run_cut_as_its_page_was_made(tiny, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             fit(tiny(*EVERY), out, quiet=True)
     assert not (out / "metrics.json").exists()
-    assert fit(tiny(*EVERY), out, resume=True, quiet=True) == json.loads((out / "metrics.json").read_text())
+    assert fit(tiny(*EVERY), out, resume=True, quiet=True) == read_metrics(out)
     page = (out / "report.html").read_text()
     assert "Not finished:" not in page
     assert "after training, by the matching in force" in page
@@ -371,9 +371,9 @@ def test_names_are_text_and_not_markup(tiny, tmp_path):
 
 
 def measured(method, top1, teacher):
-    metrics = {"student": {"top1": top1}, "teacher": {"top1": teacher} if teacher else {}, "parameters": {}}
+    metrics = run_of(method, 0, {"top1": top1}, {"top1": teacher} if teacher else {})
     recipe = {"distillation": {"method": method}, "teacher": {"name": "x:net"}}
-    return Run(Path(f"/runs/{method}"), method, recipe, {**metrics, "seconds": 1.0})
+    return Run(Path(f"/runs/{method}"), method, recipe, metrics)
 
 
 def test_the_gap_that_is_recovered():

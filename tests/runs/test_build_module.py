@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from matchdistill.baselines import BASELINES
 from matchdistill.functional import random_assignment, solve_assignment
+from matchdistill.methods import METHODS
 from matchdistill.models import small_resnet
 from matchdistill.runs.build import build_module, build_teacher, check_state
 
@@ -42,10 +42,10 @@ def test_nor_has_a_teacher_of_a_library_s_weights_a_new_head_for_its_output(tiny
                 build_teacher(recipe, "pretrained")
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["fitnets", "at", "ofd"])
 def test_a_baseline_has_the_weight_of_its_recipe(tiny, name):
-    distiller = build_module(tiny(f"--distillation.method={name}", f"--distillation.{name}_weight=0.3")).distiller
-    assert {type(position) for position in distiller.positions} == {BASELINES[name]}
+    distiller = build_module(tiny(f"--distillation.method={name}", f"--distillation.weights.{name}=0.3")).distiller
+    assert {type(position) for position in distiller.positions} == {METHODS[name].position}
     assert distiller._weights == [0.3] * len(distiller.positions)
 
 

@@ -130,7 +130,7 @@ def test_a_network_of_ones_own_in_two_formats(tiny, tmp_path):
     (result,) = [result for result in card.data.eval_results if result.metric_type == "accuracy"]
     assert (result.dataset_name, result.metric_value) == ("digits", pytest.approx(metrics.student["top1"], abs=1e-4))
     for role in ("teacher", "student"):
-        top1, count = f"{metrics[role]['top1']:.2%}", f"{metrics['parameters'][role]:,}"
+        top1, count = f"{metrics.of(role)['top1']:.2%}", f"{metrics.parameters[role]:,}"
         assert re.search(rf"\| {role} \| {top1} \| .* \| {count} \|", card.text)
 
 

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -16,10 +17,13 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from matchdistill.runs import compare as module
-from matchdistill.runs.compare import Cell, compare, summary_table
+from matchdistill.runs.compare import Cell, Compared, compare, summary_table
+from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.recipe import Recipe
-from matchdistill.runs.summary import summarise
+from matchdistill.runs.summary import Mean, summarise
 from matchdistill.runs.train import fit
+from matchdistill.tasks import TASKS
+from records import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -52,25 +56,25 @@ def test_a_grid(tiny, tmp_path, fitted):
     console = Console(width=200, record=True, file=io.StringIO())
     report = compare(tiny(*TEACHER, "--seed=3"), out, methods, 2, terminal=console)
     assert fitted == ["teacher", *(f"{method}/seed{seed}" for seed in (3, 4) for method in methods)]
-    assert report == json.loads((out / "metrics.json").read_text())
-    assert report["recipe"]["seed"] == 3
-    assert [(run["method"], run["seed"]) for run in report["runs"]] == [(m, s) for s in (3, 4) for m in methods]
-    for run in report["runs"]:
-        folder = out / "cells" / run["method"] / f"seed{run['seed']}"
-        assert run == json.loads((folder / "metrics.json").read_text())
+    assert report.plain() == json.loads((out / "metrics.json").read_text())
+    assert report.config["seed"] == 3
+    assert [(run.method, run.seed) for run in report.runs] == [(m, s) for s in (3, 4) for m in methods]
+    for run in report.runs:
+        folder = out / "cells" / run.method / f"seed{run.seed}"
+        assert run == read_metrics(folder)
         assert (folder / "student.safetensors").exists()
         assert not (folder / "teacher").exists()
-    assert report["summary"] == summarise(report["runs"], methods)
-    teachers = [run["teacher"]["top1"] for run in report["runs"] if run["method"] != "none"]
+    assert report.summary == summarise(report.runs, methods)
+    teachers = [run.teacher["top1"] for run in report.runs if run.method != "none"]
     trained = json.loads((out / "teacher" / "metrics.json").read_text())["student"]["top1"]
     assert teachers == pytest.approx([trained] * 4)
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["method"], int(row["seed"])) for row in rows] == [(m, s) for s in (3, 4) for m in methods]
-    for row, run in zip(rows, report["runs"], strict=True):
-        assert float(row["top1"]) == run["student"]["top1"]
-        assert row["teacher_top1"] == str(run["teacher"].get("top1", ""))
-        assert float(row["seconds"]) == run["seconds"]
+    for row, run in zip(rows, report.runs, strict=True):
+        assert float(row["top1"]) == run.student["top1"]
+        assert row["teacher_top1"] == str(run.teacher.get("top1", ""))
+        assert float(row["seconds"]) == run.seconds
     text = console.export_text()
     for part in ("teacher: matchdistill.models:small_resnet, 1 epochs", "kd, seed 4: top-1", "gap recovered"):
         assert part in text
@@ -97,10 +101,7 @@ def test_it_goes_on_cell_by_cell(tiny, tmp_path, fitted, monkeypatch):
     (out / "metrics.json").unlink()
     second = compare(tiny(*TEACHER), out, ["none", "kd"], 2)
     assert fitted == ["kd/seed1"]
-    for report in (first, second):
-        for run in report["runs"]:
-            del run["seconds"]
-    assert first["runs"] == second["runs"]
+    assert timeless(first.runs) == timeless(second.runs)
     fitted.clear()
     compare(tiny(*TEACHER), out, ["mgd-sm", "kd", "none"], 3)
     assert fitted == ["mgd-sm/seed0", "mgd-sm/seed1", "mgd-sm/seed2", "kd/seed2", "none/seed2"]
@@ -108,13 +109,13 @@ def test_it_goes_on_cell_by_cell(tiny, tmp_path, fitted, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = compare(tiny(*TEACHER), (tmp_path / "out").relative_to(tmp_path), ["kd"], 1)
     assert fitted == []
-    assert [(run["method"], run["seed"]) for run in report["runs"]] == [("kd", 0)]
+    assert [(run.method, run.seed) for run in report.runs] == [("kd", 0)]
 
 
 def test_without_a_method_that_needs_it_no_teacher_is_trained(tiny, tmp_path, fitted):
     report = compare(tiny(*TEACHER), tmp_path / "out", ["none"], 1)
     assert fitted == ["none/seed0"]
-    assert report["summary"][0]["difference"] is None
+    assert report.summary[0].difference is None
     compare(tiny(*TEACHER), tmp_path / "out", ["none", "kd"], 1)
     assert fitted == ["none/seed0", "teacher", "kd/seed0"]
 
@@ -122,7 +123,12 @@ def test_without_a_method_that_needs_it_no_teacher_is_trained(tiny, tmp_path, fi
 def test_methods_named_twice_run_once(tiny, tmp_path, fitted):
     report = compare(tiny(), tmp_path / "out", ["none", "none"], 1)
     assert fitted == ["none/seed0"]
-    assert [entry["method"] for entry in report["summary"]] == ["none"]
+    assert [entry.method for entry in report.summary] == ["none"]
+
+
+def timeless(records):
+    """Records but for the seconds that they took."""
+    return [dataclasses.replace(record, seconds=0.0) for record in records]
 
 
 @pytest.mark.slow
@@ -131,9 +137,7 @@ def test_jobs_change_nothing(tiny, tmp_path):
     for jobs in (1, 2):
         out = tmp_path / str(jobs)
         report = compare(tiny(*TEACHER), out, ["none", "mgd-rd+kd"], 2, jobs)
-        for entry in (*report["runs"], *report["summary"]):
-            del entry["seconds"]
-        reports.append(report)
+        reports.append([timeless(report.runs), timeless(report.summary)])
     assert reports[0] == reports[1]
     for method, seed in (("none", 0), ("mgd-rd+kd", 1)):
         first, second = (
@@ -172,7 +176,7 @@ def test_a_failing_cell_is_reported_and_the_others_are_kept(tiny, tmp_path, monk
     done = sorted(path.parent.relative_to(out / "cells").as_posix() for path in out.rglob("metrics.json"))
     assert done == ["kd/seed1", "none/seed0", "none/seed1"]
     monkeypatch.undo()
-    assert len(compare(tiny(), out, ["none", "kd"], 2)["runs"]) == 4
+    assert len(compare(tiny(), out, ["none", "kd"], 2).runs) == 4
 
 
 def test_another_recipe_is_refused(tiny, tmp_path, fitted):
@@ -224,7 +228,7 @@ def test_jobs_of_several_processes_are_refused(tiny, tmp_path, devices):
 
 def runs_of(accuracies, teacher=0.95):
     return [
-        {"method": method, "seed": seed, "student": {"top1": value}, "teacher": known, "seconds": 2.0 + seed}
+        run_of(method, seed, {"top1": value}, known, 2.0 + seed)
         for method, values in accuracies.items()
         for seed, value in enumerate(values)
         for known in [{} if method == "none" else {"top1": teacher}]
@@ -236,49 +240,48 @@ def test_statistics():
     none, amp = summarise(runs_of({"none": alone, "mgd-amp": guided}), ["none", "mgd-amp"])
     for entry, values in ((none, alone), (amp, guided)):
         low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-        assert entry["top1"]["mean"] == pytest.approx(np.mean(values))
-        assert entry["top1"]["interval"] == pytest.approx((high - low) / 2)
-        assert entry["seeds"] == [0, 1, 2, 3]
-        assert entry["seconds"] == 3.5
-    assert none["difference"] is None
-    assert none["gap_recovered"] is None
+        assert entry.value.mean == pytest.approx(np.mean(values))
+        assert entry.value.interval == pytest.approx((high - low) / 2)
+        assert entry.seeds == [0, 1, 2, 3]
+        assert entry.seconds == 3.5
+    assert none.difference is None
+    assert none.gap_recovered is None
     paired = stats.ttest_rel(guided, alone).confidence_interval(0.95)
-    assert amp["difference"]["mean"] == pytest.approx((paired.low + paired.high) / 2)
-    assert amp["difference"]["interval"] == pytest.approx((paired.high - paired.low) / 2)
-    assert amp["gap_recovered"] == pytest.approx((np.mean(guided) - np.mean(alone)) / (0.95 - np.mean(alone)))
+    assert amp.difference.mean == pytest.approx((paired.low + paired.high) / 2)
+    assert amp.difference.interval == pytest.approx((paired.high - paired.low) / 2)
+    assert amp.gap_recovered == pytest.approx((np.mean(guided) - np.mean(alone)) / (0.95 - np.mean(alone)))
 
 
 def test_pairs_go_by_seed_whatever_the_order():
     runs = runs_of({"none": [0.5, 0.9], "kd": [0.6, 1.0]})
-    assert summarise(runs[::-1], ["kd"])[0]["difference"] == pytest.approx({"mean": 0.1, "interval": 0})
+    assert summarise(runs[::-1], ["kd"])[0].difference == Mean(pytest.approx(0.1), pytest.approx(0))
 
 
 def test_summary_against_another_method():
     runs = runs_of({"none": [0.5, 0.6], "kd": [0.6, 0.6], "mgd-amp": [0.7, 0.8]}, teacher=0.9)
     none, kd, amp = summarise(runs, ["none", "kd", "mgd-amp"], base="mgd-amp")
-    assert none["difference"]["mean"] == pytest.approx(-0.2)
-    assert kd["difference"]["mean"] == pytest.approx(-0.15)
-    assert none["gap_recovered"] == pytest.approx(-0.2 / 0.15)
-    assert amp["difference"] is None
+    assert none.difference.mean == pytest.approx(-0.2)
+    assert kd.difference.mean == pytest.approx(-0.15)
+    assert none.gap_recovered == pytest.approx(-0.2 / 0.15)
+    assert amp.difference is None
 
 
 def test_summary_of_another_metric():
-    runs = [
-        {**run, "teacher": {}, "student": {"ap": 0.1, "ap50": run["student"]["top1"]}}
-        for run in runs_of({"none": [0.5], "kd": [0.7]})
-    ]
-    first, second = (summarise(runs, ["none", "kd"], metric=metric)[1] for metric in (None, "ap50"))
-    assert first["difference"]["mean"] == 0
-    assert second["ap50"]["mean"] == 0.7
-    assert second["difference"]["mean"] == pytest.approx(0.2)
+    found = {"none": 0.5, "kd": 0.7}
+    runs = [run_of(name, 0, {"ap": 0.1, "ap50": value}, task="detection") for name, value in found.items()]
+    ap50 = next(metric for metric in TASKS["detection"].metrics if metric.name == "ap50")
+    first, second = (summarise(runs, list(found), metric=metric)[1] for metric in (None, ap50))
+    assert first.difference.mean == 0
+    assert second.value.mean == 0.7
+    assert second.difference.mean == pytest.approx(0.2)
 
 
 def test_a_single_seed_has_no_interval():
     none, kd = summarise(runs_of({"none": [0.5], "kd": [0.7]}, teacher=0.9), ["none", "kd"])
-    assert none["top1"] == {"mean": 0.5, "interval": None}
-    assert kd["difference"]["interval"] is None
-    assert kd["gap_recovered"] == pytest.approx(0.5)
-    text = shown(summary_table([none, kd], runs_of({"kd": [0.7]})))
+    assert none.value == Mean(0.5, None)
+    assert kd.difference.interval is None
+    assert kd.gap_recovered == pytest.approx(0.5)
+    text = shown(summary_table(Compared({}, [none, kd], runs_of({"kd": [0.7]}))))
     assert "+20.00" in text
     assert " ± " not in text.replace("± half", "")
 
@@ -286,21 +289,21 @@ def test_a_single_seed_has_no_interval():
 @pytest.mark.parametrize("teacher", [0.8, 0.7])
 def test_no_gap_to_recover(teacher):
     _, kd = summarise(runs_of({"none": [0.8, 0.8], "kd": [0.9, 0.9]}, teacher), ["none", "kd"])
-    assert kd["gap_recovered"] is None
+    assert kd.gap_recovered is None
 
 
 def test_without_runs_alone_nothing_is_compared():
     (entry,) = summarise(runs_of({"kd": [0.5, 0.6]}), ["kd"])
-    assert entry["difference"] is None
-    assert entry["gap_recovered"] is None
-    assert entry["top1"]["mean"] == pytest.approx(0.55)
+    assert entry.difference is None
+    assert entry.gap_recovered is None
+    assert entry.value.mean == pytest.approx(0.55)
     (entry, _) = summarise(runs_of({"kd": [0.5, 0.6], "none": [0.5]}), ["kd", "none"])
-    assert entry["difference"] is None
+    assert entry.difference is None
 
 
 def test_table():
     runs = runs_of({"none": [0.80, 0.82], "mgd-amp+kd": [0.85, 0.86]}, teacher=0.9)
-    text = shown(summary_table(summarise(runs, ["none", "mgd-amp+kd"]), runs))
+    text = shown(summary_table(Compared({}, summarise(runs, ["none", "mgd-amp+kd"]), runs)))
     lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
     none, amp = (next(line for line in lines if line.startswith(method)) for method in ("none", "mgd-amp"))
     assert none == "none 81.00 ± 12.71 2"
@@ -317,9 +320,7 @@ def test_cells_share_all_but_method_and_seed(tiny, tmp_path, monkeypatch):
 
     def record(recipe, out, resume, quiet):
         seen.append(recipe)
-        return {"method": recipe.distillation.method, "seed": recipe.seed, "student": {"top1": 0.5}, "teacher": {}} | {
-            "seconds": 1.0
-        }
+        return run_of(recipe.distillation.method, recipe.seed)
 
     monkeypatch.setattr(module, "fit", record)
     recipe = tiny()

@@ -17,11 +17,12 @@ from matchdistill.files import read_json
 from matchdistill.models import load_weights, save_weights
 from matchdistill.runs import evidence
 from matchdistill.runs.build import build_module
-from matchdistill.runs.settings import Distillation, Training
+from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.train import fit
 from matchdistill.taps import Tap
 from matchdistill.tasks.classification.module import ClassificationModule
 from matchdistill.tasks.detection.module import DetectionModule
+from records import settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -269,7 +270,7 @@ def test_a_look_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch, pa
     out = tmp_path / "run"
     with pytest.warns(UserWarning, match=f"could not {what}: RuntimeError: no space on the moon"):
         metrics = fit(tiny(*EVERY), out, quiet=True)
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert read_metrics(out) == metrics
     assert left == {name for name in (evidence.PICTURES, evidence.FINAL) if (out / name).exists()}
 
 
@@ -295,9 +296,9 @@ class Finder(nn.Module):
 
 
 def test_what_a_detector_finds_is_told_where_it_is_sure():
-    task = DetectionModule(Finder(), False, Training(), Distillation(method="none"))
+    task = DetectionModule(Finder(), False, settings(method="none"))
     target = {"boxes": torch.tensor([[5.0, 5, 10, 10]]), "labels": torch.tensor([1])}
-    images, told = task.described(([torch.zeros(3, 10, 20)], [target]), ["cat", "dog"])
+    images, told = task.gallery(([torch.zeros(3, 10, 20)], [target]), ["cat", "dog"])
     assert images[0].shape == (3, 10, 20)
     assert told == [{"truth": [["cat", None, 0.25, 0.5, 0.5, 1.0]], "student": [["dog", 0.75, 0.0, 0.0, 0.5, 0.5]]}]
 

@@ -78,7 +78,7 @@ def distiller_of(recipe, taps=None, size=224):
     taps = settings.taps if taps is None else taps
     reduction = settings.method.removeprefix("mgd-").removesuffix("+kd")
     example = torch.zeros(1, 3, size, size)
-    return MatchingDistiller(*networks_of(recipe), taps, reduction, settings.loss_weight, example=example)
+    return MatchingDistiller(*networks_of(recipe), taps, reduction, settings.feature_weight, example=example)
 
 
 def tapped(model, taps, images):
@@ -130,11 +130,10 @@ def test_distilled_networks(name):
     taps = values["distillation"].pop("taps")
     assert values["distillation"] == {
         "method": method,
-        "loss_weight": "paper",
         "hysteresis": 0,
         "refresh_every": every,
         "refresh_images": 20_000,
-        "kd_weight": 1,
+        "weights": {"mgd": "paper", "kd": 1},
         "kd_temperature": 1.5,
     }
     assert len(taps) == (4 if "imagenet" in name else 3)

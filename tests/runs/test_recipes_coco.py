@@ -73,7 +73,7 @@ def test_values(name):
     ]
     settings = recipe.distillation
     assert (settings.method, settings.norm, settings.loss_reduction) == ("mgd-amp", "group", "sum")
-    assert settings.loss_weight == pytest.approx([1 / (5e7 * factor) for factor in (1, 1, 0.1, 0.1)])
+    assert settings.feature_weight == pytest.approx([1 / (5e7 * factor) for factor in (1, 1, 0.1, 0.1)])
     assert (settings.refresh_steps, settings.refresh_images) == ([[0, 5000], [20_000, 31_000]], 16 * 1000)
 
 

@@ -105,7 +105,7 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
     assert metrics.teacher == json.loads((out / "teacher" / "metrics.json").read_text())["student"]
     for weights in (None, "last.ckpt"):
         measured = validate(small(*arguments), out, weights and out / weights, trust=True)
-        assert measured == {role: pytest.approx(metrics[role]) for role in ("student", "teacher")}
+        assert measured == {role: pytest.approx(metrics.of(role)) for role in ("student", "teacher")}
 
     assert cli.main(["validate", str(out), "--trust"]) == 0
     shown = capsys.readouterr().out

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import folder_arguments, write_images
 
 from matchdistill import files
-from matchdistill.distiller import Position
+from matchdistill.matched_position import MatchedPosition
 from matchdistill.runs import train as training
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.compare import compare
@@ -88,7 +88,7 @@ def fit_until(moment, count, config, out, resume):
     if moment == "step":
         ClassificationModule.training_step = after(count, ClassificationModule.training_step)
     elif moment == "refresh":
-        Position.solve = after(count, Position.solve)
+        MatchedPosition.solve = after(count, MatchedPosition.solve)
     elif moment == "saved":
         AtomicCheckpoints.save_checkpoint = after(count, AtomicCheckpoints.save_checkpoint)
     elif moment == "saving":
@@ -102,7 +102,7 @@ def fit_until(moment, count, config, out, resume):
                 half_a_file(content, path)
                 die()
 
-        training.torch.save = save
+        torch.save = save
     elif moment == "student":
         training.save_student = after(count, training.save_student)
     elif moment == "looked":
@@ -280,7 +280,7 @@ def test_a_comparison_that_was_moved_goes_on(tiny, tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "cells" / "kd" / "seed0" / "metrics.json").unlink()
     again = compare(tiny(*arguments), tmp_path / "new", ["kd"], 1)
-    assert again["runs"][0]["student"] == report["runs"][0]["student"]
+    assert again.runs[0].student == report.runs[0].student
 
 
 def moved(root):
@@ -418,7 +418,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, 
         Path(path).write_bytes(b"half")
         return failure() if saved else (torch.serialization.save(content, path), saved.append(1))
 
-    monkeypatch.setattr(training.torch, "save", save)
+    monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match=message) as info:
         fit(tiny("--distillation.method=none"), out, quiet=True)
     assert "\n" not in str(info.value)
@@ -490,13 +490,13 @@ def test_an_exploding_run_keeps_the_last_good_checkpoint(tiny, tmp_path, argumen
 
 def test_a_position_that_is_not_finite(tiny, tmp_path, monkeypatch):
     out, recipe = tmp_path / "run", tiny("--distillation.method=mgd-amp", "--training.epochs=4")
-    loss, calls = Position.loss, []
+    loss, calls = MatchedPosition.loss, []
 
     def spoiled(self, *args):
         calls.append(self.name)
         return loss(self, *args) * (float("inf") if len(calls) > 3 * 7 and "layer2" in self.name else 1)
 
-    monkeypatch.setattr(Position, "loss", spoiled)
+    monkeypatch.setattr(MatchedPosition, "loss", spoiled)
     message = (
         r"the distillation loss of position 1 \(layer2.relu2:input -> layer2.relu2:input\) is inf at step 7 "
         r"\(epoch 2\): training stops and the checkpoint of the last whole epoch is kept"

@@ -14,9 +14,10 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import small_resnet
 from matchdistill.runs.build import build_module
 from matchdistill.runs.machine import machine_trainer
-from matchdistill.runs.settings import Distillation, Machine, Training
+from matchdistill.runs.settings import Machine, Training
 from matchdistill.tasks.classification.module import ClassificationModule
 from matchdistill.tasks.module import lr_factor
+from records import settings
 
 STAGES = ("layer1", "layer2", "layer3")
 
@@ -214,9 +215,9 @@ class Auxiliary(nn.Module):
 def test_auxiliary_logits_are_left_out(method):
     torch.manual_seed(0)
     student, teacher = Auxiliary(), None if method == "none" else small_resnet(width=4)
-    module = ClassificationModule(student, 10, Training(), Distillation(method), teacher).train()
+    module = ClassificationModule(student, 10, settings(method=method), teacher).train()
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
-    plain = ClassificationModule(copy.deepcopy(student.network), 10, Training(), Distillation(method), teacher).train()
+    plain = ClassificationModule(copy.deepcopy(student.network), 10, settings(method=method), teacher).train()
     assert torch.equal(module.training_step((images, labels), 0), plain.training_step((images, labels), 0))
 
 
@@ -277,7 +278,7 @@ def test_learning_rate_of_every_step(schedule, warmup, accumulate, steps):
     )
     training.accumulate = accumulate
     batches = DataLoader([(torch.randn(4, 3, 16, 16), torch.arange(4))] * 3, batch_size=None)
-    module = ClassificationModule(small_resnet(width=1), 10, training, Distillation("none"))
+    module = ClassificationModule(small_resnet(width=1), 10, settings(training, method="none"))
     rates = []
 
     class Record(pl.Callback):
@@ -305,7 +306,7 @@ def test_accuracy_counts_every_image(classes):
     torch.manual_seed(1)
     student, teacher = small_resnet(classes, width=1), small_resnet(classes, width=2)
     batches = [(torch.randn(count, 3, 16, 16), torch.randint(classes, (count,))) for count in (7, 7, 3)]
-    module = ClassificationModule(student, classes, Training(), Distillation("kd"), teacher)
+    module = ClassificationModule(student, classes, settings(method="kd"), teacher)
     trainer().validate(module, DataLoader(batches, batch_size=None), verbose=False)
     for network, result in ((student, module.result), (teacher, module.teacher_result)):
         with torch.no_grad():

@@ -14,9 +14,10 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import build_detector
 from matchdistill.runs.build import build_module
 from matchdistill.runs.machine import machine_trainer
-from matchdistill.runs.settings import Distillation, Machine, Training
+from matchdistill.runs.settings import Machine
 from matchdistill.runs.train import fit
 from matchdistill.tasks.detection.module import DetectionModule, average_precision
+from records import settings
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -209,7 +210,7 @@ def test_average_precision_is_that_of_pycocotools(masks):
     targets, found = scenes()
     metric = average_precision(masks)
     metric.update(*as_tensors(found, targets, masks))
-    module = DetectionModule(nn.Identity(), masks, Training(), Distillation("none"))
+    module = DetectionModule(nn.Identity(), masks, settings(method="none"))
     results = module.results(metric.compute())
 
     def coded(mask):
@@ -308,7 +309,7 @@ def test_validation_is_of_every_image_as_it_was_and_the_teacher_is_measured_once
     }
     assert len(known) == 5
     student, teacher = Remembering(known), Remembering(known, drop=1)
-    module = DetectionModule(student, True, Training(), Distillation("mgd-amp"), teacher)
+    module = DetectionModule(student, True, settings(method="mgd-amp"), teacher)
     trainer = machine_trainer(Machine("cpu"), logger=False, enable_progress_bar=False)
     for _ in range(2):
         trainer.validate(module, recipe.data, verbose=False)

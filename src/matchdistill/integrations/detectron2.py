@@ -56,7 +56,7 @@ class DistilledModel(nn.Module):
     Args:
         student: a detector with `backbone` and `preprocess_image`: RetinaNet, FCOS, Faster, Mask and Cascade R-CNN, ...
         teacher: another one that prepares images in the same way, with its weights loaded; see `load_teacher`.
-        options: of `MatchingDistiller`, for example ``norm=group_norm``, or the paper's loss for detectors:
+        options: fields of `MatchingOptions`, for example ``norm=group_norm``, or the paper's loss for detectors:
             ``loss_weight=[2e-8, 2e-8, 2e-7, 2e-7], loss_reduction="sum"``.
 
     Attributes:
@@ -64,7 +64,9 @@ class DistilledModel(nn.Module):
         distiller: the distiller of the two bodies, `backbone.bottom_up` or, where there is none, `backbone`.
 
     Raises:
-        ValueError: a model without backbone, a teacher that prepares images differently, or as of `MatchingDistiller`.
+        TypeError: an unknown option.
+        ValueError: a model without backbone, a teacher that prepares images differently, or bodies, taps and options that
+            `MatchingDistiller` refuses.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, **options: Any) -> None:
@@ -108,7 +110,7 @@ class DistilledModel(nn.Module):
         draw the augmentations.
 
         Raises:
-            ValueError: as of `MatchingDistiller.refresh`.
+            ValueError: no images, costs that are not finite, or limits out of range.
         """
         with _generators_kept():
             return self.distiller.refresh(_Dealt(loader), max_images, self._run_body, tolerance)
@@ -128,9 +130,11 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
 
     Args:
         loader: makes the loader for a refresh, from its iteration; `refresh_loader` does.
-        phases: [from iteration, every], as of `matchdistill.refresh.due_at_step`; the default is the paper's.
+        phases: [from iteration, every], ascending: from that iteration on, at the multiples of `every`; the default is
+            the paper's.
         max_images: the most images, over all processes; the default is the paper's.
-        tolerance: as of `MatchingDistiller.refresh`.
+        tolerance: stop a refresh once more images would lower the mean cost of the matched pairs by no more than this
+            share of it; None: take `max_images`.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
     def before_step(self) -> None:
         """Refresh the matching where it is due."""
         iteration, model = self.trainer.iter, self._model()
-        if model.distiller.matched and not due_at_step(iteration, self._phases):
+        if model.distiller.has_matching and not due_at_step(iteration, self._phases):
             return
         for number, matching in enumerate(model.refresh(self._loader(iteration), *self._limits)):
             _logger.info(f"Matching refreshed before iteration {iteration}, {matching}")
@@ -195,7 +199,7 @@ def refresh_loader(cfg: Any, iteration: int) -> Iterable[Batch]:
 
 
 class _Dealt:
-    """A loader that deals the images out to the processes, which `matchdistill.refresh.is_sharded` can see."""
+    """A loader that deals the images out to the processes, which `matchdistill.distributed.is_sharded` can see."""
 
     sharded = True
 

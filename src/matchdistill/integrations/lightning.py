@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import from_rank_0, rank_and_world
+from matchdistill.options import MatchingOptions
 from matchdistill.probing import copy_of_model
 from matchdistill.refresh import due
 from matchdistill.taps import resolve
@@ -39,20 +40,22 @@ class MatchingDistillation(pl.Callback):
     Args:
         teacher: the trained network; its weights are in neither parameters nor checkpoints.
         student: attribute path of the student in the module; "": the module itself.
-        refresh_every: epochs from one refresh of the matching to the next, or the epochs (from 0) themselves; as of
-            `matchdistill.refresh.due`.
+        refresh_every: epochs from one refresh of the matching to the next, 0 for a single one before training, or the
+            epochs (from 0) themselves.
         max_images: the most images of a refresh, over all processes.
-        forward: runs the student on a batch of a refresh, which is as ``training_step`` gets it, as of
-            `MatchingDistiller.refresh`; None: the batch's first tensor holds the images, which the student takes.
+        forward: runs the student on a batch of a refresh, which is as ``training_step`` gets it; None: the batch's first
+            tensor holds the images, which the student takes. What it returns is described at `MatchingDistiller.refresh`.
         loader: what a refresh takes its batches from; None: the training loader.
-        options: of `MatchingDistiller`.
+        options: fields of `MatchingOptions`, such as ``taps``, ``reduction`` or ``loss_weight``.
 
     Attributes:
         distiller: the distiller, while `fit` runs.
 
     Raises:
-        ValueError: `online` among the options; at the start of `fit` a module that optimises manually, or whose optimiser
-            does not train the student, a path that it does not have, or as of `MatchingDistiller`.
+        TypeError: an unknown option.
+        ValueError: an option that is out of range, or `online`. At the start of `fit`: a module that optimises manually,
+            an optimiser that does not train the student, no student at that path, or networks, taps and weights that
+            `MatchingDistiller` refuses.
 
     Examples:
         >>> callback = MatchingDistillation(nn.Linear(8, 2), student="net", refresh_every=2, loss_weight="paper")
@@ -72,7 +75,8 @@ class MatchingDistillation(pl.Callback):
         if options.get("online"):
             raise ValueError("online: the callback matches over the images of a loader, leave it out")
         self.teacher, self.student, self.refresh_every = teacher, student, refresh_every
-        self.max_images, self.forward, self.loader, self.options = max_images, forward, loader, options
+        self.max_images, self.forward, self.loader = max_images, forward, loader
+        self.options = MatchingOptions.of(**options)
         self.distiller: MatchingDistiller | None = None
         self._state: dict[str, Any] = {}
         self._guests: _Guests | None = None
@@ -95,7 +99,7 @@ class MatchingDistillation(pl.Callback):
             )
         # A copy, as a precision may change the weights for good.
         teacher = trainer.precision_plugin.convert_module(copy_of_model(self.teacher)).to(pl_module.device)
-        distiller = MatchingDistiller(teacher, resolve(pl_module, self.student), **self.options)
+        distiller = MatchingDistiller(teacher, resolve(pl_module, self.student), **vars(self.options))
         try:
             guests = _Guests(distiller, trainer.optimizers[0])
         except ValueError:
@@ -126,7 +130,7 @@ class MatchingDistillation(pl.Callback):
     ) -> None:
         """Match before the first step of a run that goes on from a checkpoint without a matching."""
         assert self.distiller is not None
-        if not self.distiller.matched:
+        if not self.distiller.has_matching:
             self._refresh(trainer, pl_module)
 
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
@@ -166,14 +170,14 @@ class MatchingDistillation(pl.Callback):
         """Matching, margins and normalisation; empty before the first refresh."""
         if self.distiller is None:
             return self._state
-        return _positions(self.distiller).state_dict() if self.distiller.matched else {}
+        return _positions(self.distiller).state_dict() if self.distiller.has_matching else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with a matching; Lightning calls it before or after `on_fit_start`, as the strategy wants it."""
         self._state = state_dict
         if self.distiller is not None and state_dict:
             _positions(self.distiller).load_state_dict(state_dict)
-            self.distiller.matched = True
+            self.distiller.has_matching = True
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -22,10 +22,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
-from matchdistill.features import group_norm
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weights_file
 from matchdistill.models.weights import load_weights
+from matchdistill.position import group_norm
 from matchdistill.probing import scratch
 
 ARCHITECTURES = {

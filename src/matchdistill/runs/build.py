@@ -13,8 +13,9 @@ from torch import nn
 
 from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.features import FeatureDistiller, FeatureNorm, group_norm
+from matchdistill.features import FeatureDistiller
 from matchdistill.models import weights_file
+from matchdistill.position import FeatureNorm, group_norm
 from matchdistill.prepare import prepared
 from matchdistill.probing import evaluating
 from matchdistill.runs.recipe import Recipe
@@ -75,8 +76,8 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
             parts.student,
             parts.taps,
             family.position,
-            settings.feature_weight,
-            parts.example,
+            loss_weight=settings.feature_weight,
+            example=parts.example,
             prepare=prepare,
         )
     assert method.reduction is not None
@@ -85,7 +86,7 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
         parts.student,
         parts.taps,
         method.reduction,
-        settings.feature_weight,
+        loss_weight=settings.feature_weight,
         norm=group_norm if settings.norm == "group" else FeatureNorm,
         loss_reduction=settings.loss_reduction,
         matcher=family.matcher,

@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from matchdistill.distiller import MatchingDistiller, Position
+from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, read_json, write_json
-from matchdistill.functional import ignored
+from matchdistill.matched_position import MatchedPosition
 from matchdistill.matching import Matching
 from matchdistill.measuring import measured, watch_memory
 from matchdistill.messages import attempt, cause
+from matchdistill.partial import ignored
 from matchdistill.probing import evaluating, unchanged
 from matchdistill.tasks.module import DistilledModule
 
@@ -224,7 +225,9 @@ def _compare(module: DistilledModule, data: Any, out: Path) -> None:
             distiller.add_up(captured, mask, sums)
             values = distiller.teacher_values(captured)
             for number, position in enumerate(distiller.positions):
-                student, target, margin, counted = position.compared(captured.values[number], values[number], mask)
+                student, target, margin, counted = position.loss_arguments(
+                    captured.values[number], values[number], mask
+                )
                 left = ignored(student, target, margin)
                 if counted is not None:
                     left = left.movedim(1, -1)[counted]
@@ -233,7 +236,9 @@ def _compare(module: DistilledModule, data: Any, out: Path) -> None:
     save_matched(out / FINAL, distiller.positions, [each.compute().float() for each in sums], told)
 
 
-def save_matched(path: Path, positions: Sequence[Position], costs: Sequence[Tensor], told: dict[str, Any]) -> None:
+def save_matched(
+    path: Path, positions: Sequence[MatchedPosition], costs: Sequence[Tensor], told: dict[str, Any]
+) -> None:
     """Write the matching in force at every position.
 
     Of each: ``index`` (Cs, G), ``similarity`` (Cs,) by the given costs (Cs, Ct), ``margin`` (Cs,), and ``heat``, these

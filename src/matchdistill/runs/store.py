@@ -77,7 +77,7 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
     task = TASKS.get(described["task"])
     if (
         task is None
-        or not is_kind(described, task.described)
+        or not is_kind(described, dict(task.description))
         or len(described["class_names"]) != described["num_classes"]
     ):
         raise ValueError(f"{run / MODEL} is damaged, or of another version: expected a task with what belongs to it")

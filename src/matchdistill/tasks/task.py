@@ -10,21 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import build_model
+from matchdistill.options import Taps
 from matchdistill.runs.settings import Model, Settings
-from matchdistill.taps import Tap
 from matchdistill.tasks.exporting import Format, export_weights
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 
 CONFIG = "config.json"  # beside an exported student
-Taps = Literal["auto"] | Sequence[tuple[Tap | str, Tap | str]]
 
 
 class Parts(NamedTuple):
@@ -72,7 +71,7 @@ class Task(ABC):
         data: its data module.
         metrics: everything that is measured, of which a run may lack some; the first one compares methods. Empty: nothing.
         compared: the methods of a comparison, unless a recipe says otherwise.
-        described: the values of `describe` by name, with their kinds as of `files.read_json`.
+        description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
     """
 
@@ -80,7 +79,7 @@ class Task(ABC):
     data: ClassVar[type[DataModule]]
     metrics: ClassVar[tuple[Metric, ...]] = ()
     compared: ClassVar[tuple[str, ...]] = ("none", "mgd-sm", "mgd-amp")
-    described: ClassVar[Mapping[str, Any]] = {}
+    description: ClassVar[Mapping[str, Any]] = {}
     formats: ClassVar[tuple[str, ...]] = ("safetensors",)
 
     @property
@@ -163,7 +162,7 @@ class Task(ABC):
         return build_model(name, **options)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
-        """What has to be known of the data to use the student, as plain values; see `described`."""
+        """What has to be known of the data to use the student, as plain values; see `description`."""
         return {}
 
     def export(

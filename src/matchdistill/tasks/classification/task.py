@@ -31,7 +31,7 @@ class Classification(Task):
     data = ImageData
     metrics = METRICS
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
-    described: ClassVar[Mapping[str, Any]] = {"image_size": int}
+    description: ClassVar[Mapping[str, Any]] = {"image_size": int}
     formats = get_args(Format)
 
     def problems(self, settings: Settings) -> Iterator[str]:

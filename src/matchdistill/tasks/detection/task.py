@@ -33,7 +33,7 @@ class Detection(Task):
     name = "detection"
     data = DetectionData
     metrics = METRICS
-    described: ClassVar[Mapping[str, Any]] = {"category_ids": list[int]}
+    description: ClassVar[Mapping[str, Any]] = {"category_ids": list[int]}
     formats = ("safetensors", "onnx")
 
     def problems(self, settings: Settings) -> Iterator[str]:

@@ -1,0 +1,24 @@
+"""Records of runs and their settings, without what a test does not look at."""
+
+from matchdistill.runs.metrics import RunMetrics
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher, Training
+
+
+def settings(training=None, **distillation):
+    """The settings of a run."""
+    return Settings(
+        task="classification",
+        seed=0,
+        teacher=Teacher(),
+        student=Model(),
+        training=training or Training(),
+        distillation=Distillation(**distillation),
+        trainer=Machine("cpu"),
+        compare=Comparison(),
+    )
+
+
+def run_of(method="none", seed=0, student=None, teacher=None, seconds=1.0, task="classification"):
+    """What a run came to."""
+    student = {"top1": 0.5} if student is None else student
+    return RunMetrics(task, method, seed, 1, student, teacher or {}, {"student": 1, "teacher": 2}, [], seconds)
