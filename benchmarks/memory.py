@@ -9,6 +9,7 @@ alone, which is measured in another process, without the profiler.
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ Build = Callable[[], Callable[[], object]]
 
 def tensor_peak(build: Build) -> int:
     """The most bytes in CPU tensors while what `build` makes runs for the second time; the first allocates what stays."""
+    gc.collect()  # what earlier work has left would be freed, and counted, while this one runs
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work = build()
         work()

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from benchmarks import projection, scale
 from benchmarks.harness import RESULTS, ratio
+from benchmarks.tables import TABLES, table
 from matchdistill.files import atomic_write
 
 Results = dict[str, dict[str, Any]]
 
 DOCS = Path(__file__).parents[1] / "docs"
 DEVICES = ("cpu", "cuda")
-DEFAULT_IMAGES = 20_000  # of a refresh
-OPERATORS = 12  # that a profile names
 
 
 class Target(NamedTuple):
@@ -188,191 +187,13 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if value >= 0.01 else f"{value:.1e}"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table of Markdown."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def _tables(results: Results) -> Iterator[str]:
     for device in DEVICES:
-        for measurement, show in _SHOWN.items():
+        for measurement, show in TABLES.items():
             found = results.get(f"{measurement}_{device}")
             if found:
                 title, text = show(found["results"])
                 yield f"## {title}, {found['machine']['device']}\n\n{text}"
-
-
-def _works(works: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (name, f"{1000 * own['seconds']:.1f}", *(f"{own['ratio'][key]:.3f}" for key in ("median", "low", "high")))
-        for name, own in works.items()
-    ]
-
-
-def _step(found: dict[str, Any]) -> tuple[str, str]:
-    head = ("", "ms", "of the limit", "low", "high")
-    return f"A step, {found['size']} px, batch {found['batch']}", _by_group(
-        {
-            name: table(head, _works(each["works"]))
-            + "".join(
-                f"\nThe loss, {work}: {value:.1e} from that of the teacher as it is, relatively.\n"
-                for work, value in each["loss differences"].items()
-            )
-            for name, each in found["pairs"].items()
-        }
-    )
-
-
-def _online(found: dict[str, Any]) -> tuple[str, str]:
-    head = (f"{found['every']} steps", "ms", "of those without sums", "low", "high")
-    return f"An online refresh, {found['size']} px, batch {found['batch']}", _by_group(
-        {name: table(head, _works(each["works"])) for name, each in found["pairs"].items()}
-    )
-
-
-def _refresh(found: dict[str, Any]) -> tuple[str, str]:
-    texts = {}
-    for name, each in found["pairs"].items():
-        rows = [(work, str(each["images"][work]), *own) for work, *own in _works(each["per image"])]
-        text = table(("", "images", "ms per image", "of the forward passes", "low", "high"), rows)
-        text += f"\nThe assignments of a refresh take {each['assignments']:.2f} s"
-        if each["original assignments"] is not None:
-            text += f", the original's, which are not in the table, {each['original assignments']:.1f} s"
-        works = each["per image"]
-        images = works["matchdistill without assignments"]["seconds"] + each["assignments"] / DEFAULT_IMAGES
-        share = images / works["forwards"]["seconds"]
-        text += f". By calculation, a refresh of {DEFAULT_IMAGES:,} images, the default, takes {share:.3f} of the "
-        text += "forward passes.\n"
-        if "processes" in each:
-            found_ = each["processes"]
-            same = "the same matching" if found_["same matching"] else "**another matching**"
-            text += f"\n{found_['processes']} processes with a thread each take {found_['ratio']['median']:.3f} "
-            text += f"({found_['ratio']['low']:.3f} to {found_['ratio']['high']:.3f}) of the time of one, and find {same}.\n"
-        texts[name] = text
-    return f"A refresh, {found['size']} px, batch {found['batch']}", _by_group(texts)
-
-
-def _adaptive(found: dict[str, Any]) -> tuple[str, str]:
-    rows = [
-        (kind, str(each["images"]), f"{each['seconds']:.0f}", *(f"{100 * value:.3f}" for value in each["excess"]))
-        for kind in ("adaptive", "fixed")
-        for each in found[kind]
-    ]
-    columns = tuple(f"position {number}, %" for number in range(len(found["positions"])))
-    text = _ADAPTIVE.format(**found["full"], trained=found["trained on"], tolerance=found["tolerance"])
-    return "An adaptive refresh", text + table(("", "images", "s", *columns), rows)
-
-
-def _online_matching(found: dict[str, Any]) -> tuple[str, str]:
-    names = {"online": f"summed by every {found['every']}th step", "kept": "that from before the steps"}
-    rows = [(names[kind], *(f"{100 * value:.3f}" for value in values)) for kind, values in found["excess"].items()]
-    columns = tuple(f"position {number}, %" for number in range(len(rows[0]) - 1))
-    text = _ONLINE.format(trained=found["trained on"], steps=found["steps"], **found["images"])
-    return "The matching of an online refresh", text + table(("matching", *columns), rows)
-
-
-_ONLINE = """\
-ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, then {steps} steps of distillation, whose
-features of {online:,} images are summed while the student changes. In percent, how much more the matching costs than that of
-{full:,} images with the student as it is after the steps, on all of these. What it does to the student's accuracy is in
-[the study](../benchmarks/results/transfer_online_study.md).
-
-"""
-
-
-_ADAPTIVE = """\
-ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, matched on others. In percent, how much more
-the matching costs than that of {images:,} images (which took {seconds:.0f} s), both on all of these.
-
-With a tolerance of {tolerance:g} a refresh stops once a matching of half of its images lacks no more than that share. The
-matchings of two halves of the batches are each tried on the other half, where that one's own is the best. What lies between
-has two parts, on average and to first order equal: what the one lacks on images that it was not made for, and what the other
-gains on those that it was; so half of it is what a matching of half of the images lacks. That of both halves together, which
-is the one taken, lacks about half as much. It is looked at after 240 images and at each doubling.
-
-"""
-
-
-def _assign(found: dict[str, Any]) -> tuple[str, str]:
-    rows = [
-        (cost, work, f"{own['seconds']:.3f}", f"{own['ratio']['median']:.1f}", f"{each['mean cost'][work]:.6f}")
-        for cost, each in found["costs"].items()
-        for work, own in each["works"].items()
-    ]
-    title = f"The assignment of {found['students']} student to {found['teachers']} teacher channels"
-    return title, table(("costs", "", "s", "of ours", "mean cost of the pairs"), rows)
-
-
-def _profile(found: dict[str, Any]) -> tuple[str, str]:
-    texts = {}
-    for name, each in found["pairs"].items():
-        texts[name] = "\n".join(
-            (
-                _operators("a step", "limit", each["step"]),
-                _operators(f"a refresh of {found['batch'] * found['batches']} images", "forwards", each["refresh"]),
-            )
-        )
-    return f"Where the time goes, {found['size']} px, batch {found['batch']}", _PROFILE + _by_group(texts)
-
-
-def _operators(what: str, base: str, found: dict[str, dict[str, float]]) -> str:
-    """What is above the base, by operator, the largest first; the rest as one row."""
-    above = {operator: own - found[base][operator] for operator, own in found["matchdistill"].items()}
-    shown = sorted(above, key=lambda operator: -abs(above[operator]))[:OPERATORS]
-    rest = [operator for operator in above if operator not in shown]
-    rows = [
-        (f"`{operator}`", *(f"{1000 * value:.1f}" for value in (found[base][operator], above[operator])))
-        for operator in shown
-    ]
-    for label, summed in (("others", rest), ("all", list(above))):
-        values = sum(found[base][operator] for operator in summed), sum(above[operator] for operator in summed)
-        rows.append((label, *(f"{1000 * value:.1f}" for value in values)))
-    return table((what, f"{base}, ms", "matchdistill above it, ms"), rows)
-
-
-_PROFILE = """\
-By PyTorch's profiler, each operator without those that it calls; medians over the runs. It slows small operators down, and
-does not see what a change of the caches costs those of the networks: times of whole steps are above.
-
-"""
-
-
-def _memory_table(found: dict[str, Any]) -> tuple[str, str]:
-    texts = {}
-    for name, each in found["pairs"].items():
-        limit = each["step"]["limit"]["tensors"]
-        rows = [
-            (work, _mebibytes(own["tensors"]), f"{own['tensors'] / limit:.3f}", _mebibytes(own.get("resident")))
-            for work, own in each["step"].items()
-        ]
-        texts[name] = table(("step", "MiB in tensors", "of the limit", "MiB resident"), rows) + "\n"
-        rows = [
-            (own["work"], str(own["images"]), _mebibytes(own["tensors"]), _mebibytes(own.get("resident")))
-            for own in each["refresh"]
-        ]
-        texts[name] += table(("refresh", "images", "MiB in tensors", "MiB resident"), rows)
-    return f"Peak memory, {found['size']} px, batch {found['batch']}", _by_group(texts)
-
-
-def _mebibytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**20:.0f}"
-
-
-def _by_group(texts: dict[str, str]) -> str:
-    return "\n".join(f"### {name}\n\n{text}" for name, text in texts.items())
-
-
-_SHOWN: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
-    "step": _step,
-    "online": _online,
-    "refresh": _refresh,
-    "adaptive": _adaptive,
-    "online-matching": _online_matching,
-    "assign": _assign,
-    "profile": _profile,
-    "memory": _memory_table,
-}
 
 
 def _scale(results: Results) -> str:

@@ -21,14 +21,16 @@ from matchdistill.messages import console
 from matchdistill.runs.compare import compare
 from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.store import WEIGHTS
-from matchdistill.runs.summary import shown, summarise
+from matchdistill.runs.summary import Mean, summarise
 from matchdistill.runs.train import fit
+from matchdistill.tasks.classification.module import METRICS
 
 STUDENTS = {
     "pretrained": "(a) EfficientNet-Lite0, pre-trained on ImageNet",
     "narrow_pretrained": "(b) a third of its width, pre-trained on 10,000 other images",
     "narrow_scratch": "(c) a third of its width, from scratch",
 }
+TOP1 = METRICS[0]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -52,6 +54,11 @@ def markdown(results: dict[str, Any]) -> str:
             cells = shown(entry["top1"]), shown(entry["difference"], "+"), shown(entry["to_mgd"], "+")
             lines.append(f"| {entry['method']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def shown(mean: dict[str, Any] | None, sign: str = "") -> str:
+    """A `Mean` of `results` for a table, empty where there is none."""
+    return "" if mean is None else Mean(**mean).shown(TOP1, sign)
 
 
 def main() -> None:
@@ -78,20 +85,19 @@ def main() -> None:
         recipe = recipe.with_trained_teacher(options.out / "teacher" / WEIGHTS)
         methods = recipe.compare.methods
         torch.set_num_threads(options.jobs)  # which compare divides
-        report = compare(recipe, options.out / student, methods, options.seeds, options.jobs, console())
-        to_mgd = [entry["difference"] for entry in summarise(report["runs"], methods, base="mgd-amp")]
-        runs = [{key: run[key] for key in ("method", "seed", "student")} for run in report["runs"]]
+        compared = compare(recipe, options.out / student, methods, options.seeds, options.jobs, console())
+        to_mgd = [entry.plain(TOP1)["difference"] for entry in summarise(compared.runs, methods, base="mgd-amp")]
         recipe.config["teacher"]["weights"] = "the recipe's own"  # not this machine's path
         if arguments:
             recipe.config["student"]["weights"] = "of pretrain_fashion_mnist"
         results["students"][student] = {
-            "teacher": next(run["teacher"]["top1"] for run in report["runs"] if run["teacher"]),
+            "teacher": next(run.teacher["top1"] for run in compared.runs if run.teacher),
             "summary": [
-                {key: entry[key] for key in ("method", "seeds", "top1", "difference", "gap_recovered")}
+                {key: entry.plain(TOP1)[key] for key in ("method", "seeds", "top1", "difference", "gap_recovered")}
                 | {"to_mgd": own}
-                for entry, own in zip(report["summary"], to_mgd, strict=True)
+                for entry, own in zip(compared.summary, to_mgd, strict=True)
             ],
-            "runs": runs,
+            "runs": [{key: run.plain()[key] for key in ("method", "seed", "student")} for run in compared.runs],
             "recipe": recipe.config,
         }
     write_json(RESULTS / "transfer.json", results)

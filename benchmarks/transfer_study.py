@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
 from matchdistill.position import FeaturePosition, MatchedPosition
-from matchdistill.runs.metrics import read_metrics
+from matchdistill.runs.metrics import RunMetrics, read_metrics
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
-from matchdistill.runs.summary import shown, summarise
+from matchdistill.runs.summary import summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification.module import ClassificationModule
+from matchdistill.tasks.classification.module import METRICS, ClassificationModule
 
 Patch = Callable[[], None]
 DIVERGED = "diverged.json"
@@ -133,19 +133,19 @@ def mgd(**changes: Any) -> dict[str, Any]:
 VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
     "none": ({"method": "none"}, None),
     **{
-        f"kd {t:g} {w:g}": ({"method": "kd", "kd_temperature": t, "kd_weight": w}, None)
+        f"kd {t:g} {w:g}": ({"method": "kd", "kd_temperature": t, "weights__kd": w}, None)
         for t in (1.5, 4.0)
         for w in (0.3, 1.0)
     },
-    **{f"fitnets {w:g}": ({"method": "fitnets", "fitnets_weight": w}, None) for w in (1.0, 3.0, 10.0, 30.0, 100.0)},
-    **{f"at {w:g}": ({"method": "at", "at_weight": w}, None) for w in (0.1, 1.0, 10.0, 100.0)},
-    **{f"ofd {w:g}": ({"method": "ofd", "ofd_weight": w}, None) for w in (1.0, 5.0, 20.0, 80.0)},
+    **{f"fitnets {w:g}": ({"method": "fitnets", "weights__fitnets": w}, None) for w in (1.0, 3.0, 10.0, 30.0, 100.0)},
+    **{f"at {w:g}": ({"method": "at", "weights__at": w}, None) for w in (0.1, 1.0, 10.0, 100.0)},
+    **{f"ofd {w:g}": ({"method": "ofd", "weights__ofd": w}, None) for w in (1.0, 5.0, 20.0, 80.0)},
     "every 2": (mgd(), None),
     "random": ({"method": "random-amp"}, None),
-    **{f"weight {w:g}": (mgd(loss_weight=w), None) for w in (1.0, 2.0, 10.0, 20.0)},
-    "weights doubling": (mgd(loss_weight=[0.625, 1.25, 2.5, 5.0]), None),
-    "last two": (mgd(loss_weight=[0.0, 0.0, 5.0, 5.0]), None),
-    "last": (mgd(loss_weight=[0.0, 0.0, 0.0, 5.0]), None),
+    **{f"weight {w:g}": (mgd(weights__mgd=w), None) for w in (1.0, 2.0, 10.0, 20.0)},
+    "weights doubling": (mgd(weights__mgd=[0.625, 1.25, 2.5, 5.0]), None),
+    "last two": (mgd(weights__mgd=[0.0, 0.0, 5.0, 5.0]), None),
+    "last": (mgd(weights__mgd=[0.0, 0.0, 0.0, 5.0]), None),
     "once": (mgd(refresh_every=0), None),
     "every 1": (mgd(refresh_every=1), None),
     "log": (mgd(refresh_every=[0, 1, 3]), None),
@@ -161,16 +161,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch | None]] = {
     "rectified once": (mgd(refresh_every=0), matched_on(rectified)),
     "measured margins": (mgd(), measured_margins),
     "linear decay": (mgd(), decaying(lambda done: 1 - done)),
-    "linear decay of 10": (mgd(loss_weight=10.0), decaying(lambda done: 1 - done)),
+    "linear decay of 10": (mgd(weights__mgd=10.0), decaying(lambda done: 1 - done)),
     "first half": (mgd(), decaying(lambda done: float(done < 0.5))),
     "norm like teacher": (mgd(), norm_like_teacher),
     "norm like teacher, once": (mgd(refresh_every=0), norm_like_teacher),
-    **{f"norm like teacher {w:g}": (mgd(loss_weight=w), norm_like_teacher) for w in (0.5, 1.0, 2.0)},
+    **{f"norm like teacher {w:g}": (mgd(weights__mgd=w), norm_like_teacher) for w in (0.5, 1.0, 2.0)},
     "norm like teacher, linear decay": (mgd(), lambda: (norm_like_teacher(), decaying(lambda done: 1 - done)())),
 }
 
 
-def run(config: dict[str, Any], variant: str, seed: int, out: Path) -> dict[str, Any]:
+def run(config: dict[str, Any], variant: str, seed: int, out: Path) -> RunMetrics:
     """One run of a variant."""
     torch.set_num_threads(1)
     changes, patch = VARIANTS[variant]
@@ -203,7 +203,7 @@ def main() -> None:
         for future in as_completed(futures):
             variant, seed = futures[future]
             try:
-                told = f"{future.result()['student']['top1']:.2%}"
+                told = f"{future.result().student['top1']:.2%}"
             except FloatingPointError as error:
                 told = str(error)
                 write_json(folder_of(options.out, variant, seed) / DIVERGED, {"error": told})
@@ -244,24 +244,26 @@ def collect(out: Path) -> dict[str, dict[str, float | None]]:
 
 def markdown(found: dict[str, dict[str, float | None]]) -> str:
     """A table of all variants, the best difference to the base first."""
-    runs: list[dict[str, Any]] = [
-        {"method": variant, "seed": seed, "student": {"top1": accuracy}, "teacher": None, "seconds": 0.0}
+    runs = [
+        RunMetrics("classification", variant, int(seed), 0, {"top1": accuracy}, {}, {}, [], 0.0)
         for variant, by_seed in found.items()
         for seed, accuracy in by_seed.items()
         if accuracy is not None
     ]
     differences = {
-        entry["method"]: entry["difference"]
-        for entry in summarise(runs, sorted({run["method"] for run in runs}), base=BASE)
+        entry.method: entry.difference for entry in summarise(runs, sorted({run.method for run in runs}), base=BASE)
     }
     lines = [f"| variant | to {BASE!r} | by seed |", "|---|---|---|"]
 
     def rank(variant: str) -> float:
-        return differences[variant]["mean"] if differences.get(variant) else -float(variant != BASE)
+        difference = differences.get(variant)
+        return -float(variant != BASE) if difference is None else difference.mean
 
     for variant in sorted(found, key=rank, reverse=True):
         by_seed = [f"{s}: {'diverged' if v is None else f'{100 * v:.2f}'}" for s, v in found[variant].items()]
-        lines.append(f"| {variant} | {shown(differences.get(variant), '+')} | {', '.join(by_seed)} |")
+        difference = differences.get(variant)
+        shown = "" if difference is None else difference.shown(METRICS[0], "+")
+        lines.append(f"| {variant} | {shown} | {', '.join(by_seed)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,8 @@ from figures import drawn  # MkDocs puts this folder on the path
 from mkdocs.structure.files import File, Files
 
 from matchdistill import cli
+from matchdistill.methods import KD, KD_WEIGHT, METHODS
+from matchdistill.reduction import REDUCTIONS
 from matchdistill.report.page import report
 from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.train import fit
@@ -37,6 +39,7 @@ LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")  # of a file, not of an
 FIGURE = re.compile(r"!\[([^\]]*)\]\((\S*figures/\w+)\.svg\)")
 EXAMPLE = "example-report.html"
 HELP = "<!-- help -->"  # where that of all commands goes
+METHOD_TABLE = "<!-- methods -->"
 
 
 def on_config(config: Any) -> Any:
@@ -68,9 +71,10 @@ def example() -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in the help, both variants of figures, and links of the site for those of the repository."""
+    """Put in the help, the methods, both variants of figures, and links of the site for those of the repository."""
     if HELP in markdown:
         markdown = markdown.replace(HELP, all_help())
+    markdown = markdown.replace(METHOD_TABLE, method_table())
     markdown = FIGURE.sub(r"![\1](\2-light.svg#only-light)![\1](\2-dark.svg#only-dark)", markdown)
     here = page.file.src_uri
     source = here if here.startswith("benchmarks/") else f"docs/{here}"
@@ -88,6 +92,21 @@ def all_help() -> str:
     parts = [f"```text\n{help_of([])}\n```"]
     parts += [f"## {command}\n\n```text\n{help_of([command])}\n```" for command in cli.COMMANDS]
     return "\n\n".join(parts)
+
+
+def method_table() -> str:
+    """The methods of the library: what the student learns, and the weight of the loss."""
+    rows = [
+        "| method | the student learns from labels, and of the teacher | weight |",
+        "|---|---|---|",
+        "| `none` | nothing | |",
+    ]
+    for name, own in METHODS.items():
+        names = [name] if own.matcher is None else [f"{name}-{reduction}" for reduction in REDUCTIONS]
+        weight = f"`weights.{own.weighed_as or name}`, {own.weight:g}"
+        learned = own.learned.format(reduction="...")
+        rows.append(f"| {', '.join(f'`{each}`' for each in names)} | {learned} | {weight} |")
+    return "\n".join([*rows, f"| `{KD}` | its output | `weights.{KD}`, {KD_WEIGHT:g} |"])
 
 
 def help_of(command: Sequence[str]) -> str:
