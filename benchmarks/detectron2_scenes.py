@@ -23,7 +23,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 from matchdistill.integrations.detectron2 import DistilledModel, RefreshMatching, load_teacher, refresh_loader
-from matchdistill.position import group_norm
+from matchdistill.norms import group_norm
 
 CONFIGS = {
     "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",

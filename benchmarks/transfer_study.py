@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
-from matchdistill.matched_position import MatchedPosition
-from matchdistill.position import FeaturePosition
+from matchdistill.position import FeaturePosition, MatchedPosition
 from matchdistill.runs.metrics import RunMetrics, read_metrics
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS

@@ -22,3 +22,13 @@ def run_of(method="none", seed=0, student=None, teacher=None, seconds=1.0, task=
     """What a run came to."""
     student = {"top1": 0.5} if student is None else student
     return RunMetrics(task, method, seed, 1, student, teacher or {}, {"student": 1, "teacher": 2}, [], seconds)
+
+
+def runs_of(accuracies, teacher=0.95):
+    """Runs of methods by name, with an accuracy by seed."""
+    return [
+        run_of(method, seed, {"top1": value}, known, 2.0 + seed)
+        for method, values in accuracies.items()
+        for seed, value in enumerate(values)
+        for known in [{} if method == "none" else {"top1": teacher}]
+    ]

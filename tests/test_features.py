@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill import MatchingDistiller, Tap
-from matchdistill.position import group_norm
+from matchdistill.norms import group_norm
 from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn
 from test_distiller import images, networks, ready
 

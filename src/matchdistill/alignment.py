@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from matchdistill.layout import Layout
-from matchdistill.masking import masked
+from matchdistill.losses import masked
 
 
 def channels_second(features: Tensor, channel_dim: int) -> Tensor:

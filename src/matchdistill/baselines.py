@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchdistill.functional import partial_loss
-from matchdistill.masking import masked, squared
-from matchdistill.position import FeatureNorm, FeaturePosition
+from matchdistill.losses import masked, squared
+from matchdistill.norms import FeatureNorm
+from matchdistill.position import FeaturePosition
 
 
 class FitNetsPosition(FeaturePosition):

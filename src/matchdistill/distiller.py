@@ -16,10 +16,10 @@ from matchdistill.capture import Captured
 from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import is_guided
-from matchdistill.matched_position import MatchedPosition, Reduced
 from matchdistill.matching import CostAccumulator, Matching, regret
 from matchdistill.messages import cause
 from matchdistill.options import MatchingOptions, Taps
+from matchdistill.position import MatchedPosition, Reduced
 from matchdistill.probing import evaluating
 from matchdistill.reduction import Reduction
 from matchdistill.refresh import RankBatches, images_of

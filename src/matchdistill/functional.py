@@ -5,25 +5,41 @@ after B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 20
 
 Axes: N batch, Cs student channels, Ct teacher channels, C channels of either, G group, P positions (`*` flattened).
 
-A mask (N, *), bool, is True at the positions that count, where images are padded to a batch (see `masking`).
+A mask (N, *), bool, is True at the positions that count, where images are padded to a batch (see `losses`).
 
 Each public function checks its arguments and calls the unchecked functions beside it (`similarity_sum`, `cost_of`,
-`reduce_groups`, `negative_sum`, `margin_of`). The distiller calls the same ones, batch by batch.
+`reduce_groups`, `negative_sum`, `margin_of`). The distiller calls the same ones, batch by batch. The losses are in `losses`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from matchdistill.masking import masked, sum_or_mean
-from matchdistill.partial import PartialSquares, goal_of
+from matchdistill.losses import kd_loss, masked, partial_loss
 from matchdistill.reduction import Reduction, checked_reduction
+
+__all__ = [
+    "batchnorm_margin",
+    "cost_of",
+    "empirical_margin",
+    "is_guided",
+    "kd_loss",
+    "margin_of",
+    "matching_cost",
+    "negative_sum",
+    "partial_loss",
+    "random_assignment",
+    "reduce_channels",
+    "reduce_groups",
+    "reduce_margin",
+    "similarity_sum",
+    "solve_assignment",
+    "wide",
+]
 
 
 def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -311,84 +327,3 @@ def empirical_margin(features: Tensor, mask: Tensor | None = None) -> Tensor:
 def margin_of(total: Tensor, count: Tensor) -> Tensor:
     """The empirical margin (C,) of a `negative_sum`; 0 for a channel that is never negative."""
     return total / count.clamp_min(1)
-
-
-def partial_loss(
-    student: Tensor,
-    target: Tensor,
-    margin: Tensor,
-    reduction: Literal["sum", "mean"] = "sum",
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Squared distance to ``t = max(target, margin)`` wherever ``student > t`` or ``t > 0`` (Heo et al. 2019).
-
-    A student that is already below a negative target is left alone: both vanish behind the activation.
-
-    Args:
-        student: normalised features (N, Cs, *), in the graph.
-        target: reduced teacher features (N, Cs, *).
-        margin: reduced margins (Cs,).
-        reduction: "sum" over all elements, or "mean": that sum over the number of all elements.
-        mask: positions that count (N, *), bool: "all elements" are theirs; None: all.
-
-    Returns:
-        A scalar, float32 for half precision input, that sends gradients to the student alone; where no element
-        counts, a zero in the graph.
-
-    Raises:
-        ValueError: shapes that do not fit, or an unknown reduction.
-
-    Examples:
-        >>> partial_loss(torch.tensor([[-2.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([-1.0, -1.0]))
-        tensor(4.)
-    """
-    if student.shape != target.shape or student.ndim < 2 or margin.shape != student.shape[1:2]:
-        raise ValueError(
-            "expected student and target of one shape (N, Cs, *) and margin (Cs,), got "
-            f"student {tuple(student.shape)}, target {tuple(target.shape)}, margin {tuple(margin.shape)}"
-        )
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"unknown reduction {reduction!r}: expected 'sum' or 'mean'")
-    if student.is_complex() or target.is_complex():
-        raise ValueError(f"features must be real, got student {student.dtype}, target {target.dtype}")
-    student = student.to(torch.promote_types(student.dtype, torch.float32))
-    total, _ = PartialSquares.apply(student, goal_of(target, margin, student.dtype), mask)
-    return sum_or_mean(total, student, reduction, mask)
-
-
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -> Tensor:
-    """Hinton's distillation of the output: ``T^2 KL(softmax(t / T) || softmax(s / T))``, mean over the batch.
-
-    Source: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
-
-    Args:
-        student: logits (N, classes), in the graph.
-        teacher: logits (N, classes).
-        temperature: T.
-
-    Returns:
-        A scalar that sends gradients to the student alone.
-
-    Raises:
-        ValueError: shapes that differ, or a temperature that is not positive.
-
-    Examples:
-        >>> kd_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
-        tensor(0.)
-    """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must have one shape: give "
-            "both networks the same classes"
-        )
-    if student.ndim != 2:
-        raise ValueError(f"logits must have shape (N, classes), got {tuple(student.shape)}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: expected a positive number")
-    divergence = F.kl_div(
-        F.log_softmax(student.float() / temperature, -1),
-        F.log_softmax(teacher.detach().float() / temperature, -1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return divergence * temperature**2

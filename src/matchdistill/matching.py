@@ -144,6 +144,16 @@ class Matching:
         )
 
 
+def logged(matchings: Sequence[Matching]) -> dict[str, float]:
+    """What a refresh came to, for the logs: ``matching/cost_0``, and from the second one on ``matching/churn_0``, ..."""
+    values: dict[str, float] = {}
+    for place, matching in enumerate(matchings):
+        values[f"matching/cost_{place}"] = matching.mean_cost
+        if matching.churn is not None:
+            values[f"matching/churn_{place}"] = matching.churn
+    return values
+
+
 def objective(cost: Tensor, index: Tensor) -> float:
     """Mean cost (Cs, Ct) of the pairs of a matching (Cs, G)."""
     guided = is_guided(index)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from matchdistill.functional import solve_assignment
 from matchdistill.messages import did_you_mean
-from matchdistill.position import FeatureNorm
+from matchdistill.norms import FeatureNorm
 from matchdistill.prepare import Preparation
 from matchdistill.reduction import Reduction, get_reduction
 from matchdistill.taps import Tap

@@ -40,7 +40,7 @@ from matchdistill.integrations.detectron2 import (
     load_teacher,
     refresh_loader,
 )
-from matchdistill.position import group_norm
+from matchdistill.norms import group_norm
 
 ARCHITECTURES = {
     "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",

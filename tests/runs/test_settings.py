@@ -5,25 +5,20 @@ import pytest
 import yaml
 
 from matchdistill import cli
-from matchdistill.methods import parse_method
+from matchdistill.methods import METHODS
 from matchdistill.runs.recipe import recipe_parser
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Training
 
 
-def test_methods():
-    assert parse_method("none") == (None, None, False)
-    assert parse_method("kd") == (None, None, True)
-    for reduction in ("sm", "rd", "amp", "max", "mean"):
-        for features in ("mgd", "random"):
-            assert parse_method(f"{features}-{reduction}") == (features, reduction, False)
-            assert parse_method(f"{features}-{reduction}+kd") == (features, reduction, True)
-    for name in ("fitnets", "at", "ofd"):
-        assert parse_method(name) == (name, None, False)
-        assert parse_method(f"{name}+kd") == (name, None, True)
-    for wrong in ("", "mgd", "random", "amp", "none+kd", "kd+kd", "fitnets-amp", "MGD-AMP"):
-        with pytest.raises(ValueError, match="unknown method"):
-            parse_method(wrong)
+def test_which_methods_need_a_teacher():
     assert [Distillation(method=method).needs_teacher for method in ("none", "kd", "mgd-rd")] == [False, True, True]
+
+
+def test_weights():
+    settings = Distillation(method="random-amp", weights={"mgd": [1.0, 2.0]})
+    assert settings.feature_weight == [1.0, 2.0]  # a control weighs as what it is the control of
+    assert Distillation(method="at", weights={"mgd": 3.0}).feature_weight == METHODS["at"].weight
+    assert (settings.weight("kd"), Distillation(weights={"kd": 2.0}).weight("kd")) == (1.0, 2.0)
 
 
 def test_warm_up_is_added():

@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import rank_and_world
-from matchdistill.matching import Matching
+from matchdistill.matching import Matching, logged
 from matchdistill.refresh import due_at_step
 from matchdistill.taps import unwrapped
 from matchdistill.tasks.detection.checks import check_same_input
@@ -151,11 +151,10 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
         iteration, model = self.trainer.iter, self._model()
         if model.distiller.has_matching and not due_at_step(iteration, self._phases):
             return
-        for number, matching in enumerate(model.refresh(self._loader(iteration), *self._limits)):
+        matchings = model.refresh(self._loader(iteration), *self._limits)
+        for matching in matchings:
             _logger.info(f"Matching refreshed before iteration {iteration}, {matching}")
-            values = {"cost": matching.mean_cost, "churn": matching.churn}
-            found = {f"matching/{name}_{number}": value for name, value in values.items() if value is not None}
-            self.trainer.storage.put_scalars(smoothing_hint=False, **found)
+        self.trainer.storage.put_scalars(smoothing_hint=False, **logged(matchings))
 
     def after_step(self) -> None:
         """Store the loss of each position."""

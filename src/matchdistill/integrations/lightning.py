@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import from_rank_0, rank_and_world
+from matchdistill.matching import logged
 from matchdistill.options import MatchingOptions
 from matchdistill.probing import copy_of_model
 from matchdistill.refresh import due
@@ -224,10 +225,7 @@ class MatchingDistillation(pl.Callback):
             )
         with trainer.precision_plugin.forward_context():
             matchings = self.distiller.refresh(_Batches(trainer, loader), self.max_images, self.forward)
-        for place, matching in enumerate(matchings):
-            pl_module.log(f"matching/cost_{place}", matching.mean_cost, sync_dist=True)
-            if matching.churn is not None:
-                pl_module.log(f"matching/churn_{place}", matching.churn, sync_dist=True)
+        pl_module.log_dict(logged(matchings), sync_dist=True)
 
     def _release(self, pl_module: pl.LightningModule) -> None:
         if self.distiller is None:

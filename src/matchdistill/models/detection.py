@@ -25,7 +25,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weights_file
 from matchdistill.models.weights import load_weights
-from matchdistill.position import group_norm
+from matchdistill.norms import group_norm
 from matchdistill.probing import scratch
 
 ARCHITECTURES = {

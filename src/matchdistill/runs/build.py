@@ -15,7 +15,7 @@ from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import weights_file
-from matchdistill.position import FeatureNorm, group_norm
+from matchdistill.norms import FeatureNorm, group_norm
 from matchdistill.prepare import prepared
 from matchdistill.probing import evaluating
 from matchdistill.runs.recipe import Recipe

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, read_json, write_json
-from matchdistill.matched_position import MatchedPosition
+from matchdistill.losses import ignored
 from matchdistill.matching import Matching
 from matchdistill.measuring import measured, watch_memory
 from matchdistill.messages import attempt, cause
-from matchdistill.partial import ignored
+from matchdistill.position import MatchedPosition
 from matchdistill.probing import evaluating, unchanged
 from matchdistill.tasks.module import DistilledModule
 

@@ -31,6 +31,7 @@ from matchdistill.runs.machine import check_compiler, is_first, machine_trainer,
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
+from matchdistill.tasks.module import DistilledModule
 
 
 def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> RunMetrics:
@@ -104,18 +105,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         load_weights(teacher, out / "teacher" / WEIGHTS)
     if module.distiller is not None:
         terminal.print(str(module.distiller), highlight=False, soft_wrap=True)
-    checkpoint = out / CHECKPOINT
-    start = Start()
-    trainer.callbacks.insert(0, start)  # type: ignore[attr-defined]
-    resumed = checkpoint.exists()
-    try:
-        trainer.fit(module, data, ckpt_path=checkpoint if resumed else None, weights_only=True)
-    except Exception as error:  # what does not fit fails in every way
-        if start.begun or not resumed or str(checkpoint) in str(error):
-            raise
-        raise ValueError(
-            f"{checkpoint} does not fit this run, it is damaged or of another version ({cause(error)}): choose another --out"
-        ) from error
+    _steps(trainer, module, data, out / CHECKPOINT)
     metrics = RunMetrics(
         task=recipe.task,
         method=recipe.distillation.method,
@@ -134,6 +124,21 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         attempt("write the page", lambda: write_report([out]))
     trainer.strategy.barrier()
     return metrics
+
+
+def _steps(trainer: pl.Trainer, module: DistilledModule, data: DataModule, checkpoint: Path) -> None:
+    """All epochs, or those that a checkpoint leaves to do."""
+    start = Start()
+    trainer.callbacks.insert(0, start)  # type: ignore[attr-defined]
+    resumed = checkpoint.exists()
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint if resumed else None, weights_only=True)
+    except Exception as error:  # what does not fit fails in every way
+        if start.begun or not resumed or str(checkpoint) in str(error):
+            raise
+        raise ValueError(
+            f"{checkpoint} does not fit this run, it is damaged or of another version ({cause(error)}): choose another --out"
+        ) from error
 
 
 def look_at(data: DataModule) -> None:

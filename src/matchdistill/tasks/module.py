@@ -17,7 +17,7 @@ from matchdistill.data.loading import BatchLoader
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
-from matchdistill.matching import Matching
+from matchdistill.matching import Matching, logged
 from matchdistill.refresh import due, due_at_step
 from matchdistill.runs.settings import Settings, Training
 from matchdistill.tasks.metric import Metric
@@ -76,7 +76,7 @@ class DistilledModule(pl.LightningModule):
     @property
     def teacher(self) -> nn.Module | None:
         """The teacher, if there is one."""
-        return None
+        return None if self.distiller is None else self.distiller.teacher
 
     def batch_losses(self, batch: Any) -> dict[str, Tensor]:
         """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
@@ -113,15 +113,15 @@ class DistilledModule(pl.LightningModule):
         """The total loss of a batch."""
         losses = self.batch_losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        logged = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        values = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         options: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch[0])}
         if self.distiller is not None:
-            del logged["train/features"]
-            logged |= {f"train/features_{number}": loss for number, loss in enumerate(self.distiller.position_losses)}
+            del values["train/features"]
+            values |= {f"train/features_{number}": loss for number, loss in enumerate(self.distiller.position_losses)}
             self.log("train/features", losses["features"].detach(), on_step=False, prog_bar=True, **options)
-        self.log_dict(logged, on_step=True, **options)
+        self.log_dict(values, on_step=True, **options)
         self.log("train/loss", total.detach(), on_step=False, prog_bar=True, **options)
-        self.check_finite(logged)
+        self.check_finite(values)
         return total * self._weight(batch_idx)
 
     def _weight(self, batch_idx: int) -> float:
@@ -208,13 +208,7 @@ class DistilledModule(pl.LightningModule):
             self.refreshed = self.refresh(data.refresh_dataloader(self.distillation.refresh_images, number))
         seconds = time.monotonic() - started
         self.moment = {"step": self.global_step, "epoch": self.current_epoch, "seconds": seconds}
-        self._log_matchings()
-
-    def _log_matchings(self) -> None:
-        for place, matching in enumerate(self.refreshed):
-            self.log(f"matching/cost_{place}", matching.mean_cost)
-            if matching.churn is not None:
-                self.log(f"matching/churn_{place}", matching.churn)
+        self.log_dict(logged(self.refreshed))
 
     def _take_buffers_of_rank_0(self) -> None:
         """Its running statistics, as at every step under DDP: since the last one each rank has had its own."""
@@ -234,7 +228,7 @@ class DistilledModule(pl.LightningModule):
             assert isinstance(self.distiller, MatchingDistiller)
             self.refreshed = self.distiller.refresh() if self._ends_with_refresh() else []
             self.moment = {"step": self.global_step, "epoch": self.current_epoch + 1, "seconds": 0.0}
-            self._log_matchings()
+            self.log_dict(logged(self.refreshed))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure the student, and the first time the teacher."""

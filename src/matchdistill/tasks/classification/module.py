@@ -55,6 +55,7 @@ class ClassificationModule(DistilledModule):
     ) -> None:
         super().__init__(student, settings, METRICS, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
         self._num_classes, self.logits_at = num_classes, logits_at
+        self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None
         if teacher is not None:
@@ -63,9 +64,7 @@ class ClassificationModule(DistilledModule):
     @property
     def teacher(self) -> nn.Module | None:
         """The teacher, if there is one."""
-        if self.distiller is not None:
-            return self.distiller.teacher
-        return self._teacher.model if self._teacher is not None else None
+        return super().teacher if self._teacher is None else self._teacher.model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassificationModule:
         if self._teacher is not None:
@@ -89,7 +88,7 @@ class ClassificationModule(DistilledModule):
             output = self._logits(self.student(images))
         if self.method.kd:
             loss = kd_loss(output, captured.teacher_output, self.distillation.kd_temperature)
-            losses[KD] = self.distillation.weight(KD) * loss
+            losses[KD] = self._kd_weight * loss
         return output, losses
 
     def _logits(self, output: Any) -> Tensor:
