@@ -69,7 +69,7 @@ def for_timm(name: str, out: Path) -> Path:
 
 
 def mean_weights() -> list[float]:
-    """The recipes' weights, which are the paper's, of sums over an image of 800 x 1333 px, as those of means."""
+    """The recipes' weights, which the paper made for sums over an image of 800 x 1333 px, as weights of means."""
     weights = load_recipe(RECIPES["RetinaNet"][0], "--data.root=.").distillation.feature_weight
     assert isinstance(weights, list)
     elements = [channels * (800 / stride) * (1333 / stride) for channels, stride in STAGES]

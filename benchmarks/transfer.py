@@ -77,7 +77,7 @@ def main() -> None:
     )
     results: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, one thread per run",
-        "students": before,  # those that are not run now
+        "students": before,  # also the ones that are not run now
     }
     for student in options.students:
         arguments = [f"--student.weights={options.out / 'pretrain' / WEIGHTS}"] * (student == "narrow_pretrained")
