@@ -218,6 +218,8 @@ CASES = [
     option("distillation.taps=[]", "distillation.taps is empty: expected 'auto', or pairs"),
     option("distillation.weights.mgd=[]", "distillation.weights.mgd is empty: expected a number for each position"),
     option("distillation.weights.mgd=.nan", "distillation.weights.mgd is nan: expected a finite number of at least 0"),
+    option("distillation.weights.fitnet=1", "distillation.weights has no 'fitnet'; did you mean 'fitnets'"),
+    option("distillation.weights.kd=paper", "distillation.weights.kd is 'paper': expected a finite number"),
     option("distillation.refresh_images=0", "distillation.refresh_images is 0: expected a whole number from 1 on"),
     option(
         "distillation.refresh_tolerance=2", "distillation.refresh_tolerance is 2.0: expected a number from 0 to below 1"
@@ -435,6 +437,13 @@ CASES = [
         *RESUME,
     ),
     run(
+        "metrics of another version",
+        "metrics.json is of schema 1, this version of matchdistill reads schema 2",
+        edited("metrics.json", schema=1),
+        "report",
+        "run",
+    ),
+    run(
         "metrics without numbers",
         "metrics.json is damaged: it lacks metrics of the student",
         edited("metrics.json", student={}),
@@ -561,7 +570,7 @@ def test_bad_input_gets_one_line(case, finished, tmp_path, monkeypatch, capfd):
 def page() -> str:
     """The list, as a section of a page."""
     lines = [
-        f"Each of these {len(CASES)} inputs ends with exit code 2 and one line on standard error, of which the part that",
+        f"Each of these {len(CASES)} inputs ends with exit code 2 and one line on standard error. The part of the line that",
         "matters is below. `tests/test_bad_input.py` runs all of them, and writes this list.",
     ]
     for group, cases in groupby(CASES, lambda case: case.group):
