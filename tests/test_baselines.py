@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import oracles
-from matchdistill.baselines import BASELINES, attention
+from matchdistill.baselines import AttentionPosition, FitNetsPosition, OverhaulPosition, attention
 from matchdistill.features import FeatureDistiller
 from networks import PLAIN_TAPS, Plain, as_if_trained, losses_of_garbage
 from test_distiller import PATCH_TAPS, assert_padding_is_left_out, padded, patches
@@ -19,6 +19,8 @@ from test_distiller import PATCH_TAPS, assert_padding_is_left_out, padded, patch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+BASELINES = {"fitnets": FitNetsPosition, "at": AttentionPosition, "ofd": OverhaulPosition}
 
 
 def ready(name: str, weight: float = 1.0, teacher: int = 8, student: int = 4) -> FeatureDistiller:

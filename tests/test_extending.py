@@ -171,16 +171,43 @@ def test_a_reduction(run, monkeypatch):
     assert "reduced by `least`" in Path("one/export/model_card.md").read_text()
 
 
-def test_a_chart(run, monkeypatch):
-    def epochs(runs):
-        return Chart(
-            go.Figure(go.Bar(y=[len(each.curves["train/loss"]) for each in runs])), "How many epochs there were."
-        )
+def bars(caption, values):
+    return Chart(go.Figure(go.Bar(y=values)), caption)
 
-    for table in (tables.RUNS, tables.COMPARISON):
-        monkeypatch.setattr(tables, "RUNS" if table is tables.RUNS else "COMPARISON", [*table, epochs])
-    recipe = recipe_of("classification", method="none")
+
+def test_a_chart(run, monkeypatch):
+    """One in each table."""
+    of_runs = {"RUNS": "Epochs by run.", "COMPARISON": "Epochs by run of the grid."}
+    for table, caption in of_runs.items():
+        chart = lambda runs, caption=caption: bars(caption, [len(each.curves["train/loss"]) for each in runs])  # noqa: E731
+        monkeypatch.setattr(tables, table, [*getattr(tables, table), chart])
+    monkeypatch.setattr(tables, "RUN", [*tables.RUN, lambda run: bars("Refreshes.", [len(run.refreshes)])])
+    chart = lambda run, number: [bars(f"Place {number}.", [number])]  # noqa: E731
+    monkeypatch.setattr(tables, "POSITION", [*tables.POSITION, chart])
+    recipe = recipe_of("classification", method="mgd-amp")
     run("fit", recipe, "--out=one")
-    assert "How many epochs there were." in Path("one/report.html").read_text()
+    page = Path("one/report.html").read_text()
+    assert [caption in page for caption in ("Epochs by run.", "Refreshes.", "Place 2.", "Epochs by run of the grid.")] == [
+        True, True, True, False,
+    ]  # fmt: skip
     run("compare", recipe, "--methods=none", "--seeds=1", "--out=all")
-    assert "How many epochs there were." in Path("all/report.html").read_text()
+    assert "Epochs by run of the grid." in Path("all/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--distillation.method=kd",
+            "method 'kd' distils the output of classifiers: choose one without kd for counting",
+        ),
+        ("--distillation.pyramid=true", "distillation.pyramid is not for counting"),
+        ("--trainer.compile=true", "trainer.compile is not for counting"),
+    ],
+)
+def test_what_a_task_does_not_support_is_refused(tmp_path, monkeypatch, capsys, option, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "counting", Counting())
+    assert cli.main(["fit", recipe_of("counting", method="none"), option, "--out=one"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("one").exists()

@@ -17,7 +17,7 @@ PACKAGE = Path(matchdistill.__file__).parent
 TABLE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 CORE = ("functional", "reduction", "matching", "trace", "taps", "choice", "distiller", "refresh", "baselines")
 OUTER_LAYERS = {
-    f"matchdistill.{name}" for name in ("tasks", "data", "models", "cli", "compare", "integrations", "report")
+    f"matchdistill.{name}" for name in ("tasks", "data", "models", "cli", "commands", "runs", "integrations", "report")
 }
 HEAVY = {"pytorch_lightning", "lightning", "lightning_fabric", "timm", "torchvision"}
 NOT_IMPORTED = ("pytorch_lightning", "lightning", "lightning_fabric", "timm", "torchvision", "sklearn")

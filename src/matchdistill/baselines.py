@@ -96,6 +96,3 @@ def _pointwise(adapter: nn.Module, features: Tensor) -> Tensor:
     """A linear map of the channels of features (N, C, *)."""
     mapped: Tensor = adapter(features.movedim(1, -1))
     return mapped.movedim(-1, 1)
-
-
-BASELINES = {"fitnets": FitNetsPosition, "at": AttentionPosition, "ofd": OverhaulPosition}

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from matchdistill.probing import unchanged
 
 
-def measured(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str, float]:
+def network_costs(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict[str, float]:
     """Operations (a multiplication and its addition are two) of a network for one image, and its median latency in seconds.
 
     Args:

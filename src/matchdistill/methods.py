@@ -79,11 +79,6 @@ class Method(NamedTuple):
         return None if self.features is None else METHODS[self.features]
 
     @property
-    def matches(self) -> bool:
-        """Whether channels are matched."""
-        return self.family is not None and self.family.matcher is not None
-
-    @property
     def learned(self) -> str:
         """What the student learns from, for a sentence that begins with what it does."""
         taught = [] if self.family is None else [self.family.learned.format(reduction=self.reduction)]

@@ -134,7 +134,7 @@ class MatchingOptions(FeatureOptions):
         reduction: "amp" (absolute max pooling), "rd" (random drop), "sm" (sparse matching, one to one), "max", "mean", or
             a `Reduction`. "rd" draws from torch's default generator, as dropout does.
         norm: builds the normalisation that student features pass, from the number of channels; default: batch norm.
-            `position.group_norm` is for small batches. The statistics of a masked batch count the padding as zeros.
+            `norms.group_norm` is for small batches. The statistics of a masked batch count the padding as zeros.
         matcher: solves the matching, (cost (Cs, Ct), G) -> index (Cs, G); `random_assignment` is the control that ignores
             the cost.
         hysteresis: how much the cost of the pairs in force (0 alike, 2 unrelated) is lowered at a refresh, so that only

@@ -66,7 +66,7 @@ def test_students_without_a_teacher_channel_come_last():
 
 def test_operations_and_latency():
     network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 8 * 8, 7)).eval()
-    found = evidence.measured(network, torch.zeros(1, 3, 8, 8))
+    found = evidence.network_costs(network, torch.zeros(1, 3, 8, 8))
     assert found["operations"] == 2 * (3 * 5 * 9 * 8 * 8 + 5 * 8 * 8 * 7)
     assert 0 < found["latency"] < 1
 
@@ -82,7 +82,7 @@ def test_measuring_leaves_the_network_as_it_was():
 
     network = Counts(3, 3).eval()
     weight = network.weight.clone()
-    evidence.measured(network, torch.zeros(1, 3))
+    evidence.network_costs(network, torch.zeros(1, 3))
     assert network.calls == 0
     assert network.last is None
     assert network.weight.equal(weight)
@@ -102,7 +102,7 @@ def test_operations_of_attention():
 
     fast = torch.backends.mha.get_fastpath_enabled()
     with torch.no_grad():  # as in a look, where the module takes its fast path
-        found = evidence.measured(Attends().eval(), torch.zeros(1, tokens, width))
+        found = evidence.network_costs(Attends().eval(), torch.zeros(1, tokens, width))
     assert found["operations"] == 2 * (4 * tokens * width * width + 2 * tokens * tokens * width)
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
@@ -257,7 +257,7 @@ def test_a_run_that_goes_on_keeps_the_refreshes_of_one_that_was_not_cut(tiny, tm
 @pytest.mark.parametrize(
     ("part", "what", "left"),
     [
-        ("measured", "measure the networks", {evidence.PICTURES, evidence.FINAL}),
+        ("network_costs", "measure the networks", {evidence.PICTURES, evidence.FINAL}),
         ("_maps", "take pictures", {evidence.FINAL}),
         ("ignored", "compare the student with its teacher", {evidence.PICTURES}),
     ],

@@ -78,7 +78,9 @@ def distiller_of(recipe, taps=None, size=224):
     taps = settings.taps if taps is None else taps
     reduction = settings.method.removeprefix("mgd-").removesuffix("+kd")
     example = torch.zeros(1, 3, size, size)
-    return MatchingDistiller(*networks_of(recipe), taps, reduction, loss_weight=settings.feature_weight, example=example)
+    return MatchingDistiller(
+        *networks_of(recipe), taps, reduction, loss_weight=settings.feature_weight, example=example
+    )
 
 
 def tapped(model, taps, images):

@@ -77,7 +77,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_one_line(task, tmp_path
         (Machine(devices="auto"), None),
         (Machine(devices=-1), "t.devices is -1: expected a whole number from 1 to 1024, or auto for all"),
         (Machine(log_every=0), "t.log_every is 0"),
-        (Comparison(), None),
+        (Comparison(methods=["none"]), None),
         (Comparison(methods=[]), "t.methods is empty"),
     ],
 )

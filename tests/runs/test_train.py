@@ -344,7 +344,7 @@ def test_files_of_something_else_are_left_alone(tiny, tmp_path, name, resume):
         (["--distillation.taps=[[layer1.relu2:input, layer9:input]]"], "no module 'layer9'"),
         (["--distillation.taps=[[layer9:input, layer1.relu2:input]]"], "no module 'layer9'"),
         (["--distillation.taps=[[layer1:out, layer1:input]]"], "unknown side 'out'"),
-        (["--distillation.weights.mgd=[1, 2]"], "loss_weight has 2 numbers for 3 positions"),
+        (["--distillation.weights.mgd=[1, 2]"], "distillation.weights.mgd: loss_weight has 2 numbers for 3 positions"),
         (["--teacher.train_limit=9999"], "data.train_limit is 9999"),
         (["--data.train_limit=9999"], "data.train_limit is 9999"),
         (["--trainer.accelerator=cud"], "trainer does not fit this machine"),

@@ -1,4 +1,4 @@
-"""Runs of detectors: what tests/test_training*.py see to of classifiers."""
+"""Runs of detectors: what tests/runs/test_train*.py see to of classifiers."""
 
 import csv
 import json
@@ -119,7 +119,7 @@ def test_a_teacher_is_trained_first_and_files_measure_as_the_metrics(small, smal
     with torch.no_grad():
         assert rebuilt(images)[0]["boxes"].shape[1] == 4
     assert cli.main(["export", str(out), "--trust", "--format=pt2"]) == 2
-    assert "detectors are exported as safetensors or onnx" in capsys.readouterr().err
+    assert "detection is exported as safetensors or onnx" in capsys.readouterr().err
     assert not (out / "export" / "model.pt2").exists()
     (tmp_path / "student.pt2").write_bytes(b"")
     with pytest.raises(ValueError, match=r"measured from weights \(.safetensors, .ckpt\) or .onnx"):
@@ -289,7 +289,7 @@ def test_a_detector_of_ones_own(small, tmp_path):
         (["--distillation.refresh_steps=[[0, 2], [9, 3], [4, 1]]"], "distillation.refresh_steps is"),
         (["--distillation.refresh_steps=[[0, -1]]"], "distillation.refresh_steps is"),
         (["--distillation.refresh_steps=[]"], "distillation.refresh_steps is"),
-        (["--trainer.compile=true"], "trainer.compile is for classifiers"),
+        (["--trainer.compile=true"], "trainer.compile is not for detection"),
         (["--training.warmup_steps=-1"], "training.warmup_steps is -1"),
         (["--teacher.train_limit=0"], "teacher.train_limit is 0"),
     ],

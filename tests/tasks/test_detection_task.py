@@ -85,12 +85,12 @@ def test_a_step_is_the_students_losses_and_the_partial_loss_where_the_images_are
     padded = tuple(batch.tensors.shape[-2:])
     assert any(size != padded for size in batch.image_sizes)
     pairs = zip(tapped(student.backbone.body, batch.tensors), tapped(teacher.backbone.body, batch.tensors), strict=True)
-    for number, (maps, guide) in enumerate(pairs):
+    for number, (maps, teacher_maps) in enumerate(pairs):
         position = module.distiller.positions[number]
         mask = counted(batch.image_sizes, padded, maps.shape[-2:])[:, None]
         groups, index = math.gcd(32, maps.shape[1]), position.index.numpy()
         values = F.group_norm(maps.double() * torch.from_numpy(mask), groups).numpy()
-        target = oracles.reduce_channels(guide.numpy(), index, "amp")
+        target = oracles.reduce_channels(teacher_maps.numpy(), index, "amp")
         norm = teacher.backbone.body.get_submodule(TAPS[number].partition(".relu2")[0]).bn2
         margin = oracles.batchnorm_margin(norm.weight.detach().numpy(), norm.bias.detach().numpy())
         goal = np.maximum(target, oracles.reduce_margin(margin, index, "amp")[None, :, None, None])

@@ -1,7 +1,7 @@
 import pytest
 
 from matchdistill.tasks import TASKS
-from matchdistill.tasks.metric import Metric, measured
+from matchdistill.tasks.metric import Metric, metrics_in
 
 ACCURACY, LOSS = Metric("top1", "top-1", error=True), Metric("loss", "loss", higher_is_better=False, share=False)
 
@@ -31,7 +31,7 @@ def test_the_share_of_the_gap(metric, alone, own, teacher, share):
 
 
 def test_metrics_of_names():
-    assert measured([ACCURACY, LOSS], {"loss": 1.0, "own": 2.0}) == [LOSS]
+    assert metrics_in([ACCURACY, LOSS], {"loss": 1.0, "own": 2.0}) == [LOSS]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

@@ -12,7 +12,7 @@ def export(arguments: Sequence[str]) -> None:
     parser = plain_parser("matchdistill export", export)
     parser.add_argument("run", type=path_option, help="folder of the run")
     parser.add_argument(
-        "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export; not of detectors)"
+        "--format", type=str, default="safetensors", help="safetensors, onnx, or pt2 (torch.export), as the task has it"
     )
     parser.add_argument(
         "--out", type=path_option, default=None, help="the file; default: export/model.FORMAT in the folder of the run"
@@ -26,10 +26,12 @@ def export(arguments: Sequence[str]) -> None:
     from matchdistill.tasks.task import CONFIG
 
     model, described = load_student(options.run, options.trust)
+    task = TASKS[described["task"]]
+    if options.format not in task.formats:
+        raise ValueError(f"format {options.format!r}: {task.name} is exported as {' or '.join(task.formats)}")
     rebuilt, _ = load_student(options.run, options.trust)
     path = options.out or options.run / "export" / f"model.{options.format}"
     recipe, metrics = recipe_of(options.run, path.parent), read_metrics(options.run)
-    task = TASKS[described["task"]]
     difference = task.export(model, rebuilt, described, path, options.format)
     write_card(path, options.format, model, described, recipe, metrics)
     size = f"{path.stat().st_size:,} bytes"

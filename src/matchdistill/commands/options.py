@@ -110,9 +110,9 @@ def print_metrics(
     from rich.table import Table
 
     from matchdistill.messages import console
-    from matchdistill.tasks.metric import measured
+    from matchdistill.tasks.metric import metrics_in
 
-    shown = measured(metrics, found["student"])
+    shown = metrics_in(metrics, found["student"])
     table = Table("network", title=title)
     for heading in [*(metric.heading for metric in shown), *(["parameters"] if parameters else [])]:
         table.add_column(heading, justify="right")

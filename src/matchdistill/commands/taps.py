@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from matchdistill.commands.options import plain_parser
 
@@ -19,18 +19,19 @@ def taps(arguments: Sequence[str]) -> None:
     """Show which features of two models would be matched, and why."""
     options = _options(arguments)
     from matchdistill.distiller import MatchingDistiller
-    from matchdistill.messages import console
+    from matchdistill.messages import console, did_you_mean
     from matchdistill.tasks import TASKS
 
+    name = options.task or next(iter(TASKS))
+    if name not in TASKS:
+        raise ValueError(f"--task {name}: expected one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
     networks = (options.teacher, options.teacher_options), (options.student, options.student_options)
-    teacher, student = (TASKS[options.task].tapped(name, own) for name, own in networks)
+    teacher, student = (TASKS[name].tapped(network, own) for network, own in networks)
     distiller = MatchingDistiller(teacher, student, reduction=options.reduction, example=_example(options))
     console().print(_table(distiller, f"{options.teacher} -> {options.student}"))
 
 
 def _options(arguments: Sequence[str]) -> Namespace:
-    from matchdistill.tasks import TASKS
-
     parser = plain_parser("matchdistill taps", taps)
     parser.add_argument("teacher", type=str, help="torchvision:NAME, timm:NAME or package.module:function")
     parser.add_argument("student", type=str, help="likewise")
@@ -44,8 +45,8 @@ def _options(arguments: Sequence[str]) -> Namespace:
         help="inputs of other kinds, each by its shape without the batch: 3x16x112x112 a video, 1x16000 a sequence, 12:int "
         "whole numbers; several for networks of several inputs",
     )
-    parser.add_argument("--reduction", type=str, default="amp", help="sm, rd, amp, max or mean")
-    parser.add_argument("--task", type=Literal[tuple(TASKS)], default=next(iter(TASKS)), help="what the models do")
+    parser.add_argument("--reduction", type=str, default="amp", help="how matched channels are reduced")
+    parser.add_argument("--task", type=str, default=None, help="what the models do; default: they classify images")
     parser.add_argument("--teacher_options", type=dict[str, Any], default={}, help="of the function that builds it")
     parser.add_argument("--student_options", type=dict[str, Any], default={}, help="likewise")
     resolved: Namespace = parser.parse_args(list(arguments))

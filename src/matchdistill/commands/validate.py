@@ -11,6 +11,7 @@ from matchdistill.files import path_of
 def validate(arguments: Sequence[str]) -> None:
     """Measure a run's student, from its folder, checkpoint or exported file, and its teacher."""
     from matchdistill.runs.machine import is_first
+    from matchdistill.runs.metrics import check_schema
     from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
     from matchdistill.runs.store import CELLS, RECIPE
     from matchdistill.runs.validate import validate as measure
@@ -33,12 +34,13 @@ def validate(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
     if (run / CELLS).is_dir():
         raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
+    check_schema(run)
     values = read_recipe(run / RECIPE)
     parser = recipe_parser(parser.prog, task_of(values))
     add_trust(parser)
     resolved = resolve_recipe(values, parser, arguments[1:])
     config = plain_config(resolved)
-    # Those that it started from need not be here any more.
+    # The weights that the networks started from may be gone.
     config["student"]["weights"] = None
     if config["teacher"]["training"]["epochs"]:
         config["teacher"]["weights"] = None

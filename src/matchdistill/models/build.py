@@ -299,3 +299,8 @@ def _not_loaded(name: str, weights: str, error: Exception) -> ValueError:
         f"model {name!r}: pretrained weights {weights!r} could not be loaded ({cause(error)}): "
         "check the network connection, or give weights=FILE"
     )
+
+
+def weightless(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network without the weights that its backbone starts from."""
+    return {name: value for name, value in options.items() if name not in ("backbone_weights", "weights_backbone")}

@@ -23,7 +23,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 from matchdistill.messages import cause, did_you_mean
-from matchdistill.models.build import build_model, take_head, weights_file
+from matchdistill.models.build import build_model, take_head, weightless, weights_file
 from matchdistill.models.weights import load_weights
 from matchdistill.norms import group_norm
 from matchdistill.probing import scratch
@@ -372,8 +372,3 @@ def of_labels(state: dict[str, Tensor], own: Mapping[str, Tensor], labels: Seque
             grouped = rows.reshape(*groups, *rows.shape[1:])
             chosen[name] = grouped.index_select(0 if by_label else 1, torch.tensor(labels)).flatten(0, 1)
     return chosen
-
-
-def weightless(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a detector without the weights that its backbone starts from."""
-    return {name: value for name, value in options.items() if name not in ("backbone_weights", "weights_backbone")}

@@ -25,7 +25,7 @@ def heats(run: Run, number: int) -> list[Chart]:
 
 def _heat(run: Run, number: int, moment: str) -> Chart:
     """The costs of a position with the matching on the diagonal."""
-    tensors, told = run.matched[moment]
+    tensors, told = run.matchings[moment]
     about, values = told["positions"][number], tensors[f"heat{number}"].float()
     students, teachers = about["student channels"], about["teacher channels"]
     blocks = [math.ceil(size / cells) for size, cells in zip((students, teachers), values.shape, strict=True)]
@@ -44,18 +44,18 @@ def _heat(run: Run, number: int, moment: str) -> Chart:
     figure.update_yaxes(title_text=f"{students} student channels", showticklabels=False, autorange="reversed")
     when = WHEN[moment]
     each = "" if max(blocks) == 1 else f" Each cell is the mean of up to {blocks[0]} x {blocks[1]} pairs."
-    matched = about["mean cost"]
+    mean = about["mean cost"]
     return Chart(
         layout(figure, 340, title_text=when.partition(",")[0]),
         f"Costs {when}: 0 is the same pattern, 2 an unrelated one. Channels are in the order of the matching, which is "
-        f"the diagonal; its mean cost is {matched:.2f}.{each}",
+        f"the diagonal; its mean cost is {mean:.2f}.{each}",
     )
 
 
 def similarity(run: Run, number: int) -> list[Chart]:
     """The similarity of every student channel to its group, before and after the training."""
     figure = go.Figure()
-    moments = [(name, run.matched[name]) for name in run.moments]
+    moments = [(name, run.matchings[name]) for name in run.moments]
     order = most_similar_first(moments[-1][1][0][f"similarity{number}"].float())
     said = []
     for place, (moment, (tensors, _)) in enumerate(moments):
@@ -88,7 +88,7 @@ def _members(index: Tensor) -> str:
 
 def margins(run: Run, number: int) -> list[Chart]:
     """The distribution of a position's margins."""
-    tensors, told = run.matched[run.moments[-1]]
+    tensors, told = run.matchings[run.moments[-1]]
     values = tensors[f"margin{number}"].float()
     figure = go.Figure(go.Histogram(x=values.numpy(), nbinsx=40, marker_color=COLOURS[0]))
     figure.update_layout(xaxis_title="margin", yaxis_title="student channels", bargap=0.05)

@@ -23,13 +23,54 @@ def curves(runs: Sequence[Run]) -> Chart | None:
     Of one run the features' losses are by position and refreshes are lines; of several there is a line for each run.
     """
     metric = runs[0].comparing
-    label, logged_metric = ("", "") if metric is None else (metric.label, f"val/{metric.name}")
+    # A metric may be called as one of the others: its row has a key of its own.
+    measure, label = ("", "") if metric is None else (f"val/{metric.name}", metric.label)
     single = runs[0] if len(runs) == 1 else None
-    rows: dict[str, list[tuple[str, list[Point]]]] = {"loss": [], "features": [], label: [], "matching cost": []}
+    rows = _rows(runs, measure)
+    if not rows:
+        return None
+    figure = make_subplots(len(rows), 1, shared_xaxes=True, vertical_spacing=0.05)
+    named: set[str] = set()
+    for row, (name, lines) in enumerate(rows.items(), 1):
+        title = label if name == measure else name
+        for number, (series, points) in enumerate(lines):
+            shown = _thinned(points)
+            of_run = single is not None and name in ("loss", measure)
+            figure.add_scatter(
+                x=[point.step for point in shown],
+                y=[point.value for point in shown],
+                customdata=[point.epoch + 1 for point in shown],
+                hovertemplate="%{y:.4g}, step %{x}, epoch %{customdata}",
+                name=title if of_run else series,
+                legendgroup=name if of_run else series,
+                showlegend=not of_run and series not in named,
+                mode="lines+markers" if name == "matching cost" or len(shown) < 30 else "lines",
+                line={"color": "#7f7f7f" if of_run else colour(number)},
+                row=row,
+                col=1,
+            )
+            named |= set() if of_run else {series}
+        share = {"tickformat": ".0%", "rangemode": "tozero"} if metric and metric.share and name == measure else {}
+        figure.update_yaxes(title_text=title, row=row, col=1, **share)
+    moments = single.refreshes if single else []
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "opacity": 0.6}
+    line["line"] = {"width": 1, "dash": "dot", "color": "#7f7f7f"}
+    marked = [moment["step"] for moment in moments[:: -(-len(moments) // MOST_MARKS) or 1]]
+    figure.update_layout(shapes=[{**line, "x0": step, "x1": step} for step in marked])
+    figure.update_xaxes(title_text="step", row=len(rows), col=1)
+    said = [_course(run, metric) for run in runs]
+    marks = " Dotted lines are refreshes of the matching." if moments else ""
+    return Chart(layout(figure, 120 + 170 * len(rows)), f"Training. {' '.join(said)}{marks}")
+
+
+def _rows(runs: Sequence[Run], measure: str) -> dict[str, list[tuple[str, list[Point]]]]:
+    """What each row of `curves` shows: names of series with their points; rows without a point are left out."""
+    single = runs[0] if len(runs) == 1 else None
+    rows: dict[str, list[tuple[str, list[Point]]]] = {"loss": [], "features": [], measure: [], "matching cost": []}
     for run in runs:
         name = escape(run.name)  # Plotly takes some markup
         rows["loss"].append((name, losses(run)))
-        rows[label].append((name, run.curves.get(logged_metric, [])))
+        rows[measure].append((name, run.curves.get(measure, [])))
         costs = [[Point(r["step"], r["epoch"], cost) for cost in r["cost"]] for r in run.refreshes]
         if single is None:
             rows["features"].append((name, run.curves.get("train/features", [])))
@@ -42,40 +83,7 @@ def curves(runs: Sequence[Run]) -> Chart | None:
                 rows["matching cost"].append((name, list(each)))
             if not costs:
                 rows["features"].append(("features", run.curves.get("train/features", [])))
-    rows = {name: lines for name, lines in rows.items() if any(points for _, points in lines)}
-    if not rows:
-        return None
-    figure = make_subplots(len(rows), 1, shared_xaxes=True, vertical_spacing=0.05)
-    named: set[str] = set()
-    for row, (name, lines) in enumerate(rows.items(), 1):
-        for number, (series, points) in enumerate(lines):
-            shown = _thinned(points)
-            of_run = single is not None and name in ("loss", label)
-            figure.add_scatter(
-                x=[point.step for point in shown],
-                y=[point.value for point in shown],
-                customdata=[point.epoch + 1 for point in shown],
-                hovertemplate="%{y:.4g}, step %{x}, epoch %{customdata}",
-                name=name if of_run else series,
-                legendgroup=name if of_run else series,
-                showlegend=not of_run and series not in named,
-                mode="lines+markers" if name == "matching cost" or len(shown) < 30 else "lines",
-                line={"color": "#7f7f7f" if of_run else colour(number)},
-                row=row,
-                col=1,
-            )
-            named |= set() if of_run else {series}
-        share = {"tickformat": ".0%", "rangemode": "tozero"} if metric and metric.share and name == label else {}
-        figure.update_yaxes(title_text=name, row=row, col=1, **share)
-    moments = single.refreshes if single else []
-    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "opacity": 0.6}
-    line["line"] = {"width": 1, "dash": "dot", "color": "#7f7f7f"}
-    marked = [moment["step"] for moment in moments[:: -(-len(moments) // MOST_MARKS) or 1]]
-    figure.update_layout(shapes=[{**line, "x0": step, "x1": step} for step in marked])
-    figure.update_xaxes(title_text="step", row=len(rows), col=1)
-    said = [_course(run, metric) for run in runs]
-    marks = " Dotted lines are refreshes of the matching." if moments else ""
-    return Chart(layout(figure, 120 + 170 * len(rows)), f"Training. {' '.join(said)}{marks}")
+    return {name: lines for name, lines in rows.items() if any(points for _, points in lines)}
 
 
 def losses(run: Run) -> list[Point]:
@@ -121,8 +129,6 @@ def seconds(run: Run) -> dict[str, float]:
         "refreshes": refreshes,
         "validation": validation,
     }
-    if not epochs and run.seconds is not None:  # of an older version
-        found["training"] = run.seconds
     return {name: value for name, value in found.items() if value > 0}
 
 
@@ -169,9 +175,9 @@ def churn(run: Run) -> Chart | None:
 
 def ignored(run: Run) -> Chart | None:
     """The share of elements that the partial loss leaves alone, by position."""
-    if "final" not in run.matched:
+    if "final" not in run.matchings:
         return None
-    shares = run.matched["final"][1]["ignored"]
+    shares = run.matchings["final"][1]["ignored"]
     names = [f"position {number}" for number in range(len(shares))]
     figure = go.Figure(go.Bar(x=names, y=shares, marker_color=[colour(number) for number in range(len(shares))]))
     figure.update_layout(yaxis_tickformat=".0%", yaxis_range=[0, 1])

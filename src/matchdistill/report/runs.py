@@ -89,7 +89,7 @@ class Run:
                     by_epoch.setdefault(name, []).append(Point(each["step"] - 1, each["epoch"], value))
         if by_epoch:
             return by_epoch
-        # Of a run within its first epoch, or of an older version.
+        # Of a run within its first epoch.
         versions = [path for path in (self.folder / "logs").glob("version_*/metrics.csv") if _version(path) >= 0]
         for path in sorted(versions, key=_version):
             try:
@@ -106,7 +106,7 @@ class Run:
         return evidence.read_refreshes(self.folder)
 
     @cached_property
-    def matched(self) -> dict[str, Seen]:
+    def matchings(self) -> dict[str, Seen]:
         """The matchings "first", "last" and "final", the latter with the trained student's costs, as far as they are."""
         places = {"first": evidence.FIRST, "last": evidence.LAST, "final": evidence.FINAL}
         found = {name: evidence.load(self.folder / place) for name, place in places.items()}
@@ -114,13 +114,13 @@ class Run:
 
     @property
     def moments(self) -> list[str]:
-        """Those of `matched` to be set side by side: the first, and the final one, or as long as there is none the last."""
-        return [name for name in ("first", "final" if "final" in self.matched else "last") if name in self.matched]
+        """The matchings that are shown side by side: the first, and the final one or, before there is one, the last."""
+        return [name for name in ("first", "final" if "final" in self.matchings else "last") if name in self.matchings]
 
     @property
     def positions(self) -> list[dict[str, Any]]:
         """What is known of each position."""
-        return list(self.matched[self.moments[-1]][1]["positions"]) if self.moments else []
+        return list(self.matchings[self.moments[-1]][1]["positions"]) if self.moments else []
 
     @cached_property
     def pictures(self) -> Seen | None:

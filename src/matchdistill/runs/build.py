@@ -63,6 +63,15 @@ def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> F
     Raises:
         ValueError: taps or loss weights that do not fit.
     """
+    try:
+        return _distiller(recipe, teacher, student)
+    except ValueError as error:
+        if not str(error).startswith("loss_weight"):
+            raise
+        raise ValueError(f"distillation.weights.{recipe.distillation.weighed_as}: {error}") from error
+
+
+def _distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> FeatureDistiller | None:
     settings = recipe.distillation
     method, family = settings.parsed, settings.parsed.family
     if family is None:

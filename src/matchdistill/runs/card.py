@@ -14,7 +14,7 @@ from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.methods import parse_method
 from matchdistill.models import weights_file
 from matchdistill.models.build import ANY_PRETRAINED
-from matchdistill.runs.metrics import RunMetrics
+from matchdistill.runs.metrics import RunMetrics, check_schema
 from matchdistill.runs.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 from matchdistill.runs.store import RECIPE
 from matchdistill.tasks import TASKS
@@ -48,6 +48,7 @@ def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
     for path in (folder / CARD, folder / CONFIG):
         if path.exists() and "matchdistill" not in path.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
+    check_schema(run)
     values = read_recipe(run / RECIPE)
     recipe = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
     method = recipe["distillation"]["method"]
@@ -82,10 +83,11 @@ def write_card(
         recipe: of its run, as `recipe_of` gives it.
         metrics: of its run, as `read_metrics` gives them; None: it was not measured.
     """
-    card = TASKS[described["task"]].card(model, described, recipe["data"])
+    task = TASKS[described["task"]]
+    card = task.card(model, described, recipe["data"])
     write_json(exported.with_name(CONFIG), _config(card, described))
     # Those of other formats, exported before, are described too.
-    others = [each for each in ("safetensors", "onnx", "pt2") if exported.with_suffix(f".{each}").is_file()]
+    others = [each for each in task.formats if exported.with_suffix(f".{each}").is_file()]
     files = {each: exported.with_suffix(f".{each}").name for each in others} | {str(kind): exported.name}
     parameters = sum(value.numel() for value in model.parameters())
     text = _text(card, recipe, described, metrics, files, parameters)
@@ -145,7 +147,7 @@ def _text(
         "## Upload",
         "Choose a license and add it to the block at the top, `license: ...`. The Hub shows `README.md`:",
         f"```\ncp {CARD} README.md\nhf upload USER/NAME . . --exclude {CARD}\n```",
-        *(["## Citation", CITATION] if method.startswith("mgd") else []),
+        *(["## Citation", CITATION] if parse_method(method).features == "mgd" else []),
         f"Made by matchdistill {version('matchdistill')}.",
     ]
     return "\n\n".join(sections) + "\n"

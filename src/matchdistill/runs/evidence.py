@@ -29,7 +29,7 @@ from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.losses import ignored
 from matchdistill.matching import Matching
-from matchdistill.measuring import measured, watch_memory
+from matchdistill.measuring import network_costs, watch_memory
 from matchdistill.messages import attempt, cause
 from matchdistill.position import MatchedPosition
 from matchdistill.probing import evaluating, unchanged
@@ -195,7 +195,7 @@ def _measure(module: DistilledModule, batch: Any, out: Path) -> None:
     costs = read_json(out / COSTS) if (out / COSTS).is_file() else {}
     for role, network in (("student", module.network()), ("teacher", module.teacher)):
         if network is not None:
-            costs[role] = measured(network, module.one_image(batch))
+            costs[role] = network_costs(network, module.one_image(batch))
     write_json(out / COSTS, costs)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from matchdistill.files import read_json, write_json
 from matchdistill.tasks import TASKS
-from matchdistill.tasks.metric import Metric, measured
+from matchdistill.tasks.metric import Metric, metrics_in
 from matchdistill.tasks.task import Task
 
 METRICS = "metrics.json"
@@ -49,7 +49,7 @@ class RunMetrics:
     @property
     def measured(self) -> list[Metric]:
         """What was measured of the student, in the order of its task."""
-        return measured(TASKS[self.task].metrics, self.student)
+        return metrics_in(TASKS[self.task].metrics, self.student)
 
     def plain(self) -> dict[str, Any]:
         """As the file has it."""
@@ -80,7 +80,7 @@ def read_metrics(out: Path) -> RunMetrics | None:
     path = out / METRICS
     if not path.is_file():
         return None
-    check_schema(path, read_json(path))
+    check_schema(out)
     found = read_json(
         path,
         task=str,
@@ -109,9 +109,12 @@ def _lacks(task: Task, found: dict[str, Any]) -> bool:
     return student_lacks or bool(found["teacher"] and found["parameters"]["teacher"] is None)
 
 
-def check_schema(path: Path, found: dict[str, Any]) -> None:
-    """Raise a ValueError unless what a file of metrics holds is of this version."""
-    schema = found.get("schema")
+def check_schema(out: Path) -> None:
+    """Raise a ValueError if a finished run or comparison in a folder is of another version."""
+    path = out / METRICS
+    if not path.is_file():
+        return
+    schema = read_json(path).get("schema")
     if schema != SCHEMA:
         kind = "without a schema" if schema is None else f"of schema {schema!r}"
         raise ValueError(

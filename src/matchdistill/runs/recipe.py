@@ -17,7 +17,8 @@ from matchdistill.data import DataOptions
 from matchdistill.data.module import DataModule
 from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
-from matchdistill.methods import default_weights
+from matchdistill.methods import KD, METHODS, default_weights
+from matchdistill.reduction import REDUCTIONS
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher, Training
 from matchdistill.tasks import TASKS
 from matchdistill.values import OPTIONS, read_yaml
@@ -142,7 +143,23 @@ def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> Argument
     parser.add_class_arguments(Machine, "trainer")
     parser.add_class_arguments(Comparison, "compare")
     parser.set_defaults({"compare.methods": list(TASKS[task].compared)})
+    for action in parser._actions:
+        if action.dest in (helped := _help_of_methods()):
+            action.help = helped[action.dest]
     return parser
+
+
+def _help_of_methods() -> dict[str, str]:
+    """The help of the options that the table of methods says more of than their docstrings."""
+    families = [
+        f"{name}-REDUCTION ({', '.join(REDUCTIONS)})" if family.matcher else name for name, family in METHODS.items()
+    ]
+    weights = ", ".join(f"weights.{name} ({weight:g})" for name, weight in default_weights().items())
+    return {
+        "distillation.method": f"none, {KD}, {', '.join(families)}, each of these also with +{KD}",
+        "distillation.weights": f"of the losses, by method: {weights}. One number for all positions or a list with one "
+        'for each; "paper" is the paper\'s form for classification',
+    }
 
 
 def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Sequence[str] = ()) -> Namespace:

@@ -151,14 +151,11 @@ class Distillation:
     """How the student learns from the teacher.
 
     Args:
-        method: "none"; "kd"; "mgd-amp" (or -sm, -rd, -max, -mean); to compare with, "fitnets", "at", "ofd", or
-            "random-amp" (or -sm ...) with random groups instead of matched ones, never refreshed. But for "none" and "kd",
-            each also with "+kd".
+        method: what the student learns from its teacher, by a name of the table of methods, for example "mgd-amp+kd".
         taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
         pyramid: of a detector, the levels of the feature pyramid too, whose margins are measured.
-        weights: of the losses, by method: weights.mgd (5; of "random", too), weights.fitnets (30), weights.at (10),
-            weights.ofd (20) and weights.kd (1). That of features is one number for all positions, or a list with one for
-            each; "paper" is the paper's form for classification.
+        weights: of the losses, by method; what is left out has the table's. A weight of features is one number for all
+            positions, or a list with one for each; "paper" is the paper's form for classification.
         loss_reduction: whether these weigh the mean over a position's elements or, per image, the sum.
         norm: what the student's features pass before they are compared, batch norm or, for small batches, group norm.
         refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves.
@@ -202,12 +199,17 @@ class Distillation:
         return {**default_weights(), **self.weights}[name]
 
     @property
-    def feature_weight(self) -> Any:
-        """The weight of the positions' losses of the method, which distils features."""
+    def weighed_as(self) -> str:
+        """The name that the weight of the positions' losses has, of a method that distils features."""
         features, family = self.parsed.features, self.parsed.family
         assert features is not None
         assert family is not None
-        return self.weight(family.weighed_as or features)
+        return family.weighed_as or features
+
+    @property
+    def feature_weight(self) -> Any:
+        """The weight of the positions' losses, of a method that distils features."""
+        return self.weight(self.weighed_as)
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values."""
@@ -304,7 +306,7 @@ class Comparison:
         seeds: runs per method, with the seeds from `seed` on.
     """
 
-    methods: list[str] = field(default_factory=lambda: ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"])
+    methods: list[str] = field(default_factory=list)
     seeds: int = 3
 
     def problems(self, prefix: str) -> Iterator[str]:

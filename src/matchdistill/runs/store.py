@@ -17,7 +17,7 @@ from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
 from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
-from matchdistill.runs.metrics import METRICS
+from matchdistill.runs.metrics import METRICS, check_schema
 from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 from matchdistill.runs.settings import Model
 from matchdistill.tasks import TASKS
@@ -109,7 +109,8 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
         raise ValueError(f"{out} holds a {'comparison' if other == CELLS else 'run'} already: choose another --out")
     if not resume:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
-    # Resolved, as values that an older version did not know have their defaults.
+    check_schema(out)
+    # Resolved: values that are left out have their defaults.
     values = read_recipe(path)
     there = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
     before, now = (_decisive(config, out) for config in (there, recipe.config))

@@ -50,9 +50,9 @@ class Entry:
         method: its name.
         seeds: of its runs.
         value: of the metric; None where nothing is measured.
-        difference: to the method compared with, in the same seeds; None of that one itself, and where a seed lacks.
-        gap_recovered: which share of the distance from the method compared with to the teacher the mean difference covers;
-            None if the teacher is no better.
+        difference: to the base method, in the same seeds; None for the base itself, and if the base lacks a seed.
+        gap_recovered: the share of the distance from the base to the teacher that the mean difference covers; None if the
+            teacher is no better.
         seconds: of a run, on average.
     """
 

@@ -31,8 +31,7 @@ def validate(
         trust: build networks by whatever functions the recipe names, and load `.pt2` files, which can run code.
 
     Returns:
-        For "student" and "teacher" the metrics by name: the shares of images right ("top1", and with more than 5 classes
-        "top5"), or of a detector its average precisions ("ap", "ap50", ..., "mask_ap", ...).
+        The metrics of "student" and "teacher" by name, those of the task.
 
     Raises:
         ValueError: weights that are missing or do not fit, or a package that is missing for them; or something that would

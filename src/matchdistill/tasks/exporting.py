@@ -1,4 +1,4 @@
-"""What writing a student in the formats that it is deployed in has in common, each checked against the network."""
+"""What the exports of all tasks share: files that are read back and compared with the network."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_checked(
     return difference
 
 
-def traced(exporter: str, trace: Callable[[], _Program]) -> _Program:
+def exported_program(exporter: str, trace: Callable[[], _Program]) -> _Program:
     """What the exporter makes of a model, or one line about why it makes nothing of it."""
     try:
         said = io.StringIO()  # an exporter that fails prints the graph so far

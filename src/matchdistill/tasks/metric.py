@@ -13,7 +13,7 @@ class Metric:
     Attributes:
         name: in files and logs.
         label: for people.
-        error: whether tables of networks have what is missing to 1, as the paper does: errors rather than accuracies.
+        error: whether tables of networks show 1 minus the value: an error instead of an accuracy, as the paper does.
         higher_is_better: whether the best value is the highest.
         share: whether it is shown in percent.
         hub_type: what the Hub calls it; empty: its name.
@@ -36,7 +36,7 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Of its column in a table of networks."""
+        """The heading of its column in a table of networks."""
         return f"{self.label} error" if self.error else self.label
 
     def in_table(self, value: float) -> str:
@@ -59,7 +59,7 @@ class Metric:
         return (own - alone) / (teacher - alone)
 
 
-def measured(metrics: Sequence[Metric], names: Iterable[str]) -> list[Metric]:
+def metrics_in(metrics: Sequence[Metric], names: Iterable[str]) -> list[Metric]:
     """The metrics whose names are among the given ones, in their own order."""
     there = set(names)
     return [metric for metric in metrics if metric.name in there]

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
+from matchdistill.methods import method_names
 from matchdistill.models import build_model
+from matchdistill.models.build import weightless
 from matchdistill.options import Taps
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.exporting import Format, export_weights
@@ -30,8 +32,8 @@ class Parts(NamedTuple):
     """What is distilled: corresponding networks, or parts of them.
 
     Attributes:
-        teacher: of the whole teacher.
-        student: of the whole student.
+        teacher: the teacher's.
+        student: the student's.
         taps: where features are taken in these.
         example: what both take, for networks that find no input of their own; None: none is needed.
     """
@@ -73,6 +75,8 @@ class Task(ABC):
         compared: the methods of a comparison, unless a recipe says otherwise.
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
+        supports: what not every task does: "kd" (the output is distilled), "pyramid" (the levels of a feature pyramid are),
+            "compile" (networks are compiled).
     """
 
     name: ClassVar[str]
@@ -81,6 +85,7 @@ class Task(ABC):
     compared: ClassVar[tuple[str, ...]] = ("none", "mgd-sm", "mgd-amp")
     description: ClassVar[Mapping[str, Any]] = {}
     formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+    supports: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def comparing(self) -> Metric | None:
@@ -89,7 +94,14 @@ class Task(ABC):
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task, one by one."""
-        yield from ()
+        known = method_names()
+        for method in dict.fromkeys([settings.distillation.method, *settings.compare.methods]):
+            if method in known and known[method].kd and "kd" not in self.supports:
+                yield f"method {method!r} distils the output of classifiers: choose one without kd for {self.name}"
+        if settings.distillation.pyramid and "pyramid" not in self.supports:
+            yield f"distillation.pyramid is not for {self.name}: give taps of your own instead"
+        if settings.trainer.compile and "compile" not in self.supports:
+            yield f"trainer.compile is not for {self.name}: train without it"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name.
@@ -106,8 +118,8 @@ class Task(ABC):
         return build_model(model.name, num_classes, model.weights, model.fresh_head, **model.options)
 
     def bare(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a network without the weights that it starts from: its own weights are loaded afterwards."""
-        return options
+        """Options of a network without the weights that its backbone starts from: its own are loaded afterwards."""
+        return weightless(options)
 
     @abstractmethod
     def example(self, data: DataModule) -> Any:
@@ -115,7 +127,10 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, network: nn.Module, data: DataModule, role: str) -> None:
-        """Raise a ValueError unless a network, the "student" or the "teacher", takes the data and gives what is needed."""
+        """Raise a ValueError unless a network, the "student" or the "teacher", takes the data and gives what is needed.
+
+        The network's modes and state stay as they are: `probing.scratch` gives a copy to try.
+        """
 
     def try_training(self, student: nn.Module, data: DataModule) -> Any:
         """See that the student can be trained, before its modules are replaced or hooked.
@@ -173,7 +188,7 @@ class Task(ABC):
         Args:
             student: with its weights.
             rebuilt: the same network, to load the file into.
-            described: the student as of `model.json`.
+            described: the student, as `model.json` has it.
             path: the file.
             kind: one of `formats`.
 
@@ -183,15 +198,13 @@ class Task(ABC):
         Raises:
             ValueError: the student cannot be exported, or is another one then; nothing is left at the path.
         """
-        if kind not in self.formats:
-            raise ValueError(f"format {kind!r}: students of {self.name} are exported as {' or '.join(self.formats)}")
         return export_weights(student, rebuilt, path)
 
     def load_exported(self, path: Path, data: DataModule) -> nn.Module:
         """An exported program as a student.
 
         Raises:
-            ValueError: there are none of the task, a file that is none, or one for other data.
+            ValueError: the task has no exported programs, the file holds none, or it does not fit the data.
         """
         raise ValueError(
             f"{path}: the students of the task {self.name} are measured from weights (.safetensors, .ckpt)"
@@ -203,7 +216,7 @@ class Task(ABC):
 
         Args:
             student: the network.
-            described: the student as of `model.json`.
+            described: the student, as `model.json` has it.
             data: the recipe's section of that name, as plain values.
         """
 
@@ -218,7 +231,7 @@ def weights_code(build: str, described: dict[str, Any], file: str) -> str:
 
     Args:
         build: the function of `matchdistill.models` that builds it.
-        described: the student as of `model.json`.
+        described: the student, as `model.json` has it.
         file: the file's name.
     """
     options = f", **{described['options']!r}" if described["options"] else ""

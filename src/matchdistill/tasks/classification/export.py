@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
-from matchdistill.tasks.exporting import Format, check_onnx, open_onnx, traced, write_checked
+from matchdistill.tasks.exporting import Format, check_onnx, exported_program, open_onnx, write_checked
 
 
 def export_classifier(
@@ -63,13 +63,13 @@ def _safetensors(model: nn.Module, images: Tensor, rebuilt: nn.Module | None) ->
 
 def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
-    program = traced("torch.export", lambda: torch.export.export(model, (images,), dynamic_shapes=dynamic))
-    return lambda path: torch.export.save(program, path), lambda path, batch: load_exported(path, "pt2")(batch)
+    program = exported_program("torch.export", lambda: torch.export.export(model, (images,), dynamic_shapes=dynamic))
+    return lambda path: torch.export.save(program, path), lambda path, batch: read_program(path, "pt2")(batch)
 
 
 def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     check_onnx()
-    program = traced(
+    program = exported_program(
         "torch.onnx",
         lambda: torch.onnx.export(
             model,
@@ -84,11 +84,11 @@ def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     assert program is not None
     return (
         lambda path: program.save(str(path), external_data=False),
-        lambda path, batch: load_exported(path, "onnx")(batch),
+        lambda path, batch: read_program(path, "onnx")(batch),
     )
 
 
-def load_exported(path: Path, kind: Literal["onnx", "pt2"]) -> Callable[[Tensor], Tensor]:
+def read_program(path: Path, kind: Literal["onnx", "pt2"]) -> Callable[[Tensor], Tensor]:
     """What an exported file computes, images (N, 3, H, W) -> logits, on the CPU.
 
     "pt2" files are read by `torch.export`, which can run code that is in them: only those of your own.
@@ -120,7 +120,7 @@ class ExportedClassifier(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.run = load_exported(path, "onnx" if path.suffix.lower() == ".onnx" else "pt2")
+        self.run = read_program(path, "onnx" if path.suffix.lower() == ".onnx" else "pt2")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> logits."""

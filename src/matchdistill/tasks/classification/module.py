@@ -26,7 +26,7 @@ from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import FrozenTeacher, shared_modules
 
-METRICS = (Metric("top1", "top-1", error=True, hub_type="accuracy"), Metric("top5", "top-5", error=True))
+ACCURACIES = (Metric("top1", "top-1", error=True, hub_type="accuracy"), Metric("top5", "top-5", error=True))
 
 
 class ClassificationModule(DistilledModule):
@@ -39,7 +39,7 @@ class ClassificationModule(DistilledModule):
         teacher: the teacher of "kd" without features; with a distiller, its own is used.
         distiller: the distiller of the student, for methods with features.
         prepare: makes a copy of the teacher that runs faster, for "kd" without features.
-        logits_at: where the student's output in training mode holds the logits, as of `logits_place`; None: it is they, or
+        logits_at: where the student's output in training mode holds the logits, see `logits_place`; None: it is they, or
             this is found out at the first step.
     """
 
@@ -53,7 +53,7 @@ class ClassificationModule(DistilledModule):
         prepare: Callable[[nn.Module], nn.Module] | None = None,
         logits_at: Place | None = None,
     ) -> None:
-        super().__init__(student, settings, METRICS, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
+        super().__init__(student, settings, ACCURACIES, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
         self._num_classes, self.logits_at = num_classes, logits_at
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
@@ -18,7 +18,7 @@ from matchdistill.runs.settings import Settings
 from matchdistill.tasks.classification.card import classifier_card
 from matchdistill.tasks.classification.checks import check_classes, example_images, training_logits
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
-from matchdistill.tasks.classification.module import METRICS, ClassificationModule
+from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import Card, Task
 from matchdistill.trace import traced
@@ -29,15 +29,11 @@ class Classification(Task):
 
     name = "classification"
     data = ImageData
-    metrics = METRICS
+    metrics = ACCURACIES
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
     description: ClassVar[Mapping[str, Any]] = {"image_size": int}
     formats = get_args(Format)
-
-    def problems(self, settings: Settings) -> Iterator[str]:
-        """What of a recipe's settings does not fit the task."""
-        if settings.distillation.pyramid:
-            yield "distillation.pyramid is for detectors: give taps of your own instead"
+    supports = frozenset({"kd", "compile"})
 
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill.models import load_weights, save_weights
-from matchdistill.tasks.exporting import Format, check_onnx, open_onnx, traced, write_checked
+from matchdistill.tasks.exporting import Format, check_onnx, exported_program, open_onnx, write_checked
 from matchdistill.trace import tensors_in
 
 DETECTIONS = ("boxes", "scores", "labels", "masks")
@@ -74,7 +74,7 @@ def _export_program(model: nn.Module, path: Path) -> float:
 
     def write(temporary: Path) -> None:
         # The exporter by tracing: that by torch.export does not take torchvision's heads, whose outputs' sizes vary.
-        traced(
+        exported_program(
             "torch.onnx",
             lambda: torch.onnx.export(
                 OneImage(model, names).eval(),

@@ -27,7 +27,7 @@ from matchdistill.trace import tensors_in
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images (3, H, W), targets: boxes (n, 4), labels (n,), ...
 
-MEASURED = {
+OF_TORCHMETRICS = {
     "ap": "map",
     "ap50": "map_50",
     "ap75": "map_75",
@@ -35,10 +35,10 @@ MEASURED = {
     "ap_medium": "map_medium",
     "ap_large": "map_large",
 }  # names of metrics: torchmetrics' own
-METRICS = tuple(
+PRECISIONS = tuple(
     Metric(f"{prefix}{name}", f"{prefix}{name}".replace("ap", "AP").replace("_", " "))
     for prefix in ("", "mask_")
-    for name in MEASURED
+    for name in OF_TORCHMETRICS
 )
 SHOWN_SCORE = 0.3
 PART = "distiller.student."  # in a state dict: the part of the student that is there as "student." too
@@ -66,7 +66,7 @@ class DetectionModule(DistilledModule):
         teacher: nn.Module | None = None,
         distiller: FeatureDistiller | None = None,
     ) -> None:
-        super().__init__(student, settings, METRICS, [average_precision(masks), average_precision(masks)], distiller)
+        super().__init__(student, settings, PRECISIONS, [average_precision(masks), average_precision(masks)], distiller)
         if teacher is not None:
             with training_kept(shared_modules(teacher, student)):
                 teacher.eval()
@@ -149,9 +149,9 @@ class DetectionModule(DistilledModule):
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
         """Average precisions from 0 to 1 by name; those of sizes that no object has are left out."""
         several = "segm_map" in computed
-        found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in MEASURED.items()}
+        found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in OF_TORCHMETRICS.items()}
         if several:
-            found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in MEASURED.items()}
+            found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in OF_TORCHMETRICS.items()}
         return {name: value for name, value in found.items() if value >= 0}
 
     def on_train_epoch_end(self) -> None:

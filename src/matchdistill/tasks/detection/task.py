@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from matchdistill.data import DetectionData
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
-from matchdistill.methods import method_names
 from matchdistill.models import build_detector
-from matchdistill.models.detection import weightless
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.detection.card import detector_card
 from matchdistill.tasks.detection.checks import check_detector, check_same_input, check_targets
 from matchdistill.tasks.detection.export import ExportedDetector, export_detector
-from matchdistill.tasks.detection.module import METRICS, DetectionModule
+from matchdistill.tasks.detection.module import PRECISIONS, DetectionModule
 from matchdistill.tasks.detection.parts import detector_taps, distilled_part
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import Card, Parts, Task
@@ -32,18 +30,10 @@ class Detection(Task):
 
     name = "detection"
     data = DetectionData
-    metrics = METRICS
+    metrics = PRECISIONS
     description: ClassVar[Mapping[str, Any]] = {"category_ids": list[int]}
     formats = ("safetensors", "onnx")
-
-    def problems(self, settings: Settings) -> Iterator[str]:
-        """What of a recipe's settings does not fit the task."""
-        known = method_names()
-        for method in dict.fromkeys([settings.distillation.method, *settings.compare.methods]):
-            if method in known and known[method].kd:
-                yield f"method {method!r} distils the output of classifiers: choose one without kd for detectors"
-        if settings.trainer.compile:
-            yield "trainer.compile is for classifiers: the batches of a detector are of another size at every step"
+    supports = frozenset({"pyramid"})
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A detector by name; see `build_detector`."""
@@ -52,10 +42,6 @@ class Detection(Task):
         return build_detector(
             model.name, num_classes, model.weights, model.fresh_head, class_names=class_names, **model.options
         )
-
-    def bare(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options without the weights that a backbone starts from."""
-        return weightless(options)
 
     def example(self, data: DataModule) -> list[Tensor]:
         """One image: a list of zeros (3, H, W)."""
