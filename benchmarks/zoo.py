@@ -100,7 +100,8 @@ def _timm(name: str, size: int | None = None, **options: Any) -> Network:
     if size and configured and configured.fixed_input_size:
         options["img_size"] = size
     model = timm.create_model(name, **{"num_classes": 10, **options})
-    network = Network(model, (images(size or options.get("img_size", own), channels),))
+    example = images(size or options.get("img_size", own), options.get("in_chans", channels))
+    network = Network(model, (example,))
     infos = getattr(model, "feature_info", None) or []
     network.features = [(info["module"], info["num_chs"]) for info in infos]
     callable_modules = {path for path, module in model.named_modules() if not isinstance(module, nn.ModuleList)}
@@ -403,7 +404,7 @@ _TORCHVISION: list[tuple[str, tuple[str, ...]]] = [
     (r"(fcn|deeplabv3)_resnet", (r"backbone.layer#",)),
     (r"deeplabv3_mobilenet", (r"backbone.#",)),
     (r"lraspp", (r"backbone.#",)),
-    (r"ssd300", (r"backbone.features.#", r"backbone.extra.#")),
+    (r"ssd300", (r"backbone.features.#", r"backbone.extra.0", r"backbone.extra.1")),  # the others are a pyramid's levels
     (
         r"ssdlite",
         (
@@ -538,7 +539,7 @@ def _monai(name: str, dims: int = 2, size: int | None = None, channels: int = 1,
                 "feature_size": 12,
                 "num_heads": (1, 2, 4, 8),
             },
-            (r"swinViT.layers#.0.blocks.#",),
+            (r"swinViT.layers#.0.blocks.#", r"swinViT.layers4.0.downsample"),
         ),
         "DenseNet121": ({"spatial_dims": dims, "in_channels": channels, "out_channels": 2}, (r"features.denseblock#",)),
         "DenseNet169": ({"spatial_dims": dims, "in_channels": channels, "out_channels": 2}, (r"features.denseblock#",)),
@@ -598,7 +599,8 @@ def _open_clip(name: str, size: int | None = None, whole: bool = False) -> Netwo
     if not whole:
         return Network(visual, (images(side),), numbered(visual, *patterns))
     text = open_clip.get_tokenizer(name)(["a cat", "a dog"])
-    return Network(model, (images(side), text), numbered(model, *(f"visual.{pattern}" for pattern in patterns)))
+    both = [*(f"visual.{pattern}" for pattern in patterns), r"transformer.resblocks.#"]
+    return Network(model, (images(side), text), numbered(model, *both))
 
 
 def _own(name: str, net: str = "resnet18", size: int | None = None, width: int = 16) -> Network:
