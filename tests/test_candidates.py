@@ -272,3 +272,43 @@ def test_before_an_activation_that_many_blocks_share_the_tap_is_of_the_block() -
     act = nn.ReLU()
     network = nn.Sequential(conv_bn(3, 4, 2), act, conv_bn(4, 4, 2), act)
     assert found(network) == [["0.1:output", "2.1:output"]]
+
+
+def test_a_norm_of_tokens_that_are_joined_ends_no_block() -> None:
+    """Attention to a class token that is joined late (CaiT) belongs to the classifier."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        tokens = self.blocks(self.patches(x).flatten(2).mT)
+        return self.head(self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))[:, 0])
+
+    network = Function(
+        forward,
+        patches=nn.Conv2d(3, 16, 4, 4),
+        blocks=nn.Sequential(*(Tokens(16) for _ in range(3))),
+        norm=nn.LayerNorm(16),
+        head=nn.Linear(16, 2),
+    )
+    assert found(network) == [["blocks.2:output"]]
+
+
+def test_a_norm_at_the_start_of_a_stage_is_not_the_end_of_the_one_before() -> None:
+    """The first block of a stage without an identity begins with a norm that everything flows through (Hiera)."""
+
+    def block(self: Any, tokens: Tensor) -> Tensor:
+        values = self.norm(tokens)
+        values = self.proj(values) + self.mix(values) if self.reduces else tokens + self.mix(values)
+        return values.unflatten(1, (-1, 4)).amax(2) if self.reduces else values
+
+    def made(reduces: bool) -> nn.Module:
+        parts = {"norm": nn.LayerNorm(8), "proj": nn.Linear(8, 8), "mix": nn.Linear(8, 8)}
+        network = Function(block, **parts)
+        network.reduces = reduces  # type: ignore[assignment]
+        return network
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        units = self.patches(x).unflatten(3, (4, 2)).unflatten(2, (4, 2))  # 2 x 2 tokens of a unit lie together
+        return self.blocks(units.permute(0, 2, 4, 3, 5, 1).flatten(1, 4))
+
+    blocks = nn.Sequential(made(False), made(False), made(True), made(False))
+    network = Function(forward, patches=nn.Conv2d(3, 8, 4, 4), blocks=blocks)
+    assert found(network) == [["blocks.1:output", "blocks.3:output"]]

@@ -85,9 +85,10 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
             tap = Tap(_name(value), "output", value.channel_dim, "end of the last block at its resolution")
             found = Candidate(tap, value)
         if found is not None and trace.is_feature(found.operation):
-            end = _normed_end(trace, found.operation) or found.operation
+            normed = _normed_end(trace, found.operation)
+            end = normed or found.operation
             root = arranged(trace, end).number
-            if root not in ends or not ends[root].in_order:
+            if root not in ends or (normed is None and not ends[root].in_order):
                 ends[root] = replace(found, closes_block=closes_block(trace, end))
     if ends:
         closing = [ends[number] for number in sorted(ends)]
@@ -101,9 +102,9 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
 
 
 def _normed_end(trace: Trace, value: Operation) -> Operation | None:
-    """The end of the block whose norm a value is, where blocks end in norms (BERT, wav2vec 2.0); None for others."""
+    """The sum whose norm a value is, where blocks end in norms (BERT, wav2vec 2.0); None for others."""
     maker = trace.made_by(value.inputs[0]) if value.name in _TOKEN_NORMS else None
-    return maker if maker is not None and closes_block(trace, maker) else None
+    return maker if maker is not None and arranged(trace, maker).name in ADDING else None
 
 
 def _stage_output(encoder: Encoder, stage: list[Operation], ends: list[Candidate]) -> list[Candidate]:
