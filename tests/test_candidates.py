@@ -274,21 +274,25 @@ def test_before_an_activation_that_many_blocks_share_the_tap_is_of_the_block() -
     assert found(network) == [["0.1:output", "2.1:output"]]
 
 
-def test_a_norm_of_tokens_that_are_joined_ends_no_block() -> None:
-    """Attention to a class token that is joined late (CaiT) belongs to the classifier."""
+def test_norms_around_blocks_that_end_in_sums_end_no_block() -> None:
+    """Of tokens with positions before the blocks (CLIP), and of tokens joined to a class token behind them (CaiT)."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        tokens = self.blocks(self.patches(x).flatten(2).mT)
+        tokens = self.before(self.patches(x).flatten(2).mT + self.positions.weight)
+        tokens = self.blocks(tokens)
         return self.head(self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))[:, 0])
 
     network = Function(
         forward,
         patches=nn.Conv2d(3, 16, 4, 4),
+        positions=nn.Embedding(64, 16),
+        before=nn.LayerNorm(16),
         blocks=nn.Sequential(*(Tokens(16) for _ in range(3))),
         norm=nn.LayerNorm(16),
         head=nn.Linear(16, 2),
     )
-    assert found(network) == [["blocks.2:output"]]
+    (stages,) = (candidates(encoder) for encoder in encoders(traced(network, (IMAGES,))))
+    assert [[str(one.tap) for one in stage] for stage in stages] == [[f"blocks.{number}:output" for number in range(3)]]
 
 
 def test_a_norm_at_the_start_of_a_stage_is_not_the_end_of_the_one_before() -> None:

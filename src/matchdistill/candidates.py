@@ -77,18 +77,19 @@ def _resolutions(encoder: Encoder) -> list[list[Operation]]:
 def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
     trace = encoder.trace
     ends: dict[int, Candidate] = {}
+    # Where blocks end in sums, a norm behind one prepares the tokens, begins the next block or belongs to the classifier.
+    without_sums = not any(value.outputs_of and closes_block(trace, value) for value in stage)
     for value in stage:
         found = None
         if value.name in ACTIVATIONS:
             found = _before_activation(trace, value)
-        elif value.outputs_of and (closes_block(trace, value) or _normed_end(trace, value) is not None):
+        elif value.outputs_of and (closes_block(trace, value) or (without_sums and _normed(trace, value) is not None)):
             tap = Tap(_name(value), "output", value.channel_dim, "end of the last block at its resolution")
             found = Candidate(tap, value)
         if found is not None and trace.is_feature(found.operation):
-            normed = _normed_end(trace, found.operation)
-            end = normed or found.operation
+            end = (without_sums and _normed(trace, found.operation)) or found.operation
             root = arranged(trace, end).number
-            if root not in ends or (normed is None and not ends[root].in_order):
+            if root not in ends or not ends[root].in_order:
                 ends[root] = replace(found, closes_block=closes_block(trace, end))
     if ends:
         closing = [ends[number] for number in sorted(ends)]
@@ -101,10 +102,10 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
     ]
 
 
-def _normed_end(trace: Trace, value: Operation) -> Operation | None:
+def _normed(trace: Trace, value: Operation) -> Operation | None:
     """The sum whose norm a value is, where blocks end in norms (BERT, wav2vec 2.0); None for others."""
     maker = trace.made_by(value.inputs[0]) if value.name in _TOKEN_NORMS else None
-    return maker if maker is not None and arranged(trace, maker).name in ADDING else None
+    return maker if maker is not None and closes_block(trace, maker) else None
 
 
 def _stage_output(encoder: Encoder, stage: list[Operation], ends: list[Candidate]) -> list[Candidate]:
