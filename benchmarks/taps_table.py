@@ -35,7 +35,7 @@ def summary(rows: dict[str, Any]) -> list[str]:
     """The counts over all rows."""
     lines = []
     measured = {name: row for name, row in rows.items() if "skipped" not in row}
-    models = {name.split()[1]: row for name, row in measured.items() if name.startswith("stages ")}
+    models = {name.removeprefix("stages "): row for name, row in measured.items() if name.startswith("stages ")}
     for library in [*dict.fromkeys(name.partition(":")[0] for name in models), ""]:
         own = [row for name, row in models.items() if name.startswith(f"{library}:") or not library]
         stages = [stage for row in own for stage in row.get("stages", [])]

@@ -202,12 +202,13 @@ def test_the_table_counts_and_gives_reasons(monkeypatch):
     rows = {
         "stages timm:a": {**costs, "stages": stages},
         "stages timm:c": {"error": "ValueError: a|b"},
+        "stages timm:c depth=2": {**costs, "stages": stages[1:]},
         name: {**costs, "guided": 0.9, "flags": ["10% of the body unguided"]},
         "pair timm:a -> timm:c": {**costs, "guided": 1.0, "flags": []},
         "pair monai:a -> timm:c": {"skipped": "monai is not installed"},
     }
     lines = taps_table.summary(rows)
-    assert lines[0] == "timm: 1 of 2 stages of 2 models are tapped (1 of them but for a norm or scale); 1 models fail"
+    assert lines[0] == "timm: 2 of 3 stages of 3 models are tapped (2 of them but for a norm or scale); 1 models fail"
     assert lines[-2] == "2 pairs: 1 good, 1 flagged (1 of them reviewed and right), 0 fail"
     assert lines[-1] == "1 rows skipped"
     text = taps_table.table(rows)
