@@ -22,7 +22,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,16 +31,14 @@ from torch.utils._pytree import tree_map_only
 
 from benchmarks import reach, zoo
 from benchmarks.reach import Value
-from benchmarks.taps_rows import PAIRS, REVIEWED, STAGES
+from benchmarks.taps_doubts import MOST, Side, doubts
+from benchmarks.taps_rows import PAIRS, STAGES
+from benchmarks.taps_table import summary, table, verdict
 from matchdistill import MatchingDistiller
 from matchdistill.capture import Capture
 from matchdistill.files import atomic_write, read_json, write_json
 
 RESULTS = Path(__file__).parent / "results" / "taps.json"
-MOST = 4  # stages, and positions
-NORM = 0.01  # so much of a stage's weights at most are a norm or scale after its last activation or sum
-GUIDED = 0.95  # share of the body
-RATIO = 1.5  # of positions; more is another resolution
 LIBRARIES = (
     "timm torch torchvision transformers segmentation-models-pytorch ultralytics monai open-clip-torch peft".split()
 )
@@ -332,207 +329,3 @@ def _status(name: str) -> float:
     text = Path("/proc/self/status").read_text()
     match = re.search(rf"{name}:\s+(\d+) kB", text)
     return int(match[1]) / 1024 if match else 0.0
-
-
-# What is doubtful about a pair
-
-
-@dataclass
-class Side:
-    """One network of a pair.
-
-    Attributes:
-        features: the values that its library names; what leads to them is its body.
-        taps: the values that are tapped.
-        weights: the number of values of each parameter.
-        heads: expression for the paths of modules that are no part of the body.
-    """
-
-    features: list[Value]
-    taps: list[Value]
-    weights: dict[int, int]
-    heads: str
-
-    def __post_init__(self) -> None:
-        self.ends = reach.last_of_each_size(self.features)
-        self.body = frozenset().union(*(value.parameters for value in self.features))
-
-    def count(self, parameters: frozenset[int]) -> int:
-        """The number of their values."""
-        return sum(self.weights[parameter] for parameter in parameters)
-
-    @property
-    def guided(self) -> float:
-        """The share of the body that leads to a tap."""
-        led = frozenset().union(*(tap.parameters for tap in self.taps))
-        return self.count(self.body & led) / max(1, self.count(self.body))
-
-    def depth(self, tap: Value) -> float:
-        """The share of the body that leads to one tap."""
-        return self.count(self.body & tap.parameters) / max(1, self.count(self.body))
-
-    @property
-    def most(self) -> int:
-        """The most positions that it can have: its stages, or the features of its only one."""
-        return min(MOST, len(self.ends) if len(self.ends) > 1 else len(self.features))
-
-    def doubts(self) -> list[str]:
-        """What an expert would look at in its taps."""
-        flags = []
-        deepest = {tap.positions: tap for tap in self.taps}  # the last of each size
-        for before, tap in zip([None, *self.taps], self.taps, strict=False):
-            if tap.shape[0] != zoo.BATCH:
-                flags.append(f"{tap.name} has no batch axis {tap.shape}")
-            beyond = self.count(tap.parameters - self.body) > 0.01 * self.count(self.body)
-            if beyond and re.search(self.heads, tap.name.split(":")[0]):
-                flags.append(f"{tap.name} in the head")
-            elif beyond and self.ends and tap.positions > RATIO * self.ends[-1].positions:
-                flags.append(f"{tap.name} in a decoder")
-            if before is not None and self.count(before.parameters - tap.parameters) > 0.01 * self.count(self.body):
-                flags.append(f"{tap.name} does not follow {before.name}")
-            if len(self.ends) > 1 and deepest[tap.positions] is tap:
-                flags += [f"{tap.name} {lack}" for lack in self.lacks(tap)]
-        if len(self.ends) == 1:
-            depths = [self.depth(tap) for tap in self.taps]
-            steps = [after - before for before, after in zip([0.0, *depths], depths, strict=False)]
-            if min(steps) < 0.05:
-                flags.append("depths " + " ".join(f"{depth:.0%}" for depth in depths))
-        return flags
-
-    def lacks(self, tap: Value) -> list[str]:
-        """The stages of its map size that the tap leaves out a tenth of."""
-        found = []
-        for before, end in zip([None, *self.ends], self.ends, strict=False):
-            own = end.parameters - (before.parameters if before is not None else frozenset())
-            share = self.count(own - tap.parameters) / max(1, self.count(own))
-            if reach.same_size(tap, end) and share > 0.1:
-                found.append(f"leaves out {share:.0%} of {end.name}")
-        return found
-
-
-def doubts(teacher: Side, student: Side) -> list[str]:
-    """What an expert would look at in the taps of a pair."""
-    flags = []
-    if student.guided < GUIDED:
-        flags.append(f"{1 - student.guided:.0%} of the body unguided")
-    if len(student.taps) < (most := min(teacher.most, student.most)):
-        flags.append(f"{len(student.taps)} positions of {most}")
-    flags += [
-        f"{role}: {flag}" for role, side in (("teacher", teacher), ("student", student)) for flag in side.doubts()
-    ]
-    for first, second in zip(teacher.taps, student.taps, strict=True):
-        if len(teacher.ends) > 1 and len(student.ends) > 1:
-            apart = octaves(first, second)
-            nearest = min((octaves(end, second) for end in teacher.ends), default=apart)
-            if apart > 0.8 and nearest < apart - 0.4:
-                flags.append(f"{first.name} has {2**apart:.1f} times the stride of {second.name}")
-        elif abs(teacher.depth(first) - student.depth(second)) > 0.3 and len(teacher.ends) == len(student.ends) == 1:
-            flags.append(f"{first.name} is at {teacher.depth(first):.0%}, {second.name} at {student.depth(second):.0%}")
-    return flags
-
-
-def octaves(first: Value, second: Value) -> float:
-    """How often the stride of one value has to be doubled to be the other's, along the axis of an image that differs most.
-
-    Videos have their time first: how many frames a network leaves is its own choice.
-    """
-    if len(first.sizes) == len(second.sizes):
-        return max(abs(math.log2(one / other)) for one, other in zip(first.sizes[-2:], second.sizes[-2:], strict=True))
-    axes = max(len(first.sizes), len(second.sizes))
-    return abs(math.log2(first.positions / second.positions)) / axes
-
-
-# What is made of the rows
-
-
-def verdict(row: dict[str, Any]) -> str:
-    """A row in a few words."""
-    if "skipped" in row:
-        return f"skipped, {row['skipped']}"
-    if "error" in row:
-        return f"FAILS {row['error'].splitlines()[0][:160]}"
-    costs = f"{row['seconds']:.2f} s, {row['MiB']:.0f} MiB" + (", STATE CHANGED" if row.get("changed") else "")
-    if "flags" not in row:
-        wrong = [stage for stage in row["stages"] if stage["lacks"] > NORM]
-        text = f"{len(row['stages']) - len(wrong)} of {len(row['stages'])} stages"
-        return "; ".join([text, *(described(stage) for stage in wrong), costs])
-    return "; ".join([*row["flags"], costs]) if row["flags"] else f"good; {costs}"
-
-
-def described(stage: dict[str, Any]) -> str:
-    """A stage that is not tapped."""
-    size = " x ".join(map(str, stage["sizes"]))
-    if stage["tap"] is None:
-        return f"{stage['stage']} ({size}) has no tap"
-    return f"{stage['tap']} leaves out {stage['lacks']:.2%} of {stage['stage']} ({size})"
-
-
-def summary(rows: dict[str, Any]) -> list[str]:
-    """The counts over all rows."""
-    lines = []
-    measured = {name: row for name, row in rows.items() if "skipped" not in row}
-    models = {name.split()[1]: row for name, row in measured.items() if name.startswith("stages ")}
-    for library in [*dict.fromkeys(name.partition(":")[0] for name in models), ""]:
-        own = [row for name, row in models.items() if name.startswith(f"{library}:") or not library]
-        stages = [stage for row in own for stage in row.get("stages", [])]
-        right = sum(stage["lacks"] <= NORM for stage in stages)
-        but = sum(0 < stage["lacks"] <= NORM for stage in stages)
-        failing = sum("error" in row for row in own)
-        lines.append(
-            f"{library or 'all'}: {right} of {len(stages)} stages of {len(own)} models are tapped ({but} of them but for a "
-            f"norm or scale); {failing} models fail"
-        )
-    pairs = [(name, row) for name, row in measured.items() if name.startswith("pair ")]
-    failing = sum("error" in row for _, row in pairs)
-    flagged = sum(bool(row.get("flags")) for _, row in pairs)
-    reviewed = sum(bool(row.get("flags")) and name in REVIEWED for name, row in pairs)
-    lines.append(
-        f"{len(pairs)} pairs: {len(pairs) - failing - flagged} good, {flagged} flagged ({reviewed} of them reviewed and "
-        f"right), {failing} fail"
-    )
-    return lines + [f"{len(rows) - len(measured)} rows skipped"] * (len(rows) > len(measured))
-
-
-def table(rows: dict[str, Any]) -> str:
-    """The rows as Markdown."""
-    lines = ["# Where the taps lie", "", "`python -m benchmarks taps`", "", *(f"- {line}" for line in summary(rows))]
-    lines += ["", "## Stages", "", "| model | tapped | not tapped | s | MiB |", "|---|---|---|---|---|"]
-    for name, row in rows.items():
-        if not name.startswith("stages "):
-            continue
-        if "stages" not in row:
-            lines.append(f"| {name[7:]} | | {escaped(verdict(row))} | | |")
-            continue
-        wrong = [described(stage) for stage in row["stages"] if stage["lacks"] > NORM]
-        count = f"{len(row['stages']) - len(wrong)} of {len(row['stages'])}"
-        lines.append(f"| {name[7:]} | {count} | {'; '.join(wrong)} | {row['seconds']:.2f} | {row['MiB']:.0f} |")
-    lines += ["", "## Pairs", "", "| pair | taps | guided | flags | s | MiB |", "|---|---|---|---|---|---|"]
-    for name, row in rows.items():
-        if not name.startswith("pair "):
-            continue
-        pair = name[5:].replace(" -> ", " → ")
-        if "taps" not in row:
-            lines.append(f"| {pair} | | | {escaped(verdict(row))} | | |")
-            continue
-        taps = "<br>".join(abbreviated(tap) for tap in row["taps"])
-        doubtful = "; ".join(row["flags"])
-        if name in REVIEWED and row["flags"]:
-            doubtful += f" (right: {REVIEWED[name]})"
-        costs = f"{row['seconds']:.2f} | {row['MiB']:.0f}"
-        lines.append(f"| {pair} | {taps} | {row['guided']:.1%} | {doubtful} | {costs} |")
-    return "\n".join(lines) + "\n"
-
-
-def abbreviated(tap: dict[str, Any]) -> str:
-    """A position in short, "teacher (C, sizes) → student (C, sizes)"."""
-    names = [tap[role].replace(":output", "").replace(":input", " in") for role in ("teacher", "student")]
-    described = [
-        f"{name} ({channels}, {' x '.join(map(str, sizes))})"
-        for name, channels, sizes in zip(names, tap["channels"], tap["sizes"], strict=True)
-    ]
-    return " → ".join(described)
-
-
-def escaped(text: str) -> str:
-    """Without what would end a cell of a table."""
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -206,3 +206,113 @@ def test_a_convolutional_stem_before_tokens_has_no_position_and_queries_are_none
     (blocks,) = candidates(encoder)
     assert [str(one.tap) for one in blocks] == [f"blocks.{number}:output" for number in range(4)]
     assert blocks[0].operation.grid == (8, 8)
+
+
+def test_a_coarser_map_of_a_neck_behind_a_transformer_is_no_stage() -> None:
+    def encode(self: Any, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).mT
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        maps = self.backbone(x).mT.unflatten(2, (8, 8))
+        coarse = self.coarse(maps)
+        coarse = coarse + self.block(coarse)
+        return self.head(self.fine(maps) + F.interpolate(coarse, maps.shape[2:]))
+
+    blocks = nn.ModuleList(Tokens(16) for _ in range(6))
+    network = Function(
+        forward,
+        backbone=Function(encode, patches=nn.Conv2d(3, 16, 4, 4), blocks=blocks),
+        coarse=nn.Conv2d(16, 16, 3, 2, 1),
+        block=nn.Conv2d(16, 16, 3, 1, 1),
+        fine=nn.Conv2d(16, 16, 1),
+        head=nn.Conv2d(16, 2, 1),
+    )
+    (stages,) = (candidates(encoder) for encoder in encoders(traced(network, (IMAGES,))))
+    assert [[str(one.tap) for one in stage] for stage in stages] == [
+        [f"backbone.blocks.{number}:output" for number in range(6)]
+    ]
+
+
+def test_blocks_that_end_in_a_norm_are_tapped_behind_it() -> None:
+    def block(self: Any, tokens: Tensor) -> Tensor:
+        tokens = self.norm(tokens + self.drop(self.mix(tokens)))
+        return self.last(tokens + self.drop2(self.mlp(tokens)))
+
+    def made() -> nn.Module:
+        mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        norms = {"norm": nn.LayerNorm(8), "last": nn.LayerNorm(8)}
+        return Function(block, mix=nn.Linear(8, 8), mlp=mlp, drop=nn.Dropout(), drop2=nn.Dropout(), **norms)
+
+    network = Function(
+        lambda self, x: self.blocks(self.patches(x).flatten(2).mT),
+        patches=nn.Conv2d(3, 8, 4, 4),
+        blocks=nn.Sequential(*(made() for _ in range(3))),
+    )
+    (stages,) = (candidates(encoder) for encoder in encoders(traced(network, (IMAGES,))))
+    assert [[str(one.tap) for one in stage] for stage in stages] == [
+        [f"blocks.{number}.{name}:output" for number in range(3) for name in ("norm", "last")]
+    ]
+
+
+def test_a_sum_is_of_what_the_network_adds_in_training_mode_too() -> None:
+    network = Function(
+        lambda self, x: F.relu(self.shortcut(x) + self.drop(self.conv(x))),
+        shortcut=nn.Conv2d(3, 4, 1, 2),
+        conv=nn.Conv2d(3, 4, 3, 2, 1),
+        drop=nn.Dropout2d(),
+    )
+    assert found(network) == [["shortcut:output + drop:output"]]
+
+
+def test_before_an_activation_that_many_blocks_share_the_tap_is_of_the_block() -> None:
+    """A hook on the activation would stay on other blocks, and on other networks that have the same module."""
+    act = nn.ReLU()
+    network = nn.Sequential(conv_bn(3, 4, 2), act, conv_bn(4, 4, 2), act)
+    assert found(network) == [["0.1:output", "2.1:output"]]
+
+
+def test_norms_around_blocks_that_end_in_sums_end_no_block() -> None:
+    """Of tokens with positions before the blocks (CLIP), and of tokens joined to a class token behind them (CaiT)."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        tokens = self.before(self.patches(x).flatten(2).mT + self.positions.weight)
+        tokens = self.blocks(tokens)
+        return self.head(self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))[:, 0])
+
+    network = Function(
+        forward,
+        patches=nn.Conv2d(3, 16, 4, 4),
+        positions=nn.Embedding(64, 16),
+        before=nn.LayerNorm(16),
+        blocks=nn.Sequential(*(Tokens(16) for _ in range(3))),
+        norm=nn.LayerNorm(16),
+        head=nn.Linear(16, 2),
+    )
+    (stages,) = (candidates(encoder) for encoder in encoders(traced(network, (IMAGES,))))
+    assert [[str(one.tap) for one in stage] for stage in stages] == [[f"blocks.{number}:output" for number in range(3)]]
+
+
+def test_a_norm_at_the_start_of_a_stage_is_not_the_end_of_the_one_before() -> None:
+    """The first block of a stage without an identity begins with a norm that everything flows through (Hiera)."""
+
+    def block(self: Any, tokens: Tensor) -> Tensor:
+        values = self.norm(tokens)
+        values = self.proj(values) + self.mix(values) if self.reduces else tokens + self.mix(values)
+        return values.unflatten(1, (-1, 4)).amax(2) if self.reduces else values
+
+    def made(reduces: bool) -> nn.Module:
+        parts = {"norm": nn.LayerNorm(8), "proj": nn.Linear(8, 8), "mix": nn.Linear(8, 8)}
+        network = Function(block, **parts)
+        network.reduces = reduces  # type: ignore[assignment]
+        return network
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        units = self.patches(x).unflatten(3, (4, 2)).unflatten(2, (4, 2))  # 2 x 2 tokens of a unit lie together
+        return self.blocks(units.permute(0, 2, 4, 3, 5, 1).flatten(1, 4))
+
+    blocks = nn.Sequential(made(False), made(False), made(True), made(False))
+    network = Function(forward, patches=nn.Conv2d(3, 8, 4, 4), blocks=blocks)
+    assert found(network) == [["blocks.1:output", "blocks.3:output"]]

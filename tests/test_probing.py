@@ -1,5 +1,6 @@
 """Looking at a network leaves it, its modes and the random numbers as they were."""
 
+import gc
 import random
 import threading
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from matchdistill.capture import Capture
 from matchdistill.probing import OwnHook, copy_of_model, evaluating, scratch, unchanged
 from matchdistill.taps import Tap
+from matchdistill.trace import traced
 
 
 class Adapter(nn.Linear):
@@ -127,6 +129,22 @@ def test_a_copy_does_without_our_hooks_but_keeps_others() -> None:
     assert len(hooks) == 1
     assert not isinstance(hooks[0], OwnHook)
     assert copied(torch.ones(1, 3)).equal(model(torch.ones(1, 3)))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_copy_does_without_what_other_networks_hooked_on_a_shared_module(side: str) -> None:
+    shared = nn.ReLU()
+    Capture(nn.Sequential(nn.Linear(3, 3), shared), [Tap("1", side)])  # the network is gone, its hooks stay
+    gc.collect()
+    model = nn.Sequential(nn.Linear(3, 2), shared)
+    copied = copy_of_model(model)
+    assert not copied[1]._forward_pre_hooks
+    assert not copied[1]._forward_hooks
+    assert len(shared._forward_pre_hooks) + len(shared._forward_hooks) == 1
+    assert [operation.name for operation in traced(model, (torch.ones(1, 3),), values=False).operations] == [
+        "linear",
+        "relu",
+    ]
 
 
 def test_what_cannot_be_copied_is_said_in_a_sentence() -> None:

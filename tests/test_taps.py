@@ -396,8 +396,8 @@ HAND_MADE: dict[str, tuple[Callable[[int], nn.Module], list[str]]] = {
             Basic(2 * width, 4 * width, 2),
         ),
         [
-            "0.1:output + 1.second.1:output",
-            "2:output + 3.second.1:output",
+            "1.shortcut:output + 1.second.1:output",
+            "3.shortcut:output + 3.second.1:output",
             "4.shortcut.1:output + 4.second.1:output",
         ],
     ),

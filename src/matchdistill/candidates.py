@@ -22,6 +22,7 @@ from matchdistill.taps import ADDING, Tap
 from matchdistill.trace import Operation, Trace
 
 _COMPUTING = frozenset("conv1d conv2d conv3d linear batch_norm layer_norm group_norm".split())
+_TOKEN_NORMS = frozenset("layer_norm rms_norm".split())
 # A stage's position has at least this share of the stage's weights behind it, if any value has.
 _ENOUGH = 0.6
 # Of the encoder's weights, what a resolution that lies on branches alone has at least; what a block does within it is less.
@@ -76,17 +77,20 @@ def _resolutions(encoder: Encoder) -> list[list[Operation]]:
 def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
     trace = encoder.trace
     ends: dict[int, Candidate] = {}
+    # Where blocks end in sums, a norm behind one prepares the tokens, begins the next block or belongs to the classifier.
+    without_sums = not any(value.outputs_of and closes_block(trace, value) for value in stage)
     for value in stage:
         found = None
         if value.name in ACTIVATIONS:
             found = _before_activation(trace, value)
-        elif value.outputs_of and closes_block(trace, value):
+        elif value.outputs_of and (closes_block(trace, value) or (without_sums and _normed(trace, value) is not None)):
             tap = Tap(_name(value), "output", value.channel_dim, "end of the last block at its resolution")
             found = Candidate(tap, value)
         if found is not None and trace.is_feature(found.operation):
-            root = arranged(trace, found.operation).number
+            end = (without_sums and _normed(trace, found.operation)) or found.operation
+            root = arranged(trace, end).number
             if root not in ends or not ends[root].in_order:
-                ends[root] = replace(found, closes_block=closes_block(trace, found.operation))
+                ends[root] = replace(found, closes_block=closes_block(trace, end))
     if ends:
         closing = [ends[number] for number in sorted(ends)]
         return [*closing, *_stage_output(encoder, stage, closing)]
@@ -96,6 +100,12 @@ def _of_stage(encoder: Encoder, stage: list[Operation]) -> list[Candidate]:
         for value in stage
         if value.outputs_of and value.name in _COMPUTING
     ]
+
+
+def _normed(trace: Trace, value: Operation) -> Operation | None:
+    """The sum whose norm a value is, where blocks end in norms (BERT, wav2vec 2.0); None for others."""
+    maker = trace.made_by(value.inputs[0]) if value.name in _TOKEN_NORMS else None
+    return maker if maker is not None and closes_block(trace, maker) else None
 
 
 def _stage_output(encoder: Encoder, stage: list[Operation], ends: list[Candidate]) -> list[Candidate]:
@@ -147,7 +157,8 @@ def _at(trace: Trace, value: Operation) -> Candidate | None:
     reason = "end of the block to which most of the weights at its resolution lead"
     for path in value.inputs_of:
         following = next((o for o in trace.operations if value.number in o.inputs and o.module == path), None)
-        if following is not None and following.name in ACTIVATIONS:
+        shared = value.outputs_of and following is not None and _is_shared(trace, following)
+        if following is not None and following.name in ACTIVATIONS and not shared:
             return Candidate(Tap(path, "input", value.channel_dim, reason), value)
     if value.outputs_of:
         return Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)
@@ -185,7 +196,7 @@ def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:
     value = trace.made_by(activation.inputs[0])
     reason = "before the last activation at its resolution"
     if value is not None and value.shape is not None:
-        if activation.module in value.inputs_of:
+        if activation.module in value.inputs_of and not (value.outputs_of and _is_shared(trace, activation)):
             return Candidate(Tap(activation.module, "input", value.channel_dim, reason), value)
         if value.outputs_of:
             return Candidate(Tap(_name(value), "output", value.channel_dim, reason), value)
@@ -197,6 +208,12 @@ def _before_activation(trace: Trace, activation: Operation) -> Candidate | None:
     return None
 
 
+def _is_shared(trace: Trace, activation: Operation) -> bool:
+    """Whether the activation's module runs more than once: other blocks, even other networks, may have the same module."""
+    runs = [o for o in trace.operations if (o.module, o.name) == (activation.module, activation.name)]
+    return len(runs) > 1
+
+
 def _sum_tap(trace: Trace, value: Operation, reason: str) -> Tap | None:
     """The tap of a sum of two values that modules are called with or return; None for anything else."""
     makers = [trace.made_by(number) for number in value.inputs]
@@ -206,5 +223,8 @@ def _sum_tap(trace: Trace, value: Operation, reason: str) -> Tap | None:
     for maker in makers:
         if maker is None or maker.shape != value.shape or not (maker.outputs_of or maker.inputs_of):
             return None
-        taps.append(Tap(_name(maker)) if maker.outputs_of else Tap(maker.inputs_of[0], "input"))
+        # The last module that passes it on: a dropout makes another value in training mode.
+        passing = [path for path in maker.outputs_of if not within(maker.module, path)]
+        names = passing[-1:] or ([_name(maker)] if maker.outputs_of else [])
+        taps.append(Tap(names[0]) if names else Tap(maker.inputs_of[0], "input"))
     return replace(taps[0], channel_dim=value.channel_dim, reason=reason, plus=taps[1])

@@ -268,12 +268,15 @@ def within(module: str, path: str) -> bool:
 def _module(trace: Trace, stages: list[list[Operation]], deepest: Operation) -> str:
     """Path of the module that is the encoder, "" where there is none: what follows it are necks and heads.
 
-    All changes of resolution lie in it, and half of the layers or of the weights on the way to the deepest feature.
+    All changes of resolution lie in it, and half of the layers or of the weights on the way to the deepest feature. Where
+    there is one resolution, its first value lies in it, but not that alone, and most of the layers.
     """
     # What has no weights before it prepares the image.
     starts = [stage[0].module.split(".") for stage in stages if stage[0].weights]
+    if len(starts) == 1:
+        starts[0].pop()
     path: list[str] = []
-    for names in zip(*starts, strict=False) if len(starts) > 1 else ():
+    for names in zip(*starts, strict=False):
         if len(set(names)) > 1:
             break
         path.append(names[0])
@@ -286,7 +289,11 @@ def _module(trace: Trace, stages: list[list[Operation]], deepest: Operation) -> 
             1 << bit for bit, name in enumerate(trace.weights) if deepest.weights >> bit & 1 and within(name, module)
         )
         own_layers = sum(within(name, module) for name in layer_modules)
-        if 2 * trace.elements(inside) >= trace.elements(deepest.weights) or 2 * own_layers >= len(layer_modules):
+        if 2 * own_layers > len(layer_modules):
+            break
+        # Where there is one resolution, few layers with many weights are the stem of a transformer.
+        half = 2 * own_layers == len(layer_modules) or 2 * trace.elements(inside) >= trace.elements(deepest.weights)
+        if len(starts) > 1 and half:
             break
         path.pop()
     return ".".join(path)

@@ -111,18 +111,29 @@ def copy_of_model(model: nn.Module) -> nn.Module:
         ValueError: something that it holds cannot be copied.
     """
     computed = (held for held in _held_by(model) if isinstance(held, Tensor) and not held.is_leaf)
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    # A module that several networks share has hooks for all of them: what these hold is no part of the model.
+    memo |= {id(hook): hook for module in model.modules() for hooks in _hooks(module) for hook in _own(hooks).values()}
     try:
-        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+        copied = copy.deepcopy(model, memo)
     except Exception as error:  # what a model holds may fail in every way
         raise ValueError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): it holds something that "
             "copy.deepcopy does not take, such as a lock or an open file"
         ) from error
     for module in copied.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for number in [number for number, hook in hooks.items() if isinstance(hook, OwnHook)]:
+        for hooks in _hooks(module):
+            for number in _own(hooks):
                 del hooks[number]
     return copied
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+def _own(hooks: dict[int, Any]) -> dict[int, OwnHook]:
+    return {number: hook for number, hook in hooks.items() if isinstance(hook, OwnHook)}
 
 
 @contextlib.contextmanager
@@ -142,7 +153,7 @@ def random_state() -> Iterator[None]:
             numpy.random.set_state(arrays)
 
 
-_FOREIGN = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+_FOREIGN = (OwnHook, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
 def _held_by(model: nn.Module) -> list[Any]:

@@ -6,7 +6,6 @@ Axes: N batch, C channels; the other axes of a value are its positions.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from matchdistill.axes import INPUT, Axes, Call, Known, input_layout
 from matchdistill.layout import Layout
-from matchdistill.probing import evaluating, scratch
+from matchdistill.probing import copy_of_model, evaluating, scratch
 
 
 @dataclass
@@ -300,7 +299,7 @@ def traced(
     try:
         with _silent(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             with _Shapes(mode):
-                copied = copy.deepcopy(model)
+                copied = copy_of_model(model)
             args, kwargs = tree_map_only(Tensor, lambda value: mode.from_tensor(value).clone(), arguments)
             trace = Trace(copied, args, kwargs, training)
     except Exception:  # anything may fail for want of values

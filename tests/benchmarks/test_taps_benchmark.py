@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import reach, taps, taps_rows, zoo
+from benchmarks import reach, taps, taps_doubts, taps_rows, taps_table, zoo
 from benchmarks.reach import Value
-from benchmarks.taps import Side
+from benchmarks.taps_doubts import Side
 
 
 class Branches(nn.Module):
@@ -124,7 +124,7 @@ def test_a_good_side_has_no_doubts():
     )
     assert good.doubts() == []
     assert good.guided == 1
-    assert taps.doubts(good, good) == []
+    assert taps_doubts.doubts(good, good) == []
 
 
 @pytest.mark.parametrize(
@@ -148,23 +148,23 @@ def test_one_resolution_has_positions_at_depths_apart():
     assert side(blocks[:4], blocks).doubts() == []
     stuck = [*blocks[:2], value("again", (17,), range(2)), blocks[9]]
     assert side(stuck, blocks).doubts() == ["depths 10% 20% 20% 100%"]
-    assert taps.doubts(even, side(blocks[:4], blocks))[0] == "60% of the body unguided"
+    assert taps_doubts.doubts(even, side(blocks[:4], blocks))[0] == "60% of the body unguided"
 
 
 def test_pairs_are_compared_by_stride():
     student = side([value("s3", (4, 4), {0, 1, 2, 3})])
     wrong = side([value("t2", (8, 8), {0, 1, 2})])
-    assert "t2 has 2.0 times the stride of s3" in taps.doubts(wrong, student)
+    assert "t2 has 2.0 times the stride of s3" in taps_doubts.doubts(wrong, student)
     coarse_only = Side(PYRAMID[:2], [value("t2", (8, 8), {0, 1, 2})], WEIGHTS, zoo.HEADS)  # it has no coarser map
-    assert not any("stride" in doubt for doubt in taps.doubts(coarse_only, student))
-    assert taps.octaves(value("video", (8, 4, 4), {0}), value("other", (2, 8, 8), {0})) == 1
-    assert taps.octaves(value("sequence", (16,), {0}), value("other", (64,), {0})) == 2
-    assert taps.octaves(value("tokens", (16,), {0}), value("map", (8, 8), {0})) == 1
+    assert not any("stride" in doubt for doubt in taps_doubts.doubts(coarse_only, student))
+    assert taps_doubts.octaves(value("video", (8, 4, 4), {0}), value("other", (2, 8, 8), {0})) == 1
+    assert taps_doubts.octaves(value("sequence", (16,), {0}), value("other", (64,), {0})) == 2
+    assert taps_doubts.octaves(value("tokens", (16,), {0}), value("map", (8, 8), {0})) == 1
 
 
 def test_too_few_positions_are_flagged():
     one = side([value("l3", (4, 4), {0, 1, 2, 3})])
-    assert taps.doubts(one, one) == ["1 positions of 3"]
+    assert taps_doubts.doubts(one, one) == ["1 positions of 3"]
 
 
 def work(name):
@@ -192,7 +192,7 @@ def test_rows_that_fail_do_not_stop_the_others():
 
 def test_the_table_counts_and_gives_reasons(monkeypatch):
     name = "pair timm:a -> timm:b"
-    monkeypatch.setitem(taps.REVIEWED, name, "it is so")
+    monkeypatch.setitem(taps_table.REVIEWED, name, "it is so")
     tap = {"teacher": "layer1:output", "student": "l1.act:input", "channels": [64, 32], "sizes": [[8, 8], [8, 8]]}
     costs = {"seconds": 0.5, "MiB": 3.0, "changed": False, "taps": [tap]}
     stages = [
@@ -202,15 +202,16 @@ def test_the_table_counts_and_gives_reasons(monkeypatch):
     rows = {
         "stages timm:a": {**costs, "stages": stages},
         "stages timm:c": {"error": "ValueError: a|b"},
+        "stages timm:c depth=2": {**costs, "stages": stages[1:]},
         name: {**costs, "guided": 0.9, "flags": ["10% of the body unguided"]},
         "pair timm:a -> timm:c": {**costs, "guided": 1.0, "flags": []},
         "pair monai:a -> timm:c": {"skipped": "monai is not installed"},
     }
-    lines = taps.summary(rows)
-    assert lines[0] == "timm: 1 of 2 stages of 2 models are tapped (1 of them but for a norm or scale); 1 models fail"
+    lines = taps_table.summary(rows)
+    assert lines[0] == "timm: 2 of 3 stages of 3 models are tapped (2 of them but for a norm or scale); 1 models fail"
     assert lines[-2] == "2 pairs: 1 good, 1 flagged (1 of them reviewed and right), 0 fail"
     assert lines[-1] == "1 rows skipped"
-    text = taps.table(rows)
+    text = taps_table.table(rows)
     assert "| timm:a | 1 of 2 | b (4 x 4) has no tap |" in text
     assert r"a\|b" in text
     assert "layer1 (64, 8 x 8) → l1.act in (32, 8 x 8)" in text
@@ -267,6 +268,6 @@ def test_a_pair_is_measured():
 )
 def test_the_four_deepest_stages_of_a_family_are_tapped(model):
     row = taps.measure(f"stages {model}")
-    wrong = [taps.described(stage) for stage in row["stages"] if stage["lacks"] > taps.NORM]
+    wrong = [taps_table.described(stage) for stage in row["stages"] if stage["lacks"] > taps_table.NORM]
     assert not wrong
     assert not row["changed"]
