@@ -29,6 +29,7 @@ def logits_place(output: Any, num_classes: int, alike: Tensor | None = None) -> 
         ValueError: no tensor fits.
 
     Examples:
+        >>> import torch
         >>> logits_place({"features": torch.zeros(2, 8), "logits": torch.zeros(2, 5)}, 5)
         ('logits',)
     """
