@@ -83,16 +83,24 @@ class Call:
         return eval, ("1",)
 
 
-def images(given: str, said: str, change: Callable[[Path], object], *options: str) -> Case:
-    def make() -> None:
-        for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
-            Path("images", place).mkdir(parents=True)
-            for number in range(2):
-                Image.new("RGB", (20, 20), (90 * number, 0, 0)).save(f"images/{place}/{number}.png")
-        change(Path("images"))
+def write_images() -> None:
+    for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        Path("images", place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (20, 20), (90 * number, 0, 0)).save(f"images/{place}/{number}.png")
 
+
+def images(given: str, said: str, change: Callable[[Path], object], *options: str) -> Case:
     data = {"name": "folder", "root": "images", "image_size": 16, "batch_size": 2}
-    return Case("Image folders", given, said, FIT + options, lambda: (make(), write_recipe(data=data)))
+    make = lambda: (write_images(), change(Path("images")), write_recipe(data=data))  # noqa: E731
+    return Case("Image folders", given, said, FIT + options, make)
+
+
+def table(given: str, said: str, content: str, *options: str) -> Case:
+    """A table of the images in class folders."""
+    data = {"name": "csv", "root": "images/t.csv", "image_size": 16, "batch_size": 2}
+    make = lambda: (write_images(), Path("images/t.csv").write_text(content), write_recipe(data=data))  # noqa: E731
+    return Case("Tables of images", given, said, FIT + options, make)
 
 
 def coco(given: str, said: str, change: Callable[[dict[str, Any]], object], *options: str, **values: Any) -> Case:
@@ -157,6 +165,9 @@ def write_recipe(**changes: Any) -> None:
     Path("r.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
 
 
+TABLE = "path,label,split\n" + "".join(
+    f"{split}/{name}/0.png,{name},{split}\n" for split in ("train", "val") for name in ("ant", "bee")
+)
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
 )
@@ -299,7 +310,6 @@ CASES = [
     ),
     images("a root that is not there", "image folder images does not exist", shutil.rmtree),
     images("no `train`", "images has no folder train", lambda root: shutil.rmtree(root / "train")),
-    images("no `val`", "images has no folder val", lambda root: shutil.rmtree(root / "val")),
     images("a root one folder too deep", "did you mean", lambda root: None, "--data.root=images/train"),
     images(
         "no folders of classes",
@@ -352,6 +362,18 @@ CASES = [
         lambda root: None,
         "--data.max_pixels=99",
     ),
+    table("a table that is not there", "table images/u.csv does not exist", "", "--data.root=images/u.csv"),
+    table("a file of another type", "expected a file that ends in .csv, .tsv, .parquet, .pq", "", "--data.root=r.yaml"),
+    table("an empty table", "images/t.csv has no column 'path', but none", ""),
+    table("no column of paths", "has no column 'path', but 'file', 'label': name another one", "file,label\na,b\n"),
+    table("a column by a wrong name", "did you mean 'label'?", TABLE, "--data.label_column=labels"),
+    table("a path that is there twice", "row 5 (line 6) has the path 'train/ant/0.png' of", TABLE + TABLE[17:48]),
+    table("a file that is missing", "row 5 (line 6): there is no file images/a.png", TABLE + "a.png,ant,train\n"),
+    table("an empty label", "row 5 (line 6): label is empty (column 'label')", TABLE + "train/bee/1.png,,train\n"),
+    table("a split of another name", "is of the split 'test': expected 'train' or", TABLE.replace("val\n", "test\n")),
+    table("a row that is too short", "row 5 (line 6) has 2 values for 3 columns", TABLE + "train/bee/1.png,bee\n"),
+    table("a class that only `val` has", "without training images: wasp", TABLE + "val/bee/1.png,wasp,val\n"),
+    table("validation images alone", "images/t.csv has no training images", TABLE.replace("train\n", "val\n")),
     coco("no annotations", "instances_train2017.json does not exist", lambda content: True),
     coco("annotations that are no JSON", "is damaged or no JSON", lambda content: ANNOTATIONS.write_text("{")),
     coco(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from matchdistill.data.classes import split_off, tell_missing
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, DataOptions, path_problems
+from matchdistill.data.tables import Table
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
     IMAGENET_MEAN,
@@ -25,17 +28,13 @@ from matchdistill.data.tensors import (
     load_fashion_mnist,
 )
 from matchdistill.files import path_of
-from matchdistill.messages import did_you_mean, whole
+from matchdistill.messages import did_you_mean, number, whole
 
 Images = GrayImages | ImageFiles
-Split = tuple[Images, Images, list[str]]  # training images, validation images, names of the classes
-Place = Any  # the path of a data set; None where it is part of a library
+Split = tuple[Images, Images | None, list[str]]  # training images, validation images if there are some, class names
+Place = Any  # the path of a data set, or what reads it; None where it is part of a library
 
 LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
-
-
-def _as_given(root: Path | None, download: bool) -> Place:
-    return root
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ImageSet:
         size: height and width in pixels that its images have if nothing else is said.
         read: from where `locate` has found it to training images, validation images and names of the classes.
         root: what the user has to give as `data.root`; empty: the set can do without.
-        locate: finds it, after downloading or extracting what has to be: (root, whether it may be downloaded) -> place.
+        locate: finds it, after downloading or extracting what has to be: (root, all options) -> place.
         small: whether `read` gives `GrayImages`, which are kept in memory and resized whole, instead of `ImageFiles`, which
             are cropped.
         flip: whether training images are mirrored if they are varied.
@@ -55,7 +54,7 @@ class ImageSet:
     size: int
     read: Callable[[Place], Split]
     root: str = ""
-    locate: Callable[[Place, bool], Place] = _as_given
+    locate: Callable[[Any, ImageOptions], Place] = lambda root, _: root
     small: bool = False
     flip: bool = True
 
@@ -68,9 +67,24 @@ def _read_fashion_mnist(folder: Place) -> Split:
     return *load_fashion_mnist(folder), FASHION_CLASSES.copy()
 
 
+def _table(root: Path | None, options: ImageOptions) -> Table:
+    assert root is not None
+    return Table(
+        root,
+        None if options.val_root is None else path_of(options.val_root),
+        options.image_column or "path",
+        options.label_column or "label",
+        options.split_column,
+        options.train_split,
+        options.val_split,
+    )
+
+
 IMAGE_SETS = {
     "digits": ImageSet(16, _read_digits, small=True, flip=False),
-    "fashion-mnist": ImageSet(32, _read_fashion_mnist, locate=find_fashion_mnist, small=True),
+    "fashion-mnist": ImageSet(
+        32, _read_fashion_mnist, locate=lambda root, options: find_fashion_mnist(root, options.download), small=True
+    ),
     "folder": ImageSet(224, find_images, "the folder that holds train/ and val/"),
     "imagenet": ImageSet(
         224,
@@ -78,6 +92,7 @@ IMAGE_SETS = {
         "the folder that holds train/ and val/, or the official archives",
         locate=lambda root, _: extract_imagenet(root),
     ),
+    "csv": ImageSet(224, Table.read, "the file with columns of paths and labels", locate=_table),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
 
@@ -112,12 +127,21 @@ class ImageOptions(DataOptions):
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
             ``ROOT/val/CLASS/*.jpg`` (or ``valid``, ``validation``), ``imagenet`` for the same or the official archives,
-            ``cub200`` for CUB-200-2011. What is in archives is extracted beside them, once.
-        root: the folder with the data; ``digits`` needs none.
+            ``cub200`` for CUB-200-2011, ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``.
+            What is in archives is extracted beside them, once.
+        root: the folder or file with the data; ``digits`` needs none.
         image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
             and mirrored (the others).
         download: whether fashion-mnist may be downloaded into ``root``.
+        val_root: the validation images, where ``root`` has the training images alone: of csv the second file.
+        val_share: where there are no validation images, this share of the training images of each class is taken out for
+            them; the choice is the same for every ``seed``.
+        image_column: the column with the images or their paths; null: ``path``.
+        label_column: the column with the classes; null: ``label``.
+        split_column: the column that tells training from validation images; null: ``split`` if there is one.
+        train_split: the name of the training images' split.
+        val_split: the name of the validation images' split; null: ``val``, ``valid`` or ``validation``.
         train_part: [first, last]: of the training images in a balanced random order that is the same for every
             ``seed``, those from ``first`` to before ``last``; ``train_limit`` chooses among them. For disjoint images
             of teacher, pre-training and student.
@@ -129,6 +153,13 @@ class ImageOptions(DataOptions):
     image_size: int | None = None
     augment: bool = True
     download: bool = False
+    val_root: Path | None = None
+    val_share: float = 0.1
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values, one by one, under the names that they have in a recipe."""
@@ -139,8 +170,10 @@ class ImageOptions(DataOptions):
         elif self.root is None and (needed := IMAGE_SETS[self.name].root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
+        yield from number(f"{prefix}.val_share", self.val_share, 0, below=1, above=True)
         yield from super().problems(prefix)
         yield from path_problems(self.root)
+        yield from path_problems(self.val_root)
 
 
 class ImageData(DataModule):
@@ -188,10 +221,22 @@ class ImageData(DataModule):
 
     def prepare_data(self) -> None:
         """Download or extract, once per machine, what is to be downloaded or extracted."""
-        self._set.locate(self.root, self.options.download)
+        self._set.locate(self.root, self.options)
 
-    def _read(self) -> Split:
-        return self._set.read(self._set.locate(self.root, self.options.download))
+    def _read(self) -> tuple[Images, Images, list[str]]:
+        train, val, class_names = self._set.read(self._set.locate(self.root, self.options))
+        source = self.options.name if self.root is None else str(self.root)
+        tell_missing(train.labels, class_names, f"{source}, training,", "nothing is learned of these classes")
+        if val is None:
+            kept, taken = split_off(train.labels, self.options.val_share)
+            warnings.warn(
+                f"{source} has no validation images: {len(taken)} of its {len(train.labels)} training images are taken out "
+                "for validation, of each class the same share (data.val_share)",
+                stacklevel=2,
+            )
+            train, val = train.subset(kept), train.subset(taken)
+        tell_missing(val.labels, class_names, f"{source}, validation,", "these classes are not measured")
+        return train, val, class_names
 
     def _groups(self, images: Images) -> Tensor:
         return images.labels

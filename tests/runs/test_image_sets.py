@@ -1,0 +1,58 @@
+"""The same images give the same run, whatever they lie in."""
+
+import csv
+
+import pytest
+import torch
+from PIL import Image
+
+from matchdistill.runs.train import fit
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Class folders of 2 classes with 12 training and 6 validation images."""
+    root = tmp_path / "insects"
+    for split, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("bee", "wasp")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = torch.randint(90, (24, 20, 3), generator=torch.Generator().manual_seed(number))
+                Image.fromarray((noise + 120 * label).byte().numpy()).save(folder / f"{number}.png")
+    return root
+
+
+def images_of(root):
+    """Of each image its path, class and split."""
+    return [(path, path.parts[-2], path.parts[-3]) for path in sorted(root.rglob("*.png"))]
+
+
+def as_csv(root):
+    with (root / "all.csv").open("w", newline="") as file:
+        rows = [(path.relative_to(root), label, split) for path, label, split in reversed(images_of(root))]
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return "csv", root / "all.csv"
+
+
+def as_parquet(root):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet is read by pyarrow")
+    from pyarrow import parquet
+
+    rows = [(str(path.relative_to(root)), label, split) for path, label, split in images_of(root)]
+    columns = dict(zip(("path", "label", "split"), map(list, zip(*rows, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), root / "all.parquet")
+    return "csv", root / "all.parquet"
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet])
+def test_a_run_is_the_same_to_the_bit_as_from_class_folders(tiny, folders, tmp_path, write):
+    def weights(out, name, root, *arguments):
+        options = ("--data.image_size=16", "--data.batch_size=8", "--data.train_limit=null", "--data.val_limit=null")
+        method = ("--distillation.method=mgd-amp", "--teacher.weights=null", "--training.epochs=1")
+        fit(tiny(f"--data.name={name}", f"--data.root={root}", *options, *method, *arguments), tmp_path / out)
+        return (tmp_path / out / "student.safetensors").read_bytes()
+
+    assert weights("other", *write(folders)) == weights("folders", "folder", folders)
