@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -101,6 +102,19 @@ def table(given: str, said: str, content: str, *options: str) -> Case:
     data = {"name": "csv", "root": "images/t.csv", "image_size": 16, "batch_size": 2}
     make = lambda: (write_images(), Path("images/t.csv").write_text(content), write_recipe(data=data))  # noqa: E731
     return Case("Tables of images", given, said, FIT + options, make)
+
+
+def own(given: str, said: str, expression: str, *options: str) -> Case:
+    """What a function of the user's own returns."""
+
+    def make() -> None:
+        code = f"from PIL import Image\nRED = Image.new('RGB', (20, 20), 'red')\ndef birds(): return {expression}\n"
+        Path("ownbirds.py").write_text(code)
+        sys.modules.pop("ownbirds", None)
+        sys.path_importer_cache.clear()
+        write_recipe(data={"name": "ownbirds:birds", "image_size": 16, "batch_size": 2})
+
+    return Case("Data sets of your own", given, said, FIT + options, make)
 
 
 def coco(given: str, said: str, change: Callable[[dict[str, Any]], object], *options: str, **values: Any) -> Case:
@@ -362,6 +376,22 @@ CASES = [
         lambda root: None,
         "--data.max_pixels=99",
     ),
+    own("a module that is not there", "no library or module 'ownbird'", "1", "--data.name=ownbird:birds"),
+    own(
+        "a function that is not there", "has no function 'bird'; did you mean 'birds'", "1", "--data.name=ownbirds:bird"
+    ),
+    own("an argument that it does not take", "got an unexpected keyword argument 'a'", "1", "--data.options.a=1"),
+    own("something else is returned", "it returned a int: expected training set, validation set", "1"),
+    own("a function that fails", "it fails with ZeroDivisionError: division by zero", "1 / 0"),
+    own("a training set without items", "its training set has no images", "[], None, ['red']"),
+    own("a set of other items", "is a int: expected a pair (image, label)", "[1, 2], None, ['red']"),
+    own("a set of other images", "has a str: expected a PIL image or a tensor", "[('a.png', 0)], None, ['red']"),
+    own(
+        "a label beyond the classes",
+        "has the label 1: expected a whole number from 0 to 0",
+        "[(RED, 1)], None, ['red']",
+    ),
+    own("no names of classes", "it returned None as the names of the classes", "[(RED, 0)] * 4, None, None"),
     table("a table that is not there", "table images/u.csv does not exist", "", "--data.root=images/u.csv"),
     table("a file of another type", "expected a file that ends in .csv, .tsv, .parquet, .pq", "", "--data.root=r.yaml"),
     table("an empty table", "images/t.csv has no column 'path', but none", ""),

@@ -1,6 +1,7 @@
 """The same images give the same run, whatever they lie in."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,8 +48,34 @@ def as_parquet(root):
     return "csv", root / "all.parquet"
 
 
-@pytest.mark.parametrize("write", [as_csv, as_parquet])
-def test_a_run_is_the_same_to_the_bit_as_from_class_folders(tiny, folders, tmp_path, write):
+OWN = """
+from PIL import Image
+from torch.utils.data import Dataset
+
+class Insects(Dataset):
+    def __init__(self, root, split):
+        self.paths = sorted((root / split).rglob("*.png"))
+    def __len__(self):
+        return len(self.paths)
+    def __getitem__(self, index):
+        return Image.open(self.paths[index]), ["bee", "wasp"].index(self.paths[index].parent.name)
+
+def insects(root):
+    from pathlib import Path
+    return Insects(Path(root), "train"), Insects(Path(root), "val"), ["bee", "wasp"]
+"""
+
+
+def as_own_set(root):
+    Path("myinsects.py").write_text(OWN)
+    return "myinsects:insects", root
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet, as_own_set])
+def test_a_run_is_the_same_to_the_bit_as_from_class_folders(tiny, folders, tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
     def weights(out, name, root, *arguments):
         options = ("--data.image_size=16", "--data.batch_size=8", "--data.train_limit=null", "--data.val_limit=null")
         method = ("--distillation.method=mgd-amp", "--teacher.weights=null", "--training.epochs=1")

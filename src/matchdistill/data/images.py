@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, DataOptions, path_problems
+from matchdistill.data.own import OwnSet, PreparedDataset
 from matchdistill.data.tables import Table
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
@@ -80,6 +81,10 @@ def _table(root: Path | None, options: ImageOptions) -> Table:
     )
 
 
+def _own(root: Path | None, options: ImageOptions) -> OwnSet:
+    return OwnSet(options.name, options.options if root is None else {"root": str(root), **options.options})
+
+
 IMAGE_SETS = {
     "digits": ImageSet(16, _read_digits, small=True, flip=False),
     "fashion-mnist": ImageSet(
@@ -95,6 +100,15 @@ IMAGE_SETS = {
     "csv": ImageSet(224, Table.read, "the file with columns of paths and labels", locate=_table),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
+
+# A function of the user's own.
+OWN = ImageSet(224, OwnSet.read, locate=_own)
+
+
+def image_set(name: str) -> ImageSet | None:
+    """The set of a name or of ``package.module:function``; None if it is neither."""
+    module, _, function = name.partition(":")
+    return IMAGE_SETS.get(name) or (OWN if module and function else None)
 
 
 def preparation(name: str, image_size: int) -> dict[str, Any]:
@@ -128,7 +142,8 @@ class ImageOptions(DataOptions):
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
             ``ROOT/val/CLASS/*.jpg`` (or ``valid``, ``validation``), ``imagenet`` for the same or the official archives,
             ``cub200`` for CUB-200-2011, ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``.
-            What is in archives is extracted beside them, once.
+            What is in archives is extracted beside them, once. ``package.module:function`` is a function of your own; see
+            ``options``.
         root: the folder or file with the data; ``digits`` needs none.
         image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
@@ -137,6 +152,10 @@ class ImageOptions(DataOptions):
         val_root: the validation images, where ``root`` has the training images alone: of csv the second file.
         val_share: where there are no validation images, this share of the training images of each class is taken out for
             them; the choice is the same for every ``seed``.
+        options: arguments of a function of your own, and ``root`` is one if it is given. It returns training set,
+            validation set (or None) and class names: each set a ``torch.utils.data.Dataset`` of pairs (PIL image or
+            tensor, label from 0 on). Or it returns a ``LightningDataModule`` with such data sets.
+        prepared: whether tensors of a function of your own go to the network as they are, neither cropped nor normalised.
         image_column: the column with the images or their paths; null: ``path``.
         label_column: the column with the classes; null: ``label``.
         split_column: the column that tells training from validation images; null: ``split`` if there is one.
@@ -155,6 +174,8 @@ class ImageOptions(DataOptions):
     download: bool = False
     val_root: Path | None = None
     val_share: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+    prepared: bool = False
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
@@ -163,13 +184,17 @@ class ImageOptions(DataOptions):
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values, one by one, under the names that they have in a recipe."""
-        if self.name not in IMAGE_SETS:
+        chosen = image_set(self.name)
+        if chosen is None:
             yield (
-                f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)}{did_you_mean(self.name, IMAGE_SETS)}"
+                f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)} or package.module:function"
+                f"{did_you_mean(self.name, IMAGE_SETS)}"
             )
-        elif self.root is None and (needed := IMAGE_SETS[self.name].root):
+        elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
+        if chosen is not OWN and (given := [name for name in ("options", "prepared") if getattr(self, name)]):
+            yield f"{prefix}.{given[0]} is for functions of your own alone, not for {self.name!r}: leave it out"
         yield from number(f"{prefix}.val_share", self.val_share, 0, below=1, above=True)
         yield from super().problems(prefix)
         yield from path_problems(self.root)
@@ -217,7 +242,14 @@ class ImageData(DataModule):
 
     @property
     def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not
-        return IMAGE_SETS[self.options.name]
+        chosen = image_set(self.options.name)
+        assert chosen is not None
+        return chosen
+
+    @property
+    def code(self) -> str:
+        """The function of the user's own that gives the images; empty if there is none."""
+        return self.options.name if self._set is OWN else ""
 
     def prepare_data(self) -> None:
         """Download or extract, once per machine, what is to be downloaded or extracted."""
@@ -244,6 +276,8 @@ class ImageData(DataModule):
     def _dataset(self, images: Images, training: bool) -> TensorDataset | FolderDataset:
         augment = training and self.options.augment
         flip = augment and self._set.flip
+        if isinstance(images, ImageFiles) and self.options.prepared:
+            return PreparedDataset(images, self.image_size, self.options.skip_corrupt, self.fewest if training else 1)
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
             transform = image_transform(self.image_size, augment, flip)
