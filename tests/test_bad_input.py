@@ -104,6 +104,24 @@ def table(given: str, said: str, content: str, *options: str) -> Case:
     return Case("Tables of images", given, said, FIT + options, make)
 
 
+def saved_set(given: str, said: str, *options: str) -> Case:
+    """Options of a data set of Hugging Face that is saved."""
+
+    def make() -> None:
+        from datasets import ClassLabel, Dataset, DatasetDict, Features
+        from datasets import Image as ImageColumn
+
+        write_images()
+        features = Features(
+            image=ImageColumn(), label=ClassLabel(names=["ant"]), note=ClassLabel(names=["good", "bad"])
+        )
+        rows = {"image": ["images/train/ant/0.png"], "label": [0], "note": [0]}
+        DatasetDict(train=Dataset.from_dict(rows, features=features)).save_to_disk("set")
+        write_recipe(data={"name": "datasets", "root": "set", "image_size": 16, "batch_size": 2})
+
+    return Case("Data sets of Hugging Face", given, said, FIT + options, make)
+
+
 def own(given: str, said: str, expression: str, *options: str) -> Case:
     """What a function of the user's own returns."""
 
@@ -182,6 +200,7 @@ def write_recipe(**changes: Any) -> None:
 TABLE = "path,label,split\n" + "".join(
     f"{split}/{name}/0.png,{name},{split}\n" for split in ("train", "val") for name in ("ant", "bee")
 )
+LABEL = "--data.label_column=label"
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
 )
@@ -376,6 +395,13 @@ CASES = [
         lambda root: None,
         "--data.max_pixels=99",
     ),
+    saved_set("a folder that is not there", "there is no such folder or file", "--data.root=some/folder/set"),
+    saved_set("a file of another type", "data set r.yaml cannot be loaded", "--data.root=r.yaml"),
+    saved_set("two columns of classes", "set has 2 columns of the type ClassLabel, expected one"),
+    saved_set("a column that is not there", "has no column 'labels'", "--data.label_column=labels"),
+    saved_set("a column without images", "the column 'note' holds no images", "--data.image_column=note", LABEL),
+    saved_set("a split that is not there", "has no split 'test', but 'train'", "--data.val_split=test", LABEL),
+    saved_set("one image of each class", "as each class has only one: give validation images", LABEL),
     own("a module that is not there", "no library or module 'ownbird'", "1", "--data.name=ownbird:birds"),
     own(
         "a function that is not there", "has no function 'bird'; did you mean 'birds'", "1", "--data.name=ownbirds:bird"

@@ -174,8 +174,10 @@ def test_modules_that_there_are_not():
         set_up("mysquare:squares", None)
     with pytest.raises(ValueError, match=r"expected digits, .* or package.module:function"):
         ImageData("mysquares:")
-    with pytest.raises(ValueError, match=r"data.options is for functions of your own alone, not for 'digits'"):
-        ImageData(options={"a": 1})
+    with pytest.raises(
+        ValueError, match=r"data.options is given, but 'digits' takes none.*; data.prepared is for functions"
+    ):
+        ImageData(options={"a": 1}, prepared=True)
 
 
 def test_root_is_an_argument():

@@ -71,7 +71,19 @@ def as_own_set(root):
     return "myinsects:insects", root
 
 
-@pytest.mark.parametrize("write", [as_csv, as_parquet, as_own_set])
+def as_saved_set(root):
+    datasets = pytest.importorskip("datasets", reason="data sets of Hugging Face are read by their library")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["bee", "wasp"]))
+    splits = {}
+    for split in ("train", "val"):
+        found = [(str(path), label) for path, label, part in images_of(root) if part == split]
+        paths, labels = map(list, zip(*found, strict=True))
+        splits[split] = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+    datasets.DatasetDict(splits).save_to_disk(root / "saved")
+    return "datasets", root / "saved"
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet, as_saved_set, as_own_set])
 def test_a_run_is_the_same_to_the_bit_as_from_class_folders(tiny, folders, tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from matchdistill.data.classes import split_off, tell_missing
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
+from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, DataOptions, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
@@ -50,6 +51,7 @@ class ImageSet:
         small: whether `read` gives `GrayImages`, which are kept in memory and resized whole, instead of `ImageFiles`, which
             are cropped.
         flip: whether training images are mirrored if they are varied.
+        options: whether it takes ``data.options``.
     """
 
     size: int
@@ -58,6 +60,7 @@ class ImageSet:
     locate: Callable[[Any, ImageOptions], Place] = lambda root, _: root
     small: bool = False
     flip: bool = True
+    options: bool = False
 
 
 def _read_digits(_: Place) -> Split:
@@ -81,6 +84,13 @@ def _table(root: Path | None, options: ImageOptions) -> Table:
     )
 
 
+def _hub(root: Path | None, options: ImageOptions) -> HubSet:
+    assert root is not None
+    return HubSet(
+        root, options.options, options.image_column, options.label_column, options.train_split, options.val_split
+    )
+
+
 def _own(root: Path | None, options: ImageOptions) -> OwnSet:
     return OwnSet(options.name, options.options if root is None else {"root": str(root), **options.options})
 
@@ -98,11 +108,14 @@ IMAGE_SETS = {
         locate=lambda root, _: extract_imagenet(root),
     ),
     "csv": ImageSet(224, Table.read, "the file with columns of paths and labels", locate=_table),
+    "datasets": ImageSet(
+        224, HubSet.read, "a saved data set, a folder, a file or a name of the Hub", _hub, options=True
+    ),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
 
 # A function of the user's own.
-OWN = ImageSet(224, OwnSet.read, locate=_own)
+OWN = ImageSet(224, OwnSet.read, locate=_own, options=True)
 
 
 def image_set(name: str) -> ImageSet | None:
@@ -141,7 +154,9 @@ class ImageOptions(DataOptions):
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
             ``ROOT/val/CLASS/*.jpg`` (or ``valid``, ``validation``), ``imagenet`` for the same or the official archives,
-            ``cub200`` for CUB-200-2011, ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``.
+            ``cub200`` for CUB-200-2011, ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``,
+            ``datasets`` for a data set of Hugging Face: a folder that ``save_to_disk`` has written, any folder or file that
+            ``load_dataset`` takes, or a name of the Hub.
             What is in archives is extracted beside them, once. ``package.module:function`` is a function of your own; see
             ``options``.
         root: the folder or file with the data; ``digits`` needs none.
@@ -152,12 +167,14 @@ class ImageOptions(DataOptions):
         val_root: the validation images, where ``root`` has the training images alone: of csv the second file.
         val_share: where there are no validation images, this share of the training images of each class is taken out for
             them; the choice is the same for every ``seed``.
-        options: arguments of a function of your own, and ``root`` is one if it is given. It returns training set,
-            validation set (or None) and class names: each set a ``torch.utils.data.Dataset`` of pairs (PIL image or
-            tensor, label from 0 on). Or it returns a ``LightningDataModule`` with such data sets.
+        options: further arguments of ``load_dataset``, or of a function of your own, of which ``root`` is one too if it is
+            given. Your function returns training set, validation set (or None) and class names: each set a
+            ``torch.utils.data.Dataset`` of pairs (PIL image or tensor, label from 0 on). Or it returns a
+            ``LightningDataModule`` with such data sets.
         prepared: whether tensors of a function of your own go to the network as they are, neither cropped nor normalised.
-        image_column: the column with the images or their paths; null: ``path``.
-        label_column: the column with the classes; null: ``label``.
+        image_column: the column with the images or their paths; null: ``path``,
+            of datasets the one column of images.
+        label_column: the column with the classes; null: ``label``, of datasets the one column of classes.
         split_column: the column that tells training from validation images; null: ``split`` if there is one.
         train_split: the name of the training images' split.
         val_split: the name of the validation images' split; null: ``val``, ``valid`` or ``validation``.
@@ -193,8 +210,10 @@ class ImageOptions(DataOptions):
         elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
-        if chosen is not OWN and (given := [name for name in ("options", "prepared") if getattr(self, name)]):
-            yield f"{prefix}.{given[0]} is for functions of your own alone, not for {self.name!r}: leave it out"
+        if self.options and chosen is not None and not chosen.options:
+            yield f"{prefix}.options is given, but {self.name!r} takes none: leave it out"
+        if self.prepared and chosen is not OWN:
+            yield f"{prefix}.prepared is for functions of your own alone, not for {self.name!r}: leave it out"
         yield from number(f"{prefix}.val_share", self.val_share, 0, below=1, above=True)
         yield from super().problems(prefix)
         yield from path_problems(self.root)
