@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -102,6 +103,19 @@ def table(given: str, said: str, content: str, *options: str) -> Case:
     data = {"name": "csv", "root": "images/t.csv", "image_size": 16, "batch_size": 2}
     make = lambda: (write_images(), Path("images/t.csv").write_text(content), write_recipe(data=data))  # noqa: E731
     return Case("Tables of images", given, said, FIT + options, make)
+
+
+def shard(given: str, said: str, files: Sequence[str], *options: str) -> Case:
+    """A shard of files that all have the same content."""
+
+    def make() -> None:
+        Path("content").write_text("0")
+        with tarfile.open("s.tar", "w") as archive:
+            for name in files:
+                archive.add("content", name)
+        write_recipe(data={"name": "webdataset", "root": "s.tar", "image_size": 16, "batch_size": 2})
+
+    return Case("Shards", given, said, FIT + options, make)
 
 
 def saved_set(given: str, said: str, *options: str) -> Case:
@@ -395,6 +409,13 @@ CASES = [
         lambda root: None,
         "--data.max_pixels=99",
     ),
+    shard("a pattern without shards", "there is no shard train-*.tar", (), "--data.root=train-*.tar"),
+    shard("a range with a gap", "there is no shard s1.tar", (), "--data.root=s{1..3}.tar"),
+    shard("no archive", "shard r.yaml cannot be read (ReadError", (), "--data.root=r.yaml"),
+    shard("an empty archive", "s.tar has no training images", ()),
+    shard("an image without its class", "s.tar has no class of b, but NAME.cls", ("a.jpg", "a.cls", "b.jpg")),
+    shard("a class without its image", "s.tar has no image of b, but NAME.cls", ("a.jpg", "a.cls", "b.cls")),
+    shard("an image that is there twice", "s.tar has two images of a", ("a.jpg", "a.png", "a.cls")),
     saved_set("a folder that is not there", "there is no such folder or file", "--data.root=some/folder/set"),
     saved_set("a file of another type", "data set r.yaml cannot be loaded", "--data.root=r.yaml"),
     saved_set("two columns of classes", "set has 2 columns of the type ClassLabel, expected one"),

@@ -1,6 +1,7 @@
 """The same images give the same run, whatever they lie in."""
 
 import csv
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,19 @@ def as_saved_set(root):
     return "datasets", root / "saved"
 
 
-@pytest.mark.parametrize("write", [as_csv, as_parquet, as_saved_set, as_own_set])
+def as_shards(root):
+    for number in range(2):
+        for split in ("train", "val"):
+            with tarfile.open(root / f"{split}-{number}.tar", "w") as archive:
+                for path, label, _ in [image for image in images_of(root) if image[2] == split][number::2]:
+                    key = path.relative_to(root).with_suffix("")
+                    archive.add(path, f"{key}.png")
+                    (root / "label").write_text(label)
+                    archive.add(root / "label", f"{key}.cls")
+    return "webdataset", root
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet, as_saved_set, as_shards, as_own_set])
 def test_a_run_is_the_same_to_the_bit_as_from_class_folders(tiny, folders, tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

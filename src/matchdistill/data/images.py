@@ -18,6 +18,7 @@ from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, DataOptions, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
+from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
@@ -91,6 +92,11 @@ def _hub(root: Path | None, options: ImageOptions) -> HubSet:
     )
 
 
+def _shards(root: Path | None, options: ImageOptions) -> Shards:
+    assert root is not None
+    return Shards(root, None if options.val_root is None else path_of(options.val_root))
+
+
 def _own(root: Path | None, options: ImageOptions) -> OwnSet:
     return OwnSet(options.name, options.options if root is None else {"root": str(root), **options.options})
 
@@ -111,6 +117,7 @@ IMAGE_SETS = {
     "datasets": ImageSet(
         224, HubSet.read, "a saved data set, a folder, a file or a name of the Hub", _hub, options=True
     ),
+    "webdataset": ImageSet(224, Shards.read, "a folder of .tar files, or a pattern of their names", _shards),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
 
@@ -156,7 +163,9 @@ class ImageOptions(DataOptions):
             ``ROOT/val/CLASS/*.jpg`` (or ``valid``, ``validation``), ``imagenet`` for the same or the official archives,
             ``cub200`` for CUB-200-2011, ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``,
             ``datasets`` for a data set of Hugging Face: a folder that ``save_to_disk`` has written, any folder or file that
-            ``load_dataset`` takes, or a name of the Hub.
+            ``load_dataset`` takes, or a name of the Hub,
+            ``webdataset`` for ``.tar`` files of NAME.jpg and NAME.cls: a folder of ``train*.tar`` and ``val*.tar``, or a
+            pattern like ``train-{000..099}.tar`` or ``train-*.tar`` with another one as ``val_root``.
             What is in archives is extracted beside them, once. ``package.module:function`` is a function of your own; see
             ``options``.
         root: the folder or file with the data; ``digits`` needs none.
@@ -164,7 +173,8 @@ class ImageOptions(DataOptions):
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
             and mirrored (the others).
         download: whether fashion-mnist may be downloaded into ``root``.
-        val_root: the validation images, where ``root`` has the training images alone: of csv the second file.
+        val_root: the validation images, where ``root`` has the training images alone: of csv the second file,
+            of webdataset the second pattern.
         val_share: where there are no validation images, this share of the training images of each class is taken out for
             them; the choice is the same for every ``seed``.
         options: further arguments of ``load_dataset``, or of a function of your own, of which ``root`` is one too if it is
