@@ -6,6 +6,8 @@
 import json
 import os
 import shutil
+import sys
+import tarfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -83,16 +85,68 @@ class Call:
         return eval, ("1",)
 
 
-def images(given: str, said: str, change: Callable[[Path], object], *options: str) -> Case:
-    def make() -> None:
-        for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
-            Path("images", place).mkdir(parents=True)
-            for number in range(2):
-                Image.new("RGB", (20, 20), (90 * number, 0, 0)).save(f"images/{place}/{number}.png")
-        change(Path("images"))
+def write_images() -> None:
+    for place in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        Path("images", place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (20, 20), (90 * number, 0, 0)).save(f"images/{place}/{number}.png")
 
+
+def images(given: str, said: str, change: Callable[[Path], object], *options: str) -> Case:
     data = {"name": "folder", "root": "images", "image_size": 16, "batch_size": 2}
-    return Case("Image folders", given, said, FIT + options, lambda: (make(), write_recipe(data=data)))
+    make = lambda: (write_images(), change(Path("images")), write_recipe(data=data))  # noqa: E731
+    return Case("Image folders", given, said, FIT + options, make)
+
+
+def table(given: str, said: str, content: str, *options: str) -> Case:
+    """A table of the images in class folders."""
+    data = {"name": "csv", "root": "images/t.csv", "image_size": 16, "batch_size": 2}
+    make = lambda: (write_images(), Path("images/t.csv").write_text(content), write_recipe(data=data))  # noqa: E731
+    return Case("Tables of images", given, said, FIT + options, make)
+
+
+def shard(given: str, said: str, files: Sequence[str], *options: str) -> Case:
+    """A shard of files that all have the same content."""
+
+    def make() -> None:
+        Path("content").write_text("0")
+        with tarfile.open("s.tar", "w") as archive:
+            for name in files:
+                archive.add("content", name)
+        write_recipe(data={"name": "webdataset", "root": "s.tar", "image_size": 16, "batch_size": 2})
+
+    return Case("Shards", given, said, FIT + options, make)
+
+
+def saved_set(given: str, said: str, *options: str) -> Case:
+    """Options of a data set of Hugging Face that is saved."""
+
+    def make() -> None:
+        from datasets import ClassLabel, Dataset, DatasetDict, Features
+        from datasets import Image as ImageColumn
+
+        write_images()
+        features = Features(
+            image=ImageColumn(), label=ClassLabel(names=["ant"]), note=ClassLabel(names=["good", "bad"])
+        )
+        rows = {"image": ["images/train/ant/0.png"], "label": [0], "note": [0]}
+        DatasetDict(train=Dataset.from_dict(rows, features=features)).save_to_disk("set")
+        write_recipe(data={"name": "datasets", "root": "set", "image_size": 16, "batch_size": 2})
+
+    return Case("Data sets of Hugging Face", given, said, FIT + options, make)
+
+
+def own(given: str, said: str, expression: str, *options: str) -> Case:
+    """What a function of the user's own returns."""
+
+    def make() -> None:
+        code = f"from PIL import Image\nRED = Image.new('RGB', (20, 20), 'red')\ndef birds(): return {expression}\n"
+        Path("ownbirds.py").write_text(code)
+        sys.modules.pop("ownbirds", None)
+        sys.path_importer_cache.clear()
+        write_recipe(data={"name": "ownbirds:birds", "image_size": 16, "batch_size": 2})
+
+    return Case("Data sets of your own", given, said, FIT + options, make)
 
 
 def coco(given: str, said: str, change: Callable[[dict[str, Any]], object], *options: str, **values: Any) -> Case:
@@ -157,6 +211,10 @@ def write_recipe(**changes: Any) -> None:
     Path("r.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
 
 
+TABLE = "path,label,split\n" + "".join(
+    f"{split}/{name}/0.png,{name},{split}\n" for split in ("train", "val") for name in ("ant", "bee")
+)
+LABEL = "--data.label_column=label"
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
 )
@@ -301,7 +359,6 @@ CASES = [
     ),
     images("a root that is not there", "image folder images does not exist", shutil.rmtree),
     images("no `train`", "images has no folder train", lambda root: shutil.rmtree(root / "train")),
-    images("no `val`", "images has no folder val", lambda root: shutil.rmtree(root / "val")),
     images("a root one folder too deep", "did you mean", lambda root: None, "--data.root=images/train"),
     images(
         "no folders of classes",
@@ -354,6 +411,48 @@ CASES = [
         lambda root: None,
         "--data.max_pixels=99",
     ),
+    shard("a pattern without shards", "there is no shard train-*.tar", (), "--data.root=train-*.tar"),
+    shard("a range with a gap", "there is no shard s1.tar", (), "--data.root=s{1..3}.tar"),
+    shard("no archive", "shard r.yaml cannot be read (ReadError", (), "--data.root=r.yaml"),
+    shard("an empty archive", "s.tar has no training images", ()),
+    shard("an image without its class", "s.tar has no class of b, but NAME.cls", ("a.jpg", "a.cls", "b.jpg")),
+    shard("a class without its image", "s.tar has no image of b, but NAME.cls", ("a.jpg", "a.cls", "b.cls")),
+    shard("an image that is there twice", "s.tar has two images of a", ("a.jpg", "a.png", "a.cls")),
+    saved_set("a folder that is not there", "there is no such folder or file", "--data.root=some/folder/set"),
+    saved_set("a file of another type", "data set r.yaml cannot be loaded", "--data.root=r.yaml"),
+    saved_set("two columns of classes", "set has 2 columns of the type ClassLabel, expected one"),
+    saved_set("a column that is not there", "has no column 'labels'", "--data.label_column=labels"),
+    saved_set("a column without images", "the column 'note' holds no images", "--data.image_column=note", LABEL),
+    saved_set("a split that is not there", "has no split 'test', but 'train'", "--data.val_split=test", LABEL),
+    saved_set("one image of each class", "as each class has only one: give validation images", LABEL),
+    own("a module that is not there", "no library or module 'ownbird'", "1", "--data.name=ownbird:birds"),
+    own(
+        "a function that is not there", "has no function 'bird'; did you mean 'birds'", "1", "--data.name=ownbirds:bird"
+    ),
+    own("an argument that it does not take", "got an unexpected keyword argument 'a'", "1", "--data.options.a=1"),
+    own("something else is returned", "it returned a int: expected training set, validation set", "1"),
+    own("a function that fails", "it fails with ZeroDivisionError: division by zero", "1 / 0"),
+    own("a training set without items", "its training set has no images", "[], None, ['red']"),
+    own("a set of other items", "is a int: expected a pair (image, label)", "[1, 2], None, ['red']"),
+    own("a set of other images", "has a str: expected a PIL image or a tensor", "[('a.png', 0)], None, ['red']"),
+    own(
+        "a label beyond the classes",
+        "has the label 1: expected a whole number from 0 to 0",
+        "[(RED, 1)], None, ['red']",
+    ),
+    own("no names of classes", "it returned None as the names of the classes", "[(RED, 0)] * 4, None, None"),
+    table("a table that is not there", "table images/u.csv does not exist", "", "--data.root=images/u.csv"),
+    table("a file of another type", "expected a file that ends in .csv, .tsv, .parquet, .pq", "", "--data.root=r.yaml"),
+    table("an empty table", "images/t.csv has no column 'path', but none", ""),
+    table("no column of paths", "has no column 'path', but 'file', 'label': name another one", "file,label\na,b\n"),
+    table("a column by a wrong name", "did you mean 'label'?", TABLE, "--data.label_column=labels"),
+    table("a path that is there twice", "row 5 (line 6) has the path 'train/ant/0.png' of", TABLE + TABLE[17:48]),
+    table("a file that is missing", "row 5 (line 6): there is no file images/a.png", TABLE + "a.png,ant,train\n"),
+    table("an empty label", "row 5 (line 6): label is empty (column 'label')", TABLE + "train/bee/1.png,,train\n"),
+    table("a split of another name", "is of the split 'test': expected 'train' or", TABLE.replace("val\n", "test\n")),
+    table("a row that is too short", "row 5 (line 6) has 2 values for 3 columns", TABLE + "train/bee/1.png,bee\n"),
+    table("a class that only `val` has", "without training images: wasp", TABLE + "val/bee/1.png,wasp,val\n"),
+    table("validation images alone", "images/t.csv has no training images", TABLE.replace("train\n", "val\n")),
     coco("no annotations", "instances_train2017.json does not exist", lambda content: True),
     coco("annotations that are no JSON", "is damaged or no JSON", lambda content: ANNOTATIONS.write_text("{")),
     coco(

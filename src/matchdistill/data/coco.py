@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from matchdistill.data.masks import draw_mask
-from matchdistill.data.pictures import Picture, read_picture
+from matchdistill.data.pictures import Picture, Place, read_picture
 from matchdistill.data.reading import FileDataset
 
 Sample = tuple[Tensor, dict[str, Tensor]]  # image (3, H, W), target
@@ -86,7 +86,7 @@ class CocoDataset(FileDataset):
     """
 
     def __init__(
-        self, images: CocoImages, flip: bool, skip_corrupt: bool, read: Callable[[str], Picture] = read_picture
+        self, images: CocoImages, flip: bool, skip_corrupt: bool, read: Callable[[Place], Picture] = read_picture
     ) -> None:
         super().__init__(images.paths, skip_corrupt, read=read)
         self.images = images

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from matchdistill.data.loading import Batch
-from matchdistill.data.pictures import IMAGE_SUFFIXES, Picture, read_picture
+from matchdistill.data.pictures import IMAGE_SUFFIXES, Picture, Place, read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.messages import cause, printable
@@ -31,9 +31,9 @@ VAL_NAMES = ("val", "valid", "validation")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Paths of N images and labels (N,) int64."""
+    """Paths of N images, or what opens them, and labels (N,) int64."""
 
-    paths: list[str]
+    paths: Sequence[Place]
     labels: Tensor
 
     def subset(self, index: Tensor) -> ImageFiles:
@@ -41,42 +41,47 @@ class ImageFiles:
         return ImageFiles([self.paths[i] for i in index.tolist()], self.labels[index])
 
 
-def find_images(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
+def find_images(root: Path) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
     """Training images, validation images and class names of ``root/train/CLASS`` and ``root/val/CLASS``.
+
+    There are no validation images (None) where there is no folder of them.
 
     Raises:
         ValueError: in one line, what is missing, empty, unreadable or only in the latter.
     """
     if not root.is_dir():
         raise ValueError(f"image folder {root} {'is a file' if root.exists() else 'does not exist'}")
-    val_root = val_folder(root)
-    for folder in (root / "train", val_root):
-        if not folder.exists():
-            raise ValueError(f"{root} has no folder {folder.name}{did_you_mean_folder(root)}")
-    train, val = _class_folders(root / "train"), _class_folders(val_root)
-    if strange := val.keys() - train.keys():
+    train_root, val_root = root / "train", val_folder(root)
+    if not train_root.exists():
+        raise ValueError(f"{root} has no folder train{did_you_mean_folder(root)}")
+    train = _class_folders(train_root)
+    val = _class_folders(val_root) if val_root.exists() else None
+    if val is not None and (strange := val.keys() - train.keys()):
         raise ValueError(
-            f"{root / 'train'} and {val_root} must have the same class folders: "
-            f"only in {root / 'train'}: {_some(train.keys() - val.keys())}; "
-            f"only in {val_root}: {_some(strange)}"
+            f"{train_root} and {val_root} must have the same class folders: "
+            f"only in {train_root}: {some(train.keys() - val.keys())}; "
+            f"only in {val_root}: {some(strange)}"
         )
     class_names = sorted(train)
-    found = [_scan([split.get(name) for name in class_names]) for split in (train, val)]
-    for split, (_, labels) in zip((root / "train", val_root), found, strict=True):
-        seen = set(labels)
-        empty = [name for label, name in enumerate(class_names) if label not in seen]
-        if not labels or (empty and split != val_root):
-            raise ValueError(
-                f"class folder {split / empty[0]} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
-                "add some or remove the folder"
-            )
-        if empty:
-            warnings.warn(f"{split} has no images of {_some(empty)}: these classes are not measured", stacklevel=2)
-    train_files, val_files = (ImageFiles(paths, torch.tensor(labels)) for paths, labels in found)
-    return train_files, val_files, class_names
+    paths, labels = _scan([train[name] for name in class_names])
+    if empty := sorted(set(range(len(class_names))) - set(labels)):
+        raise _no_images(train_root / class_names[empty[0]])
+    train_files = ImageFiles(paths, torch.tensor(labels))
+    if val is None:
+        return train_files, None, class_names
+    paths, labels = _scan([val.get(name) for name in class_names])
+    if not labels:
+        raise _no_images(val_root / class_names[0])
+    return train_files, ImageFiles(paths, torch.tensor(labels)), class_names
 
 
-def _some(names: Iterable[str]) -> str:
+def _no_images(folder: Path) -> ValueError:
+    return ValueError(
+        f"class folder {folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove the folder"
+    )
+
+
+def some(names: Iterable[str]) -> str:
     """The first few, and how many more there are."""
     ordered = sorted(names)
     listed = ", ".join(ordered[:LISTED]) or "none"
@@ -149,7 +154,7 @@ def _scan(folders: Sequence[Path | None]) -> tuple[list[str], list[int]]:
             f"files that are no images of a known type are left out, by the ends of their names: {listed}", stacklevel=3
         )
     if links:
-        warnings.warn(f"{len(links)} links to folders that are read already are left out: {_some(links)}", stacklevel=3)
+        warnings.warn(f"{len(links)} links to folders that are read already are left out: {some(links)}", stacklevel=3)
     return paths, labels
 
 
@@ -206,7 +211,7 @@ class FolderDataset(FileDataset):
         transform: Callable[[Image.Image], Tensor],
         skip_corrupt: bool,
         fewest: int = 1,
-        read: Callable[[str], Picture] = read_picture,
+        read: Callable[[Place], Picture] = read_picture,
     ) -> None:
         super().__init__(files.paths, skip_corrupt, fewest, read)
         self.files = files

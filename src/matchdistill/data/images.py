@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from matchdistill.data.classes import split_off, tell_missing
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
+from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, DataOptions, path_problems
+from matchdistill.data.own import OwnSet, PreparedDataset
+from matchdistill.data.shards import Shards
+from matchdistill.data.tables import Table
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
     IMAGENET_MEAN,
@@ -25,17 +31,13 @@ from matchdistill.data.tensors import (
     load_fashion_mnist,
 )
 from matchdistill.files import path_of
-from matchdistill.messages import did_you_mean, whole
+from matchdistill.messages import did_you_mean, number, whole
 
 Images = GrayImages | ImageFiles
-Split = tuple[Images, Images, list[str]]  # training images, validation images, names of the classes
-Place = Any  # the path of a data set; None where it is part of a library
+Split = tuple[Images, Images | None, list[str]]  # training images, validation images if there are some, class names
+Place = Any  # the path of a data set, or what reads it; None where it is part of a library
 
 LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
-
-
-def _as_given(root: Path | None, download: bool) -> Place:
-    return root
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,20 @@ class ImageSet:
         size: height and width in pixels that its images have if nothing else is said.
         read: from where `locate` has found it to training images, validation images and names of the classes.
         root: what the user has to give as `data.root`; empty: the set can do without.
-        locate: finds it, after downloading or extracting what has to be: (root, whether it may be downloaded) -> place.
+        locate: finds it, after downloading or extracting what has to be: (root, all options) -> place.
         small: whether `read` gives `GrayImages`, which are kept in memory and resized whole, instead of `ImageFiles`, which
             are cropped.
         flip: whether training images are mirrored if they are varied.
+        options: whether it takes ``data.options``.
     """
 
     size: int
     read: Callable[[Place], Split]
     root: str = ""
-    locate: Callable[[Place, bool], Place] = _as_given
+    locate: Callable[[Any, ImageOptions], Place] = lambda root, _: root
     small: bool = False
     flip: bool = True
+    options: bool = False
 
 
 def _read_digits(_: Place) -> Split:
@@ -68,9 +72,40 @@ def _read_fashion_mnist(folder: Place) -> Split:
     return *load_fashion_mnist(folder), FASHION_CLASSES.copy()
 
 
+def _table(root: Path | None, options: ImageOptions) -> Table:
+    assert root is not None
+    return Table(
+        root,
+        None if options.val_root is None else path_of(options.val_root),
+        options.image_column or "path",
+        options.label_column or "label",
+        options.split_column,
+        options.train_split,
+        options.val_split,
+    )
+
+
+def _hub(root: Path | None, options: ImageOptions) -> HubSet:
+    assert root is not None
+    return HubSet(
+        root, options.options, options.image_column, options.label_column, options.train_split, options.val_split
+    )
+
+
+def _shards(root: Path | None, options: ImageOptions) -> Shards:
+    assert root is not None
+    return Shards(root, None if options.val_root is None else path_of(options.val_root))
+
+
+def _own(root: Path | None, options: ImageOptions) -> OwnSet:
+    return OwnSet(options.name, options.options if root is None else {"root": str(root), **options.options})
+
+
 IMAGE_SETS = {
     "digits": ImageSet(16, _read_digits, small=True, flip=False),
-    "fashion-mnist": ImageSet(32, _read_fashion_mnist, locate=find_fashion_mnist, small=True),
+    "fashion-mnist": ImageSet(
+        32, _read_fashion_mnist, locate=lambda root, options: find_fashion_mnist(root, options.download), small=True
+    ),
     "folder": ImageSet(224, find_images, "the folder that holds train/ and val/"),
     "imagenet": ImageSet(
         224,
@@ -78,8 +113,22 @@ IMAGE_SETS = {
         "the folder that holds train/ and val/, or the official archives",
         locate=lambda root, _: extract_imagenet(root),
     ),
+    "csv": ImageSet(224, Table.read, "the file with columns of paths and labels", locate=_table),
+    "datasets": ImageSet(
+        224, HubSet.read, "a saved data set, a folder, a file or a name of the Hub", _hub, options=True
+    ),
+    "webdataset": ImageSet(224, Shards.read, "a folder of .tar files, or a pattern of their names", _shards),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
+
+# A function of the user's own.
+OWN = ImageSet(224, OwnSet.read, locate=_own, options=True)
+
+
+def image_set(name: str) -> ImageSet | None:
+    """The set of a name or of ``package.module:function``; None if it is neither."""
+    module, _, function = name.partition(":")
+    return IMAGE_SETS.get(name) or (OWN if module and function else None)
 
 
 def preparation(name: str, image_size: int) -> dict[str, Any]:
@@ -112,12 +161,33 @@ class ImageOptions(DataOptions):
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
             ``ROOT/val/CLASS/*.jpg`` (or ``valid``, ``validation``), ``imagenet`` for the same or the official archives,
-            ``cub200`` for CUB-200-2011. What is in archives is extracted beside them, once.
-        root: the folder with the data; ``digits`` needs none.
+            ``cub200`` for CUB-200-2011, ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``,
+            ``datasets`` for a data set of Hugging Face: a folder that ``save_to_disk`` has written, any folder or file that
+            ``load_dataset`` takes, or a name of the Hub,
+            ``webdataset`` for ``.tar`` files of NAME.jpg and NAME.cls: a folder of ``train*.tar`` and ``val*.tar``, or a
+            pattern like ``train-{000..099}.tar`` or ``train-*.tar`` with another one as ``val_root``.
+            What is in archives is extracted beside them, once. ``package.module:function`` is a function of your own; see
+            ``options``.
+        root: the folder or file with the data; ``digits`` needs none.
         image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
         augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
             and mirrored (the others).
         download: whether fashion-mnist may be downloaded into ``root``.
+        val_root: the validation images, where ``root`` has the training images alone: of csv the second file,
+            of webdataset the second pattern.
+        val_share: where there are no validation images, this share of the training images of each class is taken out for
+            them; the choice is the same for every ``seed``.
+        options: further arguments of ``load_dataset``, or of a function of your own, of which ``root`` is one too if it is
+            given. Your function returns training set, validation set (or None) and class names: each set a
+            ``torch.utils.data.Dataset`` of pairs (PIL image or tensor, label from 0 on). Or it returns a
+            ``LightningDataModule`` with such data sets.
+        prepared: whether tensors of a function of your own go to the network as they are, neither cropped nor normalised.
+        image_column: the column with the images or their paths; null: ``path``,
+            of datasets the one column of images.
+        label_column: the column with the classes; null: ``label``, of datasets the one column of classes.
+        split_column: the column that tells training from validation images; null: ``split`` if there is one.
+        train_split: the name of the training images' split.
+        val_split: the name of the validation images' split; null: ``val``, ``valid`` or ``validation``.
         train_part: [first, last]: of the training images in a balanced random order that is the same for every
             ``seed``, those from ``first`` to before ``last``; ``train_limit`` chooses among them. For disjoint images
             of teacher, pre-training and student.
@@ -129,18 +199,35 @@ class ImageOptions(DataOptions):
     image_size: int | None = None
     augment: bool = True
     download: bool = False
+    val_root: Path | None = None
+    val_share: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+    prepared: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    train_split: str = "train"
+    val_split: str | None = None
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values, one by one, under the names that they have in a recipe."""
-        if self.name not in IMAGE_SETS:
+        chosen = image_set(self.name)
+        if chosen is None:
             yield (
-                f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)}{did_you_mean(self.name, IMAGE_SETS)}"
+                f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)} or package.module:function"
+                f"{did_you_mean(self.name, IMAGE_SETS)}"
             )
-        elif self.root is None and (needed := IMAGE_SETS[self.name].root):
+        elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
+        if self.options and chosen is not None and not chosen.options:
+            yield f"{prefix}.options is given, but {self.name!r} takes none: leave it out"
+        if self.prepared and chosen is not OWN:
+            yield f"{prefix}.prepared is for functions of your own alone, not for {self.name!r}: leave it out"
+        yield from number(f"{prefix}.val_share", self.val_share, 0, below=1, above=True)
         yield from super().problems(prefix)
         yield from path_problems(self.root)
+        yield from path_problems(self.val_root)
 
 
 class ImageData(DataModule):
@@ -184,14 +271,33 @@ class ImageData(DataModule):
 
     @property
     def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not
-        return IMAGE_SETS[self.options.name]
+        chosen = image_set(self.options.name)
+        assert chosen is not None
+        return chosen
+
+    @property
+    def code(self) -> str:
+        """The function of the user's own that gives the images; empty if there is none."""
+        return self.options.name if self._set is OWN else ""
 
     def prepare_data(self) -> None:
         """Download or extract, once per machine, what is to be downloaded or extracted."""
-        self._set.locate(self.root, self.options.download)
+        self._set.locate(self.root, self.options)
 
-    def _read(self) -> Split:
-        return self._set.read(self._set.locate(self.root, self.options.download))
+    def _read(self) -> tuple[Images, Images, list[str]]:
+        train, val, class_names = self._set.read(self._set.locate(self.root, self.options))
+        source = self.options.name if self.root is None else str(self.root)
+        tell_missing(train.labels, class_names, f"{source}, training,", "nothing is learned of these classes")
+        if val is None:
+            kept, taken = split_off(train.labels, self.options.val_share)
+            warnings.warn(
+                f"{source} has no validation images: {len(taken)} of its {len(train.labels)} training images are taken out "
+                "for validation, of each class the same share (data.val_share)",
+                stacklevel=2,
+            )
+            train, val = train.subset(kept), train.subset(taken)
+        tell_missing(val.labels, class_names, f"{source}, validation,", "these classes are not measured")
+        return train, val, class_names
 
     def _groups(self, images: Images) -> Tensor:
         return images.labels
@@ -199,6 +305,8 @@ class ImageData(DataModule):
     def _dataset(self, images: Images, training: bool) -> TensorDataset | FolderDataset:
         augment = training and self.options.augment
         flip = augment and self._set.flip
+        if isinstance(images, ImageFiles) and self.options.prepared:
+            return PreparedDataset(images, self.image_size, self.options.skip_corrupt, self.fewest if training else 1)
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
             transform = image_transform(self.image_size, augment, flip)

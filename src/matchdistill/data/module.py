@@ -121,6 +121,11 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError("; ".join(problems))
         self.read = functools.partial(read_picture, white=self.options.white, max_pixels=self.options.max_pixels)
 
+    @property
+    def code(self) -> str:
+        """``package.module:function`` of the user's own that reading the images runs; empty if there is none."""
+        return ""
+
     @abstractmethod
     def _read(self) -> tuple[Any, Any, list[str]]:
         """Training images, validation images and class names; the images have a method ``subset(index)``."""

@@ -2,7 +2,8 @@
 
 The rules, which the page on data has as a table: what lies in a file of a type of `FORMATS` is converted by Pillow; the
 first picture counts where there are several; transparency is left out; values of more than 8 bits are scaled so that
-`WHITES` become 255; and the picture is turned upright as its EXIF orientation says.
+`WHITES` become 255; and the picture is turned upright as its EXIF orientation says. PIL images and
+tensors are read by the same rules.
 
 Axes: H height, W width.
 """
@@ -12,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from matchdistill.files import open_file
 
@@ -42,6 +46,16 @@ UPRIGHT = {
 }
 
 
+class Stored(Protocol):
+    """An image that is no file of its own. Messages call it by its ``str()``."""
+
+    def open(self) -> BinaryIO | Image.Image | Tensor:
+        """The content of an image file, or the image itself."""
+
+
+Place = str | Stored  # where an image is: a path, or something that opens it
+
+
 class Picture(NamedTuple):
     """What a file shows.
 
@@ -54,25 +68,58 @@ class Picture(NamedTuple):
     orientation: int = 1
 
 
-def read_picture(path: str, white: float | None = None, max_pixels: int | None = None) -> Picture:
-    """Read an image file.
+def read_picture(place: Place | Path, white: float | None = None, max_pixels: int | None = None) -> Picture:
+    """Read an image.
 
     Args:
-        path: the file.
+        place: an image file, or what opens one.
         white: the value that becomes white in pictures of more than 8 bits; None: as in `WHITES`.
         max_pixels: the most pixels of a picture; None: Pillow's limit, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Raises:
         Exception: the file is no image, or a damaged one, in all the ways in which Pillow says so.
     """
-    with open_file(path) as stream, _allowed(max_pixels), Image.open(stream, formats=READERS) as file:
-        if max_pixels is not None and file.width * file.height > max_pixels:
-            raise ValueError(f"it has {file.width * file.height} pixels, more than data.max_pixels, {max_pixels}")
-        stored = _orientation(file)
-        file.load()
-        left = _orientation(file)  # Pillow turns some types by itself as it loads them
-        image = _in_rgb(file, white)
+    content = open_file(place) if isinstance(place, str | Path) else place.open()
+    if isinstance(content, Tensor):
+        return Picture(_of_tensor(content, white))
+    if isinstance(content, Image.Image):  # which is not closed: its owner may keep it
+        return _picture(content, white, max_pixels)
+    with content as stream, _allowed(max_pixels), Image.open(stream, formats=READERS) as file:
+        return _picture(file, white, max_pixels)
+
+
+def _picture(file: Image.Image, white: float | None, max_pixels: int | None) -> Picture:
+    if max_pixels is not None and file.width * file.height > max_pixels:
+        raise ValueError(f"it has {file.width * file.height} pixels, more than data.max_pixels, {max_pixels}")
+    stored = _orientation(file)
+    file.load()
+    left = _orientation(file)  # Pillow turns some types by itself as it loads them
+    image = _in_rgb(file, white)
     return Picture(image.transpose(UPRIGHT[left]) if left in UPRIGHT else image, stored if stored in UPRIGHT else left)
+
+
+def _of_tensor(values: Tensor, white: float | None) -> Image.Image:
+    """The picture of a tensor (H, W) or (C, H, W) of bytes, of larger whole numbers or of floating-point numbers.
+
+    Raises:
+        ValueError: it has another shape, or values that are out of range.
+    """
+    channels = values[None] if values.ndim == 2 else values
+    if channels.ndim != 3 or len(channels) not in (1, 3, 4) or not channels.numel():
+        raise ValueError(
+            f"expected a tensor (channels, height, width) with 1, 3 or 4 channels, got {tuple(values.shape)}"
+        )
+    channels = channels.detach().cpu().movedim(0, 2)
+    if channels.dtype != torch.uint8:
+        whole = not (channels.is_floating_point() or channels.dtype == torch.bool)
+        channels = torch.from_numpy(
+            _scaled(
+                channels.to(torch.int64 if whole else torch.float32).numpy(),
+                WHITES["I" if whole else "F"] if white is None else white,
+            )
+        )
+    pixels = channels[..., 0] if channels.shape[2] == 1 else channels[..., :3]
+    return Image.fromarray(pixels.contiguous().numpy()).convert("RGB")
 
 
 @contextlib.contextmanager

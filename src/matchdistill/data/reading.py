@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from matchdistill.data.pictures import Picture, read_picture
+from matchdistill.data.pictures import Picture, Place, read_picture
 from matchdistill.messages import cause, printable
 
 
@@ -18,7 +18,7 @@ class FileDataset(Dataset[Any], ABC):
     """Images read from files when they are asked for.
 
     Args:
-        paths: the files.
+        paths: the files, or what opens them.
         skip_corrupt: leave images that cannot be read out of their batch, with a warning at the first meeting. If
             too few are left (none; in training one, which batch norm cannot take), the images that follow in the
             data set fill up: every process still makes the same number of steps.
@@ -28,10 +28,10 @@ class FileDataset(Dataset[Any], ABC):
 
     def __init__(
         self,
-        paths: list[str],
+        paths: Sequence[Place],
         skip_corrupt: bool,
         fewest: int = 1,
-        read: Callable[[str], Picture] = read_picture,
+        read: Callable[[Place], Picture] = read_picture,
     ) -> None:
         self.paths = paths
         self.skip_corrupt = skip_corrupt
@@ -46,7 +46,7 @@ class FileDataset(Dataset[Any], ABC):
     @property
     def corrupt_paths(self) -> list[str]:
         """The corrupt images found so far."""
-        return [printable(self.paths[i]) for i in self.corrupt.nonzero().flatten().tolist()]
+        return [printable(str(self.paths[i])) for i in self.corrupt.nonzero().flatten().tolist()]
 
     def __getitem__(self, index: int) -> Any:
         """One image with what belongs to it, or None for a corrupt image that is to be skipped."""
@@ -57,7 +57,7 @@ class FileDataset(Dataset[Any], ABC):
             picture = self.read(path)
             self._check(index, picture)
         except Exception as error:  # Pillow's readers fail in every way on damaged files
-            message = f"image {printable(path)} cannot be read ({cause(error)})"
+            message = f"image {printable(str(path))} cannot be read ({cause(error)})"
             if not self.skip_corrupt:
                 raise ValueError(
                     f"{message}: repair or remove it, or skip such images with --data.skip_corrupt=true"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
-import operator
-import pkgutil
-import sys
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from matchdistill.files import path_of
+from matchdistill.lookup import own_function
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.weights import load_weights, no_file
 
@@ -70,7 +67,7 @@ def build_model(
     if library in SOURCES:
         model = SOURCES[library].build(entry, pretrained, options)
     else:
-        model = _build_own(library, entry, pretrained, options)
+        model = _build_own(name, pretrained, options)
     if file is not None:
         load_weights(model, file, fresh_head=fresh_head)
     return model
@@ -223,26 +220,8 @@ def _without_backbone(signature: inspect.Signature, options: dict[str, Any]) -> 
     return {**{name: none for name, none in BACKBONE_WEIGHTS.items() if name in signature.parameters}, **options}
 
 
-def _build_own(module_name: str, function_name: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
-    name = f"{module_name}:{function_name}"
-    # As with `python -m`, the folder in which the command runs comes first.
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # user code can fail in every way
-        # A missing module is either the one that was asked for or one that it imports.
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            hint = did_you_mean(module_name, _modules_near(module_name))
-            raise ValueError(f"model {name!r}: there is no library or module {error.name!r}{hint}") from error
-        raise ValueError(f"model {name!r}: importing {module_name!r} failed with {cause(error)}") from error
-    try:
-        function = operator.attrgetter(function_name)(module)
-    except AttributeError:
-        function = None
-    if not callable(function):
-        hint = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
-        raise ValueError(f"model {name!r}: module {module_name!r} has no function {function_name!r}{hint}")
+def _build_own(name: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
+    function = own_function(name, "model", SOURCES)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:  # some functions that are not written in Python
@@ -268,14 +247,6 @@ def _build_own(module_name: str, function_name: str, pretrained: str | None, opt
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: expected an nn.Module, the function returned a {type(model).__name__}")
     return model
-
-
-def _modules_near(module_name: str) -> list[str]:
-    """What could have been meant: the modules of the innermost package that exists, else all at the top level."""
-    while module_name := module_name.rpartition(".")[0]:
-        if package := sys.modules.get(module_name):  # imported on the way to the missing module
-            return [f"{module_name}.{info.name}" for info in pkgutil.iter_modules(getattr(package, "__path__", []))]
-    return [*SOURCES, *(info.name for info in pkgutil.iter_modules())]
 
 
 def _bad_options(name: str, error: TypeError, accepted: list[str] | None = None) -> ValueError:

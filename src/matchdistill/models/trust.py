@@ -37,6 +37,20 @@ def check_trusted(folder: Path, *networks: tuple[str | None, Mapping[str, Any]])
             )
 
 
+def check_trusted_data(folder: Path, code: str) -> None:
+    """Raise a ValueError if reading the images of a folder's recipe runs a function that it names.
+
+    Args:
+        folder: what names it, for the error.
+        code: the function as ``package.module:function``; empty for none.
+    """
+    if code:
+        raise ValueError(
+            f"{folder}: it reads its images by calling {code}, which is not done without --trust: give it if the folder is "
+            "of your own making, or you trust whoever made it"
+        )
+
+
 def _foreign(name: str, options: Mapping[str, Any]) -> str:
     """What building a network would do that is not known to be harmless; empty if nothing."""
     library, _, entry = name.partition(":")

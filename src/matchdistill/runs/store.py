@@ -39,7 +39,7 @@ CELLS = "cells"  # the runs of a comparison
 # What changes nothing of a run's result: where the data is and how it comes in, the logs, and the grid around the run.
 INDIFFERENT = (
     "compare",
-    *(f"data.{name}" for name in ("root", "workers", "skip_corrupt", "download")),
+    *(f"data.{name}" for name in ("root", "val_root", "workers", "skip_corrupt", "download")),
     *(f"data.{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations")),
     "trainer.log_every",
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from matchdistill.models import load_weights
-from matchdistill.models.trust import check_trusted
+from matchdistill.models.trust import check_trusted, check_trusted_data
 from matchdistill.runs.build import build_teacher
 from matchdistill.runs.machine import machine_trainer, quieten
 from matchdistill.runs.recipe import Recipe
@@ -28,7 +28,8 @@ def validate(
         run: its folder.
         weights: what the student is loaded from, a checkpoint or exported weights, or its exported program (.onnx, .pt2);
             None: its final weights.
-        trust: build networks by whatever functions the recipe names, and load `.pt2` files, which can run code.
+        trust: build networks and read images by whatever functions the recipe names, and load `.pt2` files, which can
+            run code.
 
     Returns:
         The metrics of "student" and "teacher" by name, those of the task.
@@ -40,6 +41,7 @@ def validate(
     quieten()
     if not trust:
         check_trusted(run, *((network.name, network.options) for network in (recipe.student, recipe.teacher)))
+        check_trusted_data(run, recipe.data.code)
         if weights is not None and weights.suffix.lower() == ".pt2":
             raise ValueError(f"{weights}: torch.export can run code that is in a file: give --trust if it is your own")
     task, data = TASKS[recipe.task], recipe.data
