@@ -49,6 +49,12 @@ class Training:
         warmup_steps: steps at the start of the epochs in which it rises from a thousandth of what it would be.
         validate_every: epochs between validations; the last epoch is always validated.
         accumulate: batches whose gradients make one step; at the end of an epoch those that are left do.
+        loss: on the labels: "ce", cross-entropy; "bce", binary cross-entropy of each class, its mean; "none": the student
+            learns from its teacher alone, by a method with "kd".
+        label_smoothing: the share of a label that is spread over all classes.
+        class_weights: of the loss on labels, a number for each class; "balanced": by the reciprocals of their counts.
+        mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
+        cutmix: alpha of CutMix; with both, either is drawn for a batch.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
     """
 
@@ -71,7 +77,18 @@ class Training:
     warmup_steps: int = 0
     validate_every: int = 1
     accumulate: int = 1
+    loss: Literal["ce", "bce", "none"] = "ce"
+    label_smoothing: float = 0.0
+    class_weights: list[float] | Literal["balanced"] | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
     ema: float | None = None
+
+    @property
+    def of_labels(self) -> list[str]:
+        """The names of the settings, of those that are not at their defaults, that need images with one label each."""
+        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix")
+        return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
 
     @property
     def all_epochs(self) -> int:
@@ -119,6 +136,11 @@ class Training:
         yield from whole(f"{prefix}.validate_every", self.validate_every, 1, hint=" (1: every epoch)")
         yield from whole(f"{prefix}.accumulate", self.accumulate, 1, hint=" (1: a step for every batch)")
         yield from number(f"{prefix}.ema", self.ema, 0, below=1)
+        yield from number(f"{prefix}.label_smoothing", self.label_smoothing, 0, below=1)
+        yield from number(f"{prefix}.mixup", self.mixup, 0)
+        yield from number(f"{prefix}.cutmix", self.cutmix, 0)
+        for weight in self.class_weights if isinstance(self.class_weights, list) else []:
+            yield from number(f"{prefix}.class_weights", weight, 0)
         yield from self._optimizer_problems(prefix)
 
     def _optimizer_problems(self, prefix: str) -> Iterator[str]:

@@ -88,8 +88,10 @@ class Task(ABC):
         return self.metrics[0] if self.metrics else None
 
     def problems(self, settings: Settings) -> Iterator[str]:
-        """What of a recipe's settings does not fit the task, one by one."""
-        yield from ()
+        """What of a recipe's settings does not fit the task, one by one; for most, labels of whole images."""
+        for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
+            for name in training.of_labels:
+                yield f"{section}.{name} is for images with one label each, which {self.name} has not: leave it out"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from matchdistill.data import ImageData
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
+from matchdistill.methods import KD
 from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.classification.card import classifier_card
@@ -38,6 +39,10 @@ class Classification(Task):
         """What of a recipe's settings does not fit the task."""
         if settings.distillation.pyramid:
             yield "distillation.pyramid is for detectors: give taps of your own instead"
+        if settings.training.loss == "none" and not (method := settings.distillation).method.endswith(KD):
+            yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
+        if settings.teacher.training.loss == "none":
+            yield "teacher.training.loss is 'none': a teacher learns from labels, give ce or bce"
 
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""
@@ -68,7 +73,8 @@ class Classification(Task):
         prepare = None
         if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
             prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
-        return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried)
+        labels = cast("ImageData", data).train_labels
+        return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
         """The size of the images."""

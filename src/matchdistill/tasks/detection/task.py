@@ -38,6 +38,7 @@ class Detection(Task):
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
+        yield from super().problems(settings)
         known = method_names()
         for method in dict.fromkeys([settings.distillation.method, *settings.compare.methods]):
             if method in known and known[method].kd:
