@@ -9,7 +9,7 @@ from matchdistill import cli
 from matchdistill.models import build_detector
 from matchdistill.runs.build import build_distiller
 from matchdistill.runs.recipe import load_recipe, packaged, read_recipe
-from matchdistill.tasks.module import lr_factor, warmup_factor
+from matchdistill.tasks.optimizing import lr_factor, warmup_factor
 
 SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "warmup_epochs": 0, "warmup_steps": 1000}
 ONE_X = {**SGD, "epochs": 12, "schedule": "steps", "milestones": [8, 11], "gamma": 0.1}

@@ -18,7 +18,7 @@ from matchdistill.runs.build import build_module
 from matchdistill.runs.machine import check_compiler
 from matchdistill.runs.train import fit
 from matchdistill.tasks.classification.module import ClassificationModule
-from matchdistill.tasks.module import lr_factor
+from matchdistill.tasks.optimizing import lr_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 

@@ -16,7 +16,7 @@ from matchdistill.runs.build import build_module
 from matchdistill.runs.machine import machine_trainer
 from matchdistill.runs.settings import Machine, Training
 from matchdistill.tasks.classification.module import ClassificationModule
-from matchdistill.tasks.module import lr_factor
+from matchdistill.tasks.optimizing import lr_factor
 from records import settings
 
 STAGES = ("layer1", "layer2", "layer3")

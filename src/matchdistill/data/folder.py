@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from matchdistill.data.augmenting import PLAIN, Variation
 from matchdistill.data.loading import Batch
 from matchdistill.data.pictures import IMAGE_SUFFIXES, Picture, Place, read_picture
 from matchdistill.data.reading import FileDataset
@@ -232,22 +233,24 @@ def uncropped(size: int) -> int:
     return round(size * 256 / 224)
 
 
-def image_transform(size: int, augment: bool, flip: bool = True) -> Callable[[Image.Image], Tensor]:
+def image_transform(
+    size: int, augment: bool, flip: bool = True, variation: Variation = PLAIN
+) -> Callable[[Image.Image], Tensor]:
     """ImageNet's usual preparation: a random crop and flip for training, else the middle of the resized image.
 
     Args:
         size: height and width of the result in pixels.
         augment: whether the image is cropped at random.
         flip: whether half of the images are then mirrored too.
+        variation: what is done to them besides.
     """
     from torchvision.transforms import v2
 
     crop = (
-        [v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flip else [])]
+        [v2.RandomResizedCrop(size, variation.crop_scale), *([v2.RandomHorizontalFlip()] if flip else [])]
         if augment
         else [v2.Resize(uncropped(size)), v2.CenterCrop(size)]
     )
-    transform: Callable[[Image.Image], Tensor] = v2.Compose(
-        [*crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    )
+    values = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    transform: Callable[[Image.Image], Tensor] = v2.Compose([*crop, *variation.pixels, *values, *variation.values])
     return transform

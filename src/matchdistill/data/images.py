@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
+from matchdistill.data.augmenting import PLAIN, AugmentingOptions, variation
 from matchdistill.data.classes import split_off, tell_missing
 from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, DataOptions, path_problems
+from matchdistill.data.module import DataModule, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
 from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
@@ -153,10 +154,10 @@ def preparation(name: str, image_size: int) -> dict[str, Any]:
 
 
 @dataclass
-class ImageOptions(DataOptions):
+class ImageOptions(AugmentingOptions):
     """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
 
-    `ImageData` takes these options and the ones of `DataOptions`.
+    `ImageData` takes these options and the ones of `AugmentingOptions` and `DataOptions`.
 
     Args:
         name: ``digits`` (built in), ``fashion-mnist``, ``folder`` for ``ROOT/train/CLASS/*.jpg`` and
@@ -170,8 +171,8 @@ class ImageOptions(DataOptions):
             ``options``.
         root: the folder or file with the data; ``digits`` needs none.
         image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
-        augment: whether training images are varied: shifted (digits), shifted and mirrored (fashion-mnist), cropped
-            and mirrored (the others).
+        augment: whether training images are varied at all: shifted (digits), shifted and mirrored (fashion-mnist), cropped
+            and mirrored (the others), and as the other options say.
         download: whether fashion-mnist may be downloaded into ``root``.
         val_root: the validation images, where ``root`` has the training images alone: of csv the second file,
             of webdataset the second pattern.
@@ -219,6 +220,8 @@ class ImageOptions(DataOptions):
             )
         elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
+        elif chosen.small and self.crop_scale is not None:
+            yield f"{prefix}.crop_scale is of sets that are cropped: leave it out with {self.name}, whose images are shifted"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         if self.options and chosen is not None and not chosen.options:
             yield f"{prefix}.options is given, but {self.name!r} takes none: leave it out"
@@ -246,6 +249,7 @@ class ImageData(DataModule):
         num_classes: number of classes.
         class_names: their names, in the order of the labels.
         train_set: the training images.
+        train_labels: of all of them (N,).
         val_set: the validation images.
 
     Raises:
@@ -262,6 +266,7 @@ class ImageData(DataModule):
     options_type = ImageOptions
     options: ImageOptions
     train_set: TensorDataset | FolderDataset
+    train_labels: Tensor
     val_set: TensorDataset | FolderDataset
 
     def __init__(self, *positional: Any, **options: Any) -> None:
@@ -303,14 +308,17 @@ class ImageData(DataModule):
         return images.labels
 
     def _dataset(self, images: Images, training: bool) -> TensorDataset | FolderDataset:
+        if training:
+            self.train_labels = images.labels
         augment = training and self.options.augment
         flip = augment and self._set.flip
+        varied = variation(self.options) if augment else PLAIN
         if isinstance(images, ImageFiles) and self.options.prepared:
             return PreparedDataset(images, self.image_size, self.options.skip_corrupt, self.fewest if training else 1)
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
-            transform = image_transform(self.image_size, augment, flip)
+            transform = image_transform(self.image_size, augment, flip, varied)
             return FolderDataset(images, transform, self.options.skip_corrupt, fewest, self.read)
         # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
         shift = self.image_size // 8 if augment else 0
-        return TensorDataset(images.resized(self.image_size), shift, flip)
+        return TensorDataset(images.resized(self.image_size), shift, flip, varied)

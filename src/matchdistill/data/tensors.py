@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from matchdistill.data.augmenting import PLAIN, Variation
 from matchdistill.data.loading import Batch
 from matchdistill.messages import cause
 
@@ -64,12 +65,14 @@ class TensorDataset(Dataset[Any]):
         data: the images, of their final size.
         shift: largest random shift in pixels, 0 for none.
         flip: whether to mirror half of the images at random.
+        variation: what is done to them besides.
     """
 
-    def __init__(self, data: GrayImages, shift: int = 0, flip: bool = False) -> None:
+    def __init__(self, data: GrayImages, shift: int = 0, flip: bool = False, variation: Variation = PLAIN) -> None:
         self.data = data
         self.shift = shift
         self.flip = flip
+        self.variation = variation
         self.mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
         self.std = torch.tensor(IMAGENET_STD)[:, None, None]
 
@@ -88,7 +91,8 @@ class TensorDataset(Dataset[Any]):
         if self.flip:
             mirrored = torch.rand(len(images), 1, 1) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
-        return (images[:, None].float() / 255 - self.mean) / self.std, batch.labels
+        pixels = self.variation.of_pixels(images)
+        return self.variation.of_values((pixels.float() / 255 - self.mean) / self.std), batch.labels
 
 
 def _shifted(images: Tensor, pixels: int) -> Tensor:

@@ -19,7 +19,8 @@ from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
 from matchdistill.methods import KD, METHODS, default_weights
 from matchdistill.reduction import REDUCTIONS
-from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher, Training
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher
+from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
 from matchdistill.values import OPTIONS, read_yaml
 
@@ -261,6 +262,8 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
     if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
+    if settings.training.schedule == "plateau" and task.comparing is None:
+        yield f"training.schedule is 'plateau', but students of {task.name} are not measured: choose another one"
     yield from task.problems(settings)
 
 

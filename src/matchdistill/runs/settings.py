@@ -14,63 +14,10 @@ from typing import Any, Literal
 from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
 from matchdistill.models import weights_file
+from matchdistill.runs.training import Training
 
 MOST_PROCESSES = 1024  # on a machine, and machines
 MOST_RUNS = 10_000
-
-
-@dataclass
-class Training:
-    """How a network is trained: SGD with momentum.
-
-    Args:
-        epochs: passes over the training images, without the warm-up.
-        lr: learning rate at its highest.
-        momentum: of SGD.
-        nesterov: look ahead by the momentum.
-        weight_decay: of SGD.
-        schedule: "steps": times `gamma` at each milestone; "cosine": down to 0 over the epochs; "constant".
-        milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
-        gamma: the factor of "steps".
-        warmup_epochs: epochs before the others in which the learning rate rises from a tenth.
-        warmup_steps: steps at the start of the epochs in which it rises from a thousandth of what it would be.
-        validate_every: epochs between validations; the last epoch is always validated.
-        accumulate: batches whose gradients make one step; at the end of an epoch those that are left do.
-        ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
-    """
-
-    epochs: int = 120
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4
-    schedule: Literal["steps", "cosine", "constant"] = "steps"
-    milestones: list[int] = field(default_factory=lambda: [31, 61, 81])
-    gamma: float = 0.1
-    warmup_epochs: int = 0
-    warmup_steps: int = 0
-    validate_every: int = 1
-    accumulate: int = 1
-    ema: float | None = None
-
-    @property
-    def all_epochs(self) -> int:
-        """Epochs with the warm-up, which is added to them."""
-        return self.epochs + self.warmup_epochs
-
-    def problems(self, prefix: str) -> Iterator[str]:
-        """What is wrong with the values."""
-        for name in ("epochs", "warmup_epochs", "warmup_steps"):
-            yield from whole(f"{prefix}.{name}", getattr(self, name), 0)
-        yield from number(f"{prefix}.lr", self.lr, 0, above=True)
-        yield from number(f"{prefix}.momentum", self.momentum, 0, below=1)
-        yield from number(f"{prefix}.weight_decay", self.weight_decay, 0)
-        yield from number(f"{prefix}.gamma", self.gamma, 0, above=True)
-        for milestone in self.milestones:
-            yield from whole(f"{prefix}.milestones", milestone, 0)
-        yield from whole(f"{prefix}.validate_every", self.validate_every, 1, hint=" (1: every epoch)")
-        yield from whole(f"{prefix}.accumulate", self.accumulate, 1, hint=" (1: a step for every batch)")
-        yield from number(f"{prefix}.ema", self.ema, 0, below=1)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from matchdistill.models.weights import read_pickle
 from matchdistill.runs.metrics import METRICS, check_schema
 from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 from matchdistill.runs.settings import Model
+from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
 
 CHECKPOINT, WEIGHTS, RECIPE, MODEL = "last.ckpt", "student.safetensors", "recipe.yaml", "model.json"
@@ -136,6 +138,9 @@ def _decisive(config: dict[str, Any], out: Path) -> dict[str, Any]:
         for section, value in config.items()
         if section not in INDIFFERENT
     }
+    # What is chosen where nothing is given may be given.
+    sections["training"] = asdict(Training(**config["training"]).settled())
+    sections["teacher"]["training"] = asdict(Training(**config["teacher"]["training"]).settled())
     inside = Path("teacher", WEIGHTS)
     if out.absolute().parent.parent.name == CELLS and str(config["teacher"]["weights"]).endswith(str(inside)):
         sections["teacher"]["weights"] = str(inside)

@@ -31,6 +31,7 @@ from matchdistill.runs.machine import check_compiler, is_first, machine_trainer,
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
+from matchdistill.runs.training import FAMILY, SGD
 from matchdistill.tasks.module import DistilledModule
 
 
@@ -103,6 +104,13 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         seconds = fit(teacher_recipe, out / "teacher", resume, quiet).seconds
         history.started += time.monotonic() - begun
         load_weights(teacher, out / "teacher" / WEIGHTS)
+    if recipe.training.left_to_family and (chosen := module.schedule).optimizer != SGD:
+        terminal.print(
+            f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "
+            f"{chosen.weight_decay}, {chosen.schedule} (give {', '.join(f'training.{name}' for name in FAMILY)} for others)",
+            highlight=False,
+            soft_wrap=True,
+        )
     if module.distiller is not None:
         terminal.print(str(module.distiller), highlight=False, soft_wrap=True)
     _steps(trainer, module, data, out / CHECKPOINT)
@@ -172,6 +180,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> 
     return machine_trainer(
         machine,
         max_epochs=recipe.training.all_epochs,
+        gradient_clip_val=recipe.training.clip_grad_norm,
         accumulate_grad_batches=recipe.training.accumulate,
         log_every_n_steps=machine.log_every,
         callbacks=callbacks,

@@ -19,8 +19,9 @@ from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching, logged
 from matchdistill.refresh import due, due_at_step
-from matchdistill.runs.settings import Settings, Training
+from matchdistill.runs.settings import Settings
 from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.optimizing import Plateau, build_optimizer, is_transformer, lr_factor, warmup_factor
 
 
 class DistilledModule(pl.LightningModule):
@@ -34,6 +35,7 @@ class DistilledModule(pl.LightningModule):
         distiller: the distiller of the student, or of a part of it, for methods with features.
 
     Attributes:
+        schedule: how the student is trained, with what its family chooses where nothing is given.
         memory_format: of the networks' weights.
         refreshed: the matchings of the last refresh in this epoch, or at the end of the one before; empty where it kept the
             ones before.
@@ -57,7 +59,8 @@ class DistilledModule(pl.LightningModule):
         self.distiller = distiller
         if distiller is None or distiller.student is not student:
             self.student = student
-        self.schedule, self.distillation = settings.training, settings.distillation
+        self.schedule = settings.training.settled(is_transformer(student))
+        self.distillation = settings.distillation
         self.method = self.distillation.parsed
         self.metrics = tuple(metrics)
         self.measures = nn.ModuleList(measures)
@@ -65,6 +68,8 @@ class DistilledModule(pl.LightningModule):
         self.teacher_result: dict[str, float] = {}
         self.refreshed: list[Matching] = []
         self.moment: dict[str, Any] = {}
+        self._plateau: Plateau | None = None
+        self._plateau_state: dict[str, Any] = {}
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
 
     def network(self) -> nn.Module:
@@ -222,8 +227,10 @@ class DistilledModule(pl.LightningModule):
         return epoch == schedule.all_epochs or epoch % schedule.validate_every == 0
 
     def on_train_epoch_end(self) -> None:
-        """See that everything was finite, and match by the epoch's steps if so set, before a checkpoint is written."""
+        """See that everything was finite, and do what follows from the epoch, before a checkpoint is written."""
         self._stop_if_not_finite()
+        if self._plateau is not None and self.validates():
+            self._plateau.step(self.result[self.metrics[0].name])
         if self._online():
             assert isinstance(self.distiller, MatchingDistiller)
             self.refreshed = self.distiller.refresh() if self._ends_with_refresh() else []
@@ -262,50 +269,24 @@ class DistilledModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is not a weight."""
         checkpoint["results"] = [self.result, self.teacher_result]
+        if self._plateau is not None:
+            checkpoint["plateau"] = self._plateau.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what is not a weight."""
         self.result, self.teacher_result = checkpoint["results"]
+        self._plateau_state = checkpoint.get("plateau", {})  # the optimiser is built later
 
     def configure_optimizers(self) -> Any:
-        """SGD, its learning rate set at every step."""
+        """The optimiser, its learning rate set at every step."""
         schedule = self.schedule
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            nesterov=schedule.nesterov and schedule.momentum > 0,
-            weight_decay=schedule.weight_decay,
-        )
+        optimizer = build_optimizer(self, self.network(), schedule)
         steps = max(1, int(self.trainer.estimated_stepping_batches) // schedule.all_epochs)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(schedule, step / steps) * warmup_factor(schedule, step)
         )
+        if schedule.schedule == "plateau":
+            self._plateau = Plateau(scheduler, schedule, self.metrics[0].higher_is_better)
+            if self._plateau_state:
+                self._plateau.load_state_dict(self._plateau_state)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def lr_factor(schedule: Training, epoch: float) -> float:
-    """The learning rate at a moment in epochs, warm-up by epochs included, relative to the highest one.
-
-    Examples:
-        >>> [round(lr_factor(Training(warmup_epochs=10), epoch), 3) for epoch in (0, 5, 10, 40.9, 41, 91)]
-        [0.1, 0.55, 1.0, 1.0, 0.1, 0.001]
-    """
-    if epoch < schedule.warmup_epochs:
-        return 0.1 + 0.9 * epoch / schedule.warmup_epochs
-    epoch -= schedule.warmup_epochs
-    if schedule.schedule == "steps":
-        return schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
-    if schedule.schedule == "cosine":
-        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / schedule.epochs))
-    return 1.0
-
-
-def warmup_factor(schedule: Training, step: int) -> float:
-    """What the learning rate is multiplied by in the first steps.
-
-    Examples:
-        >>> [warmup_factor(Training(warmup_steps=1000), step) for step in (0, 500, 1000, 9000)]
-        [0.001, 0.5005, 1.0, 1.0]
-    """
-    return 0.001 + 0.999 * step / schedule.warmup_steps if step < schedule.warmup_steps else 1.0

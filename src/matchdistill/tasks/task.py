@@ -75,8 +75,8 @@ class Task(ABC):
         compared: the methods of a comparison, unless a recipe says otherwise.
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
-        supports: what not every task does: "kd" (the output is distilled), "pyramid" (the levels of a feature pyramid are),
-            "compile" (networks are compiled).
+        supports: what not every task does: "kd" (the output is distilled), "labels" (images have
+            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled).
     """
 
     name: ClassVar[str]
@@ -102,6 +102,10 @@ class Task(ABC):
             yield f"distillation.pyramid is not for {self.name}: give taps of your own instead"
         if settings.trainer.compile and "compile" not in self.supports:
             yield f"trainer.compile is not for {self.name}: train without it"
+        if "labels" not in self.supports:
+            for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
+                for name in training.of_labels:
+                    yield f"{section}.{name} is for images with one label each, which {self.name} has not: leave it out"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name.

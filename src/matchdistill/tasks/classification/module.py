@@ -1,4 +1,4 @@
-"""What trains a classifier: cross-entropy, and what its teacher teaches.
+"""What trains a classifier: the loss on labels, and what its teacher teaches.
 
 Axes: N batch.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -21,6 +20,7 @@ from matchdistill.functional import kd_loss
 from matchdistill.methods import KD
 from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
+from matchdistill.tasks.classification.labels import LabelLoss
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
@@ -41,6 +41,7 @@ class ClassificationModule(DistilledModule):
         prepare: makes a copy of the teacher that runs faster, for "kd" without features.
         logits_at: where the student's output in training mode holds the logits, see `logits_place`; None: it is they, or
             this is found out at the first step.
+        labels: of all training images (M,), for classes that weigh by them.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class ClassificationModule(DistilledModule):
         distiller: FeatureDistiller | None = None,
         prepare: Callable[[nn.Module], nn.Module] | None = None,
         logits_at: Place | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__(student, settings, ACCURACIES, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
         self._num_classes, self.logits_at = num_classes, logits_at
+        self.label_loss = LabelLoss(self.schedule, num_classes, labels)
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None
@@ -98,10 +101,10 @@ class ClassificationModule(DistilledModule):
         return output if isinstance(output, Tensor) else tensor_at(output, self.logits_at or ())
 
     def batch_losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy ("task") and the distillation losses."""
-        images, labels = batch
+        """The loss on labels ("task") and the distillation losses."""
+        images, targets = self.label_loss.mixed(*batch)
         output, losses = self.losses(images)
-        return {"task": F.cross_entropy(output, labels), **losses}
+        return losses if self.schedule.loss == "none" else {"task": self.label_loss(output, targets), **losses}
 
     def one_image(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The first image, a batch (1, 3, H, W)."""

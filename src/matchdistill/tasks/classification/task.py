@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from matchdistill.data import ImageData
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
+from matchdistill.methods import KD
 from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.classification.card import classifier_card
@@ -33,7 +34,15 @@ class Classification(Task):
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
     description: ClassVar[Mapping[str, Any]] = {"image_size": int}
     formats = get_args(Format)
-    supports = frozenset({"kd", "compile"})
+    supports = frozenset({"kd", "labels", "compile"})
+
+    def problems(self, settings: Settings) -> Iterator[str]:
+        """What of a recipe's settings does not fit the task."""
+        yield from super().problems(settings)
+        if settings.training.loss == "none" and not (method := settings.distillation).method.endswith(KD):
+            yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
+        if settings.teacher.training.loss == "none":
+            yield "teacher.training.loss is 'none': a teacher learns from labels, give ce or bce"
 
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""
@@ -64,7 +73,8 @@ class Classification(Task):
         prepare = None
         if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
             prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
-        return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried)
+        labels = cast("ImageData", data).train_labels
+        return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
         """The size of the images."""
