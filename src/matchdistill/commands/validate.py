@@ -12,7 +12,7 @@ def validate(arguments: Sequence[str]) -> None:
     """Measure a run's student, from its folder, checkpoint or exported file, and its teacher."""
     from matchdistill.runs.machine import is_first
     from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
-    from matchdistill.runs.store import CELLS, RECIPE
+    from matchdistill.runs.store import RECIPE, check_single
     from matchdistill.runs.validate import validate as measure
     from matchdistill.tasks import TASKS
 
@@ -31,8 +31,7 @@ def validate(arguments: Sequence[str]) -> None:
         run = path.absolute().parents[1]  # of an exported file, which has a folder of its own
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
-    if (run / CELLS).is_dir():
-        raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
+    check_single(run)
     values = read_recipe(run / RECIPE)
     parser = recipe_parser(parser.prog, task_of(values))
     add_trust(parser)

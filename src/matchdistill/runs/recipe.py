@@ -117,6 +117,16 @@ def load_recipe(name: str | Path, *arguments: str) -> Recipe:
     return Recipe.of(plain_config(resolve_recipe(values, parser, arguments)))
 
 
+def resolved_config(path: Path) -> dict[str, Any]:
+    """The configuration of a recipe's file: its values over the defaults, whether or not they fit together.
+
+    Raises:
+        ValueError: there is no such file, or it holds no recipe.
+    """
+    values = read_recipe(path)
+    return plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+
+
 def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
     """The task of a recipe's values with arguments of the command line over them; where it is none, the default's."""
     task = values.get("task")
