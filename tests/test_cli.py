@@ -270,6 +270,28 @@ def test_help(run, capfd, command):
     assert f"usage: matchdistill {command}" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["fit", "compare", "quickstart", "validate"])
+@pytest.mark.parametrize("task", [[], ["--task=detection"]])
+def test_the_short_help_fits_two_screens(run, command, task):
+    shown = run(command, *([] if command == "validate" else task), "--help").splitlines()
+    assert len(shown) < 48
+    assert max(map(len, shown)) < 80
+    options = [line.split()[0] for line in shown if line.startswith("  --")]
+    assert {"--data.root", "--student.name", "--training.lr", "--distillation.method"} <= set(options)
+    everything = run(command, *([] if command == "validate" else task), "--help", "all")
+    assert all(option in everything for option in options)
+    assert "--help all explains every option" in shown[-1]
+    assert "--trainer.prepare_teacher" in everything
+
+
+def test_unknown_options(mistake, tiny_file):
+    assert "unrecognized arguments: --trainin.lr=1; did you mean '--training.lr'" in mistake(
+        "fit", tiny_file, "--trainin.lr=1"
+    )
+    assert "--drw x; did you mean '--draw'" in mistake("predict", "run", "images", "--drw", "x")
+    assert "did you mean '--format'" in mistake("export", "run", "--fromat=onnx")
+
+
 def test_version(run):
     assert re.fullmatch(r"\d+\.\d+.*\n", run("--version"))
     assert cli.main([]) == 2

@@ -108,7 +108,8 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "matchdistill COMMAND --help explains each. MATCHDISTILL_DEBUG=1 shows where an error comes from.",
+            "matchdistill COMMAND --help explains each, and --help all every option.",
+            "MATCHDISTILL_DEBUG=1 shows where an error comes from.",
         ]
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matchdistill.commands.help import wants_help
 from matchdistill.commands.options import add_trust, print_metrics
 from matchdistill.files import path_of
 
@@ -17,10 +18,12 @@ def validate(arguments: Sequence[str]) -> None:
     from matchdistill.tasks import TASKS
 
     parser = recipe_parser("matchdistill validate")
+    add_trust(parser)
     inside = "a checkpoint or an exported file (.safetensors, .onnx, .pt2) in it"
     parser.usage = f"matchdistill validate RUN [options]   (RUN: a run's folder, or {inside})"
     if not arguments or arguments[0].startswith("-"):
-        parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
+        if wants_help(parser, arguments):
+            return
         raise ValueError(f"no run: name the folder of a run, or {inside}, first")
 
     path = path_of(arguments[0])
@@ -33,8 +36,11 @@ def validate(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
     check_single(run)
     values = read_recipe(run / RECIPE)
-    parser = recipe_parser(parser.prog, task_of(values))
+    usage, parser = parser.usage, recipe_parser(parser.prog, task_of(values))
+    parser.usage = usage
     add_trust(parser)
+    if wants_help(parser, arguments[1:]):
+        return
     resolved = resolve_recipe(values, parser, arguments[1:])
     config = plain_config(resolved)
     # Those that it started from need not be here any more.

@@ -20,7 +20,7 @@ from matchdistill.messages import did_you_mean, whole
 from matchdistill.methods import default_weights
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher, Training
 from matchdistill.tasks import TASKS
-from matchdistill.values import OPTIONS, read_yaml
+from matchdistill.values import OPTIONS, OptionParser, read_yaml
 
 DEFAULT_TASK = next(iter(TASKS))
 LARGEST_SEED = 2**32 - 1  # of NumPy
@@ -140,7 +140,7 @@ def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
 
 def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> ArgumentParser:
     """The options of a recipe for a task."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, parser_mode=OPTIONS)
+    parser = OptionParser(prog=prog, exit_on_error=False, parser_mode=OPTIONS)
     tasks = Literal[tuple(TASKS)]  # type: ignore[valid-type]  # known when it runs
     parser.add_argument("--task", type=tasks, default=task, help="what is learned, by which the options of data differ")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
