@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from matchdistill.commands.compare import compare
 from matchdistill.commands.export import export
 from matchdistill.commands.fit import fit
+from matchdistill.commands.init import init
 from matchdistill.commands.predict import predict
 from matchdistill.commands.quickstart import quickstart
 from matchdistill.commands.recipes import recipes
@@ -116,5 +117,5 @@ def _usage() -> str:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__: command
-    for command in (quickstart, fit, compare, report, validate, predict, taps, recipes, export)
+    for command in (quickstart, init, fit, compare, report, validate, predict, taps, recipes, export)
 }
