@@ -110,8 +110,8 @@ def method_table() -> str:
 
 
 def help_of(command: Sequence[str]) -> str:
-    """What `matchdistill COMMAND --help` prints."""
+    """What `matchdistill COMMAND --help all` prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), patch.dict(os.environ, COLUMNS="100"), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help"])
+        cli.main([*command, "--help", "all"])
     return printed.getvalue().strip()

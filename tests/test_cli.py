@@ -270,6 +270,68 @@ def test_help(run, capfd, command):
     assert f"usage: matchdistill {command}" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["fit", "compare", "quickstart", "validate"])
+@pytest.mark.parametrize("task", [[], ["--task=detection"]])
+def test_the_short_help_fits_two_screens(run, command, task):
+    shown = run(command, *([] if command == "validate" else task), "--help").splitlines()
+    assert len(shown) < 48
+    assert max(map(len, shown)) < 80
+    options = [line.split()[0] for line in shown if line.startswith("  --")]
+    assert {"--data.root", "--student.name", "--training.lr", "--distillation.method"} <= set(options)
+    everything = run(command, *([] if command == "validate" else task), "--help", "all")
+    assert all(option in everything for option in options)
+    assert "--help all explains every option" in shown[-1]
+    assert "--trainer.prepare_teacher" in everything
+
+
+def test_unknown_options(mistake, tiny_file):
+    assert "unrecognized arguments: --trainin.lr=1; did you mean '--training.lr'" in mistake(
+        "fit", tiny_file, "--trainin.lr=1"
+    )
+    assert "--drw x; did you mean '--draw'" in mistake("predict", "run", "images", "--drw", "x")
+    assert "did you mean '--format'" in mistake("export", "run", "--fromat=onnx")
+
+
+OWN = [f"--{role}=matchdistill.models:small_resnet" for role in ("teacher", "student")]
+
+
+@pytest.mark.parametrize("weights", ["train", "a: file #1.pt"])
+def test_init_writes_a_recipe_that_runs(run, mistake, weights):
+    torch.save(small_resnet().state_dict(), "a: file #1.pt")
+    said = run("init", *OWN, "--data=digits", f"--teacher_weights={weights}", "--out=deep/own.yaml")
+    assert said == "deep/own.yaml: matchdistill fit deep/own.yaml\n"
+    config = yaml.safe_load(run("fit", "deep/own.yaml", "--print_config"))
+    trained = weights == "train"
+    assert config["teacher"]["weights"] == (None if trained else weights)
+    assert config["teacher"]["training"]["epochs"] == 30 * trained
+    assert Path("deep/own.yaml").read_text().startswith("# A student is distilled from its teacher.")
+    tiny = ("--data.train_limit=60", "--data.val_limit=50", "--training.epochs=1")
+    tiny = (*tiny, *(["--teacher.training.epochs=1"] if trained else []))
+    assert "mgd-amp, 1 epochs" in run("fit", "deep/own.yaml", *tiny, "--out=o")
+    assert "deep/own.yaml exists already" in mistake("init", "--out=deep/own.yaml")
+
+
+def test_init_of_folders_and_pretrained_networks(run, mistake):
+    options = ("--teacher=timm:resnet50", "--teacher_weights=pretrained", "--student=timm:mobilenetv1_100")
+    run("init", *options, "--student_weights=pretrained", "--data=~/my birds: 1")
+    config = yaml.safe_load(run("fit", "recipe.yaml", "--print_config"))
+    assert (config["data"]["name"], config["data"]["root"]) == ("folder", "~/my birds: 1")
+    assert (config["student"]["weights"], config["training"]["lr"]) == ("pretrained", 0.01)
+    Path("recipe.yaml").unlink()
+    assert "unknown method 'mgd'" in mistake("init", *options, "--data=x", "--method=mgd")
+    assert "no.pt" in mistake("init", *OWN, "--data=x", "--teacher_weights=no.pt")
+    assert left(Path()) == []
+
+
+def test_init_asks_on_a_terminal(run, mistake, monkeypatch):
+    assert "give --teacher_weights, --data: there is no terminal to ask on" in mistake("init", *OWN)
+    answers = iter(["", "train", "digits"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    run("init", *OWN)
+    assert yaml.safe_load(run("fit", "recipe.yaml", "--print_config"))["data"]["name"] == "digits"
+
+
 def test_version(run):
     assert re.fullmatch(r"\d+\.\d+.*\n", run("--version"))
     assert cli.main([]) == 2

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from matchdistill.commands.compare import compare
 from matchdistill.commands.export import export
 from matchdistill.commands.fit import fit
+from matchdistill.commands.init import init
+from matchdistill.commands.predict import predict
 from matchdistill.commands.quickstart import quickstart
 from matchdistill.commands.recipes import recipes
 from matchdistill.commands.report import report
@@ -107,11 +109,13 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "matchdistill COMMAND --help explains each. MATCHDISTILL_DEBUG=1 shows where an error comes from.",
+            "matchdistill COMMAND --help explains each, and --help all every option.",
+            "MATCHDISTILL_DEBUG=1 shows where an error comes from.",
         ]
     )
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (quickstart, fit, compare, report, validate, taps, recipes, export)
+    command.__name__: command
+    for command in (quickstart, init, fit, compare, report, validate, predict, taps, recipes, export)
 }

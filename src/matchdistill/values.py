@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader, set_loader
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from matchdistill.messages import did_you_mean
 
 OPTIONS = "matchdistill"  # what jsonargparse knows the reader of options by
 LONGEST = 1_000_000  # characters; the longest recipe has some thousands
 MOST = 100_000  # values, those that an alias stands for counted each time
+
+
+class OptionParser(ArgumentParser):
+    """A parser of options that names the nearest ones where there is none of a name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error of arguments that do not fit."""
+        if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message, re.IGNORECASE):
+            known = [name for action in self._actions for name in action.option_strings if not name.endswith("+")]
+            message += did_you_mean(found[1], known)
+        super().error(message, ex)
 
 
 def read_yaml(text: str | bytes) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matchdistill.commands.help import HELP, wants_help
 from matchdistill.files import path_of
 
 if TYPE_CHECKING:
@@ -25,11 +26,9 @@ def path_option(text: str) -> Path:
 
 def plain_parser(prog: str, command: Callable[[Sequence[str]], None]) -> ArgumentParser:
     """The options of a command that takes no recipe."""
-    from jsonargparse import ArgumentParser
+    from matchdistill.values import OPTIONS, OptionParser
 
-    from matchdistill.values import OPTIONS
-
-    return ArgumentParser(prog=prog, exit_on_error=False, description=command.__doc__, parser_mode=OPTIONS)
+    return OptionParser(prog=prog, exit_on_error=False, description=command.__doc__, parser_mode=OPTIONS)
 
 
 def add_trust(parser: ArgumentParser) -> None:
@@ -68,7 +67,7 @@ def resolved_recipe(
         at = rest.index("--config")
         name = rest[at + 1]
         del rest[at : at + 2]
-    if name is None and not {"-h", "--help"} & set(rest):
+    if name is None and not set(HELP) & set(rest):
         raise ValueError("no recipe: name a YAML file or a packaged recipe first (see matchdistill recipes list)")
     values = {} if name is None else read_recipe(name)
     parser = recipe_parser(prog, task_of(values, rest))
@@ -76,6 +75,8 @@ def resolved_recipe(
     options(parser)
     parser.add_argument("--config", type=str, default=None, help="the recipe, instead of naming it first")
     parser.add_argument("--print_config", action="store_true", help="print the whole resolved recipe and stop")
+    if wants_help(parser, rest):
+        return parser.get_defaults(), None, ""
     resolved = resolve_recipe(values, parser, rest)
     config = plain_config(resolved)
     if adjust is not None:

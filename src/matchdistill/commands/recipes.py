@@ -15,7 +15,7 @@ def recipes(arguments: Sequence[str]) -> None:
     known = packaged()
     usage = "usage: matchdistill recipes list | show NAME | copy NAME [FILE]"
     match list(arguments):
-        case ["-h" | "--help"]:
+        case ["-h" | "--help", *_]:
             print(usage)
         case ["list"]:
             width = max(map(len, known))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matchdistill.commands.help import wants_help
 from matchdistill.commands.options import add_trust, print_metrics
 from matchdistill.files import path_of
 
@@ -13,15 +14,17 @@ def validate(arguments: Sequence[str]) -> None:
     from matchdistill.runs.machine import is_first
     from matchdistill.runs.metrics import check_schema
     from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
-    from matchdistill.runs.store import CELLS, RECIPE
+    from matchdistill.runs.store import RECIPE, check_single
     from matchdistill.runs.validate import validate as measure
     from matchdistill.tasks import TASKS
 
     parser = recipe_parser("matchdistill validate")
+    add_trust(parser)
     inside = "a checkpoint or an exported file (.safetensors, .onnx, .pt2) in it"
     parser.usage = f"matchdistill validate RUN [options]   (RUN: a run's folder, or {inside})"
     if not arguments or arguments[0].startswith("-"):
-        parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
+        if wants_help(parser, arguments):
+            return
         raise ValueError(f"no run: name the folder of a run, or {inside}, first")
 
     path = path_of(arguments[0])
@@ -32,12 +35,14 @@ def validate(arguments: Sequence[str]) -> None:
         run = path.absolute().parents[1]  # of an exported file, which has a folder of its own
     if not (run / RECIPE).is_file():
         raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
-    if (run / CELLS).is_dir():
-        raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
+    check_single(run)
     check_schema(run)
     values = read_recipe(run / RECIPE)
-    parser = recipe_parser(parser.prog, task_of(values))
+    usage, parser = parser.usage, recipe_parser(parser.prog, task_of(values))
+    parser.usage = usage
     add_trust(parser)
+    if wants_help(parser, arguments[1:]):
+        return
     resolved = resolve_recipe(values, parser, arguments[1:])
     config = plain_config(resolved)
     # The weights that the networks started from may be gone.

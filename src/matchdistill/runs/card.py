@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 from torch import nn
 
-from matchdistill.files import atomic_write, read_json, write_json
+from matchdistill.files import atomic_write, read_json
 from matchdistill.methods import parse_method
 from matchdistill.models import weights_file
 from matchdistill.models.build import ANY_PRETRAINED
 from matchdistill.runs.metrics import RunMetrics, check_schema
-from matchdistill.runs.recipe import plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+from matchdistill.runs.recipe import resolved_config
 from matchdistill.runs.store import RECIPE
-from matchdistill.tasks import TASKS
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import CONFIG, Card
 
@@ -49,8 +48,7 @@ def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
         if path.exists() and "matchdistill" not in path.read_text(encoding="utf-8", errors="replace"):
             raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
     check_schema(run)
-    values = read_recipe(run / RECIPE)
-    recipe = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    recipe = resolved_config(run / RECIPE)
     method = recipe["distillation"]["method"]
     if not recipe["student"]["name"] or (method != "none" and not recipe["teacher"]["name"]):
         raise ValueError(f"{run / RECIPE} is damaged: it names no student, or no teacher for the method {method!r}")
@@ -85,7 +83,7 @@ def write_card(
     """
     task = TASKS[described["task"]]
     card = task.card(model, described, recipe["data"])
-    write_json(exported.with_name(CONFIG), _config(card, described))
+    write_json(exported.with_name(CONFIG), student_config(card, described, recipe["data"]))
     # Those of other formats, exported before, are described too.
     others = [each for each in task.formats if exported.with_suffix(f".{each}").is_file()]
     files = {each: exported.with_suffix(f".{each}").name for each in others} | {str(kind): exported.name}
@@ -97,12 +95,19 @@ def write_card(
     )
 
 
-def _config(card: Card, described: dict[str, Any]) -> dict[str, Any]:
-    """What loaders read: of the task, and what every student has."""
+def student_config(card: Card, described: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What loaders read in config.json: of the task, and what every student has.
+
+    Args:
+        card: of the student.
+        described: the student, as `load_student` gives it.
+        data: the recipe's section of that name, as plain values.
+    """
     shared = {
         "num_classes": described["num_classes"],
         "label_names": described["class_names"],
         "exported_by": f"matchdistill {version('matchdistill')}",
+        **({} if data["white"] is None else {"white": data["white"]}),
     }
     own = {} if card.library == "timm" else {"library_name": card.library, "task": described["task"]}
     return {**own, **card.config, **shared}

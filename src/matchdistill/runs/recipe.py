@@ -22,7 +22,7 @@ from matchdistill.reduction import REDUCTIONS
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher
 from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
-from matchdistill.values import OPTIONS, read_yaml
+from matchdistill.values import OPTIONS, OptionParser, read_yaml
 
 DEFAULT_TASK = next(iter(TASKS))
 LARGEST_SEED = 2**32 - 1  # of NumPy
@@ -119,6 +119,16 @@ def load_recipe(name: str | Path, *arguments: str) -> Recipe:
     return Recipe.of(plain_config(resolve_recipe(values, parser, arguments)))
 
 
+def resolved_config(path: Path) -> dict[str, Any]:
+    """The configuration of a recipe's file: its values over the defaults, whether or not they fit together.
+
+    Raises:
+        ValueError: there is no such file, or it holds no recipe.
+    """
+    values = read_recipe(path)
+    return plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+
+
 def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
     """The task of a recipe's values with arguments of the command line over them; where it is none, the default's."""
     task = values.get("task")
@@ -132,7 +142,7 @@ def task_of(values: dict[str, Any], arguments: Sequence[str] = ()) -> str:
 
 def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> ArgumentParser:
     """The options of a recipe for a task."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, parser_mode=OPTIONS)
+    parser = OptionParser(prog=prog, exit_on_error=False, parser_mode=OPTIONS)
     tasks = Literal[tuple(TASKS)]  # type: ignore[valid-type]  # known when it runs
     parser.add_argument("--task", type=tasks, default=task, help="what is learned, by which the options of data differ")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")

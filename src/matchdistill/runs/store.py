@@ -19,7 +19,7 @@ from matchdistill.models import load_weights, save_weights
 from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
 from matchdistill.runs.metrics import METRICS, check_schema
-from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+from matchdistill.runs.recipe import Recipe, resolved_config
 from matchdistill.runs.settings import Model
 from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
@@ -73,6 +73,16 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
         ValueError: the folder holds no finished run, or a damaged one; or building its student would run code that is not
             trusted.
     """
+    described = describe_student(run, trust)
+    model = TASKS[described["task"]].build(
+        Model(described["name"], options=described["options"]), described["num_classes"]
+    )
+    load_weights(model, run / WEIGHTS)
+    return model.eval(), described
+
+
+def describe_student(run: Path, trust: bool = False) -> dict[str, Any]:
+    """The description of a run's student; the arguments and errors of `load_student`."""
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
         raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
     described = read_json(run / MODEL, task=str, name=str, options=dict, num_classes=int, class_names=list[str])
@@ -85,9 +95,13 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
         raise ValueError(f"{run / MODEL} is damaged, or of another version: expected a task with what belongs to it")
     if not trust:
         check_trusted(run, (described["name"], described["options"]))
-    model = task.build(Model(described["name"], options=described["options"]), described["num_classes"])
-    load_weights(model, run / WEIGHTS)
-    return model.eval(), described
+    return described
+
+
+def check_single(run: Path) -> None:
+    """Raise a ValueError if a folder is the one of a comparison, which has the runs in it."""
+    if (run / CELLS).is_dir():
+        raise ValueError(f"{run} is the folder of a comparison: name one of its runs, {run / CELLS}/METHOD/seedN")
 
 
 def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
@@ -112,9 +126,7 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
     if not resume:
         raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
     check_schema(out)
-    # Resolved: values that are left out have their defaults.
-    values = read_recipe(path)
-    there = plain_config(resolve_recipe(values, recipe_parser(task=task_of(values))))
+    there = resolved_config(path)  # resolved: values that are left out have their defaults
     before, now = (_decisive(config, out) for config in (there, recipe.config))
     if changed := [key for key, value in now.items() if before.get(key) != value]:
         raise ValueError(

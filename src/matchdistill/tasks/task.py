@@ -24,6 +24,7 @@ from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.exporting import Format, export_weights
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
+from matchdistill.tasks.predicting import Predicting
 
 CONFIG = "config.json"  # beside an exported student
 
@@ -204,8 +205,12 @@ class Task(ABC):
         """
         return export_weights(student, rebuilt, path)
 
-    def load_exported(self, path: Path, data: DataModule) -> nn.Module:
+    def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
         """An exported program as a student.
+
+        Args:
+            path: the file.
+            data: what the student must take; None: that is not checked.
 
         Raises:
             ValueError: the task has no exported programs, the file holds none, or it does not fit the data.
@@ -213,6 +218,24 @@ class Task(ABC):
         raise ValueError(
             f"{path}: the students of the task {self.name} are measured from weights (.safetensors, .ckpt)"
         )
+
+    def network_of(self, config: Mapping[str, Any]) -> Model | None:
+        """The network that a config.json describes; None: it describes none of the task's."""
+        name, options = config.get("name"), config.get("options")
+        mine = config.get("task") == self.name and isinstance(name, str) and isinstance(options, dict)
+        return Model(name, options=options or {}) if mine else None
+
+    def predicting(self, config: Mapping[str, Any], top: int | None = None) -> Predicting:
+        """How an exported student is used on images of one's own.
+
+        Args:
+            config: the values of its config.json.
+            top: how much of what it finds in an image is kept, the best first; None: what is usual.
+
+        Raises:
+            ValueError: the task finds nothing in single images, or the values do not say how.
+        """
+        raise ValueError(f"students of the task {self.name} do not predict from single images")
 
     @abstractmethod
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:

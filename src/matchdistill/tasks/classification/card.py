@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from matchdistill.data.images import preparation
+from matchdistill.data.images import IMAGE_SETS, preparation
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
@@ -28,6 +28,7 @@ def classifier_card(student: nn.Module, described: dict[str, Any], data_set: str
         f"by mean {prepared['mean']} and deviation {prepared['std']}. `{CONFIG}` has the names of the classes."
     )
     rows = {"image size": f"{size} x {size} px"}
+    gray = {"gray": True} if data_set in IMAGE_SETS and IMAGE_SETS[data_set].small else {}
 
     def use(kind: str, file: str) -> str:
         if kind == "safetensors" and library == "timm":
@@ -46,10 +47,10 @@ def classifier_card(student: nn.Module, described: dict[str, Any], data_set: str
         return python_block(f'import torch\nmodel = torch.export.load("{file}").module()\nlogits = model(images)')
 
     if library == "timm":
-        config = _of_timm(student, name, described, prepared)
+        config = _of_timm(student, name, described, prepared) | gray
         return Card("image-classification", "timm", config, rows, images, use)
     known = library if library == "torchvision" else "matchdistill"
-    config = {"name": described["name"], "options": described["options"], **prepared}
+    config = {"name": described["name"], "options": described["options"], **prepared, **gray}
     return Card("image-classification", known, config, rows, images, use)
 
 

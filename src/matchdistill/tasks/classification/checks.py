@@ -6,22 +6,32 @@ Axes: N batch, H height, W width.
 from __future__ import annotations
 
 import contextlib
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from matchdistill.data import ImageData
 from matchdistill.messages import cause
 from matchdistill.probing import scratch
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
 
 
-def example_images(data: ImageData) -> torch.Tensor:
+class Sized(Protocol):
+    """What has to be known of images with classes: their height and width in pixels, and how many classes there are."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+def example_images(data: Sized) -> torch.Tensor:
     """Images (2, 3, H, W) of the data's size."""
     return torch.zeros(2, 3, data.image_size, data.image_size)
 
 
-def check_classes(model: nn.Module, data: ImageData, role: str) -> None:
+def check_classes(model: nn.Module, data: Sized, role: str) -> None:
     """Raise a ValueError unless the model maps images of the data to one logit per class."""
     images = example_images(data)
     try:
@@ -39,7 +49,7 @@ def check_classes(model: nn.Module, data: ImageData, role: str) -> None:
         )
 
 
-def training_logits(student: nn.Module, data: ImageData) -> Place:
+def training_logits(student: nn.Module, data: Sized) -> Place:
     """Where a student's output in training mode, which may be another than in evaluation, holds the logits.
 
     Raises:

@@ -15,11 +15,12 @@ from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
 from matchdistill.prepare import foldable, prepared
-from matchdistill.runs.settings import Settings
+from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.card import classifier_card
 from matchdistill.tasks.classification.checks import check_classes, example_images, training_logits
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
+from matchdistill.tasks.classification.predicting import ClassPredicting
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import Card, Task
 from matchdistill.trace import traced
@@ -87,11 +88,23 @@ class Classification(Task):
         size = described["image_size"]
         return export_classifier(student, torch.zeros(2, 3, size, size), path, kind, rebuilt)
 
-    def load_exported(self, path: Path, data: DataModule) -> nn.Module:
+    def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
         """An exported program (.onnx, .pt2) as a student."""
         student = ExportedClassifier(path)
-        self.check(student, data, "student")
+        if data is not None:
+            self.check(student, data, "student")
         return student
+
+    def network_of(self, config: Mapping[str, Any]) -> Model | None:
+        """The network that a config.json describes, be it one of timm's."""
+        architecture, options = config.get("architecture"), config.get("model_args", {})
+        if not isinstance(architecture, str) or not isinstance(options, dict):
+            return super().network_of(config)
+        return Model(f"timm:{architecture}", options=options)
+
+    def predicting(self, config: Mapping[str, Any], top: int | None = None) -> ClassPredicting:
+        """How an exported classifier is used on images of one's own."""
+        return ClassPredicting.of(config, top)
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported classifier."""

@@ -19,6 +19,7 @@ from matchdistill.tasks.detection.checks import check_detector, check_same_input
 from matchdistill.tasks.detection.export import ExportedDetector, export_detector
 from matchdistill.tasks.detection.module import PRECISIONS, DetectionModule
 from matchdistill.tasks.detection.parts import detector_taps, distilled_part
+from matchdistill.tasks.detection.predicting import BoxPredicting
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import Card, Parts, Task
 
@@ -95,9 +96,13 @@ class Detection(Task):
         """Write a detector and read it back to see that it detects the same; see `export_detector`."""
         return export_detector(student, path, kind, rebuilt)
 
-    def load_exported(self, path: Path, data: DataModule) -> nn.Module:
+    def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
         """An exported program (.onnx) as a student."""
         return ExportedDetector(path)
+
+    def predicting(self, config: Mapping[str, Any], top: int | None = None) -> BoxPredicting:
+        """How an exported detector is used on images of one's own."""
+        return BoxPredicting.of(config, top)
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported detector."""
