@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 from torch import nn
 
-from matchdistill.files import atomic_write, read_json
+from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.methods import parse_method
 from matchdistill.models import weights_file
 from matchdistill.models.build import ANY_PRETRAINED
 from matchdistill.runs.metrics import RunMetrics, check_schema
 from matchdistill.runs.recipe import resolved_config
 from matchdistill.runs.store import RECIPE
+from matchdistill.tasks import TASKS
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import CONFIG, Card
 
