@@ -332,6 +332,25 @@ def test_init_asks_on_a_terminal(run, mistake, monkeypatch):
     assert yaml.safe_load(run("fit", "recipe.yaml", "--print_config"))["data"]["name"] == "digits"
 
 
+def test_completion(run, mistake):
+    ask = 'ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _matchdistill; echo "${COMPREPLY[@]}"; }\n'
+    asked = {
+        "matchdistill fi": "fit",
+        "matchdistill fit quick": "quickstart",
+        "matchdistill fit mine.yaml --training.ep": "--training.epochs",
+        "matchdistill recipes sh": "show",
+        "matchdistill recipes copy quick": "quickstart",
+        "matchdistill predict runs/mine --dr": "--draw",
+        "matchdistill predict runs/mine photos": "",  # files, which bash completes
+        "matchdistill completion z": "zsh",
+    }
+    script = run("completion", "bash") + ask + "".join(f"ask {words}\n" for words in asked)
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert (done.stdout.splitlines(), done.stderr) == ([*asked.values()], "")
+    assert run("completion", "zsh").startswith("autoload")
+    assert "usage: matchdistill completion bash|zsh" in mistake("completion", "fish")
+
+
 def test_version(run):
     assert re.fullmatch(r"\d+\.\d+.*\n", run("--version"))
     assert cli.main([]) == 2

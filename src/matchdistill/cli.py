@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from matchdistill.commands.compare import compare
+from matchdistill.commands.completion import print_completion
 from matchdistill.commands.export import export
 from matchdistill.commands.fit import fit
 from matchdistill.commands.init import init
@@ -115,7 +116,12 @@ def _usage() -> str:
     )
 
 
+def completion(arguments: Sequence[str]) -> None:
+    """Print what makes a shell complete commands, options and recipes: bash | zsh."""
+    print_completion(arguments, COMMANDS)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__: command
-    for command in (quickstart, init, fit, compare, report, validate, predict, taps, recipes, export)
+    for command in (quickstart, init, fit, compare, report, validate, predict, taps, recipes, export, completion)
 }
