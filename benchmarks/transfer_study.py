@@ -30,7 +30,7 @@ from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
 from matchdistill.runs.summary import summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification.module import METRICS, ClassificationModule
+from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 
 Patch = Callable[[], None]
 DIVERGED = "diverged.json"
@@ -262,7 +262,7 @@ def markdown(found: dict[str, dict[str, float | None]]) -> str:
     for variant in sorted(found, key=rank, reverse=True):
         by_seed = [f"{s}: {'diverged' if v is None else f'{100 * v:.2f}'}" for s, v in found[variant].items()]
         difference = differences.get(variant)
-        shown = "" if difference is None else difference.shown(METRICS[0], "+")
+        shown = "" if difference is None else difference.shown(ACCURACIES[0], "+")
         lines.append(f"| {variant} | {shown} | {', '.join(by_seed)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,6 @@
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,16 +9,7 @@ import yaml
 from detectors import SMALL, write_coco
 from matchdistill.models import build_detector, small_resnet
 from matchdistill.runs.recipe import Recipe, load_recipe
-
-TINY: dict[str, Any] = {
-    "data": {"batch_size": 20, "train_limit": 60, "val_limit": 50},
-    "teacher": {"name": "matchdistill.models:small_resnet", "options": {"width": 4}},
-    "student": {"name": "matchdistill.models:small_resnet", "options": {"width": 2}},
-    "training": {"epochs": 2, "lr": 0.05, "schedule": "cosine"},
-    "distillation": {"refresh_every": 2},
-    "trainer": {"accelerator": "cpu", "log_every": 1},
-    "compare": {"methods": ["none", "kd"], "seeds": 2},
-}
+from records import TINY
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,19 @@
-"""Records of runs and their settings, without what a test does not look at."""
+"""Records of runs and their settings, without what a test does not look at; and the values of a tiny recipe."""
+
+from typing import Any
 
 from matchdistill.runs.metrics import RunMetrics
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher, Training
+
+TINY: dict[str, Any] = {
+    "data": {"batch_size": 20, "train_limit": 60, "val_limit": 50},
+    "teacher": {"name": "matchdistill.models:small_resnet", "options": {"width": 4}},
+    "student": {"name": "matchdistill.models:small_resnet", "options": {"width": 2}},
+    "training": {"epochs": 2, "lr": 0.05, "schedule": "cosine"},
+    "distillation": {"refresh_every": 2},
+    "trainer": {"accelerator": "cpu", "log_every": 1},
+    "compare": {"methods": ["none", "kd"], "seeds": 2},
+}
 
 
 def settings(training=None, **distillation):

@@ -13,7 +13,6 @@ import yaml
 from PIL import Image
 from torchvision.ops import box_convert
 
-from conftest import TINY
 from detectors import CATEGORIES, SMALL, as_found
 from matchdistill import cli
 from matchdistill.data import DetectionData, ImageData
@@ -22,6 +21,7 @@ from matchdistill.models import build_detector
 from matchdistill.runs.predict import Predictor, drawn_paths, find_pictures, image_ids
 from matchdistill.runs.store import load_student
 from matchdistill.tasks.detection.predicting import BoxPredicting
+from records import TINY
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
