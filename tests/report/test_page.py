@@ -309,7 +309,7 @@ def test_a_run_whose_evidence_is_gone(runs, tmp_path):
     shutil.rmtree(tmp_path / "run" / "evidence")
     curves, times = figures(report([tmp_path / "run"]))
     assert curves["data"]
-    assert {trace["name"] for trace in times["data"]} == {"teacher's training", "steps", "validation"}
+    assert {trace["name"] for trace in times["data"]} == {"steps", "validation"}
 
 
 def test_a_page_that_cannot_be_written(runs, tmp_path, capsys):
