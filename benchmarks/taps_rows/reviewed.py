@@ -18,7 +18,6 @@ REVIEWED: dict[str, str] = {
     "pair timm:vgg16_bn -> timm:resnet18 @ 96": _STRIDE_16,
     "pair timm:vgg13_bn -> timm:mobilenetv2_100 @ 96": _STRIDE_16,
     "pair timm:volo_d1_224 -> timm:resnet18 @ 224": _STRIDE_16,
-    "pair timm:nest_tiny -> timm:resnet18 @ 224": _STRIDE_16,
     "pair timm:crossvit_small_240 -> timm:crossvit_tiny_240 @ 240": _BRANCHES,
     "pair timm:crossvit_small_240 -> timm:vit_tiny_patch16_224 @ 240": _BRANCHES,
     "pair timm:tnt_b_patch16_224 -> timm:tnt_s_patch16_224 @ 64": "the pixels of TNT pass by every block; all of its "
