@@ -1,3 +1,5 @@
+import gc
+
 """What hooks take during a forward pass: values before activations, whatever happens to them later.
 
 Axes: N images, C channels, H and W positions.
@@ -601,3 +603,15 @@ def test_a_pass_without_a_tensor_at_a_tap() -> None:
         Capture(network, [Tap("inner")])(),
     ):
         network(images())
+
+
+def test_a_shared_module_is_copied_after_the_other_network_is_gone():
+    """One activation for all networks of a process keeps the hooks of a distiller whose networks are gone."""
+    act = nn.ReLU()
+    network = nn.Sequential(nn.Linear(2, 2), act)
+    Capture(network, [Tap("1", "input")])
+    del network
+    gc.collect()
+    other = nn.Sequential(nn.Linear(2, 2), act)
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert torch.equal(copied(torch.ones(1, 2)), other(torch.ones(1, 2)))

@@ -171,6 +171,13 @@ class Capture:
             self._handles.append(handle)
         self._handles.append(model.register_forward_hook(_EndHook(self)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies have: without the handles of a model that is gone, of which a shared module still has hooks."""
+        return {
+            **self.__dict__,
+            "_handles": [handle for handle in self._handles if handle.hooks_dict_ref() is not None],
+        }
+
     @contextlib.contextmanager
     def __call__(self, alone: bool = False) -> Iterator[Captured]:
         """Collect the values of the forward passes made in the block.
