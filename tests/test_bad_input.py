@@ -236,8 +236,10 @@ CASES = [
     recipe("a megabyte", "characters, more than 1000000", "#" * 1_000_001),
     recipe("a number where a section is", "trainer is 3: expected a mapping of accelerator", "trainer: 3"),
     recipe("a list as the task", "task is ['a']: expected", "task: [a]"),
-    recipe("null where there must be a number", "training.lr is None: expected 'float'", "training: {lr: null}"),
-    recipe("text where there must be a number", "training.lr is 'high': expected 'float'", "training: {lr: high}"),
+    recipe(
+        "null where there must be a number", "training.momentum is None: expected 'float'", "training: {momentum: null}"
+    ),
+    recipe("text where there must be a number", "training.lr is 'high': expected float", "training: {lr: high}"),
     recipe("no student", "student.name is missing: name the network to train", "distillation: {method: none}"),
     recipe(
         "a method without its teacher",

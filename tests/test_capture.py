@@ -1,11 +1,10 @@
-import gc
-
 """What hooks take during a forward pass: values before activations, whatever happens to them later.
 
 Axes: N images, C channels, H and W positions.
 """
 
 import copy
+import gc
 import pickle
 import threading
 from collections.abc import Callable
