@@ -272,8 +272,10 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
     if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
-    if settings.training.schedule == "plateau" and task.comparing is None:
-        yield f"training.schedule is 'plateau', but students of {task.name} are not measured: choose another one"
+    if task.comparing is None:
+        for prefix, training in (("training", settings.training), ("teacher.training", teacher.training)):
+            for what, instead in training.measuring:
+                yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"
     yield from task.problems(settings)
 
 

@@ -23,6 +23,7 @@ from matchdistill.messages import attempt, cause, console
 from matchdistill.models import load_weights
 from matchdistill.report.page import REPORT, write_report
 from matchdistill.runs.averaging import WeightAverage
+from matchdistill.runs.best import BestStudent
 from matchdistill.runs.build import build_module
 from matchdistill.runs.callbacks import Compilation, Narration, ProgressBars, SeedEpochs, Signals, Start, TensorBoard
 from matchdistill.runs.evidence import Evidence, look
@@ -32,6 +33,7 @@ from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_m
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
 from matchdistill.runs.training import FAMILY, SGD
+from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
 
 
@@ -125,6 +127,9 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         corrupt_images=_of_all_ranks(data.corrupt),
         seconds=round(seconds + history.seconds, 1),
     )
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, BestStudent):
+            terminal.print(f"best student: {each}", highlight=False, soft_wrap=True)
     if trainer.is_global_zero:
         save_student(module.network(), recipe, out)
         look(module, data, out, trainer.strategy.root_device)
@@ -171,6 +176,9 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> 
         Signals(),
         checkpoints,
     ]
+    metric = TASKS[recipe.task].comparing
+    if recipe.training.keep_best and metric is not None:
+        callbacks.append(BestStudent(out, metric))  # before the average, which leaves the student at a validation's end
     if recipe.training.ema is not None:
         callbacks.append(WeightAverage(recipe.training.ema))
     if machine.compile:

@@ -56,6 +56,7 @@ class Training:
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
+        keep_best: keep, beside the last student, the one of the best validation, as best.safetensors.
     """
 
     epochs: int = 120
@@ -83,12 +84,21 @@ class Training:
     mixup: float = 0.0
     cutmix: float = 0.0
     ema: float | None = None
+    keep_best: bool = False
 
     @property
     def of_labels(self) -> list[str]:
         """The names of the settings, of those that are not at their defaults, that need images with one label each."""
         names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix")
         return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
+
+    @property
+    def measuring(self) -> Iterator[tuple[str, str]]:
+        """The settings that need students to be measured, each with what to do where they are not."""
+        if self.schedule == "plateau":
+            yield "schedule is 'plateau'", "choose another one"
+        if self.keep_best:
+            yield "keep_best is true", "leave it out"
 
     @property
     def all_epochs(self) -> int:
