@@ -1,4 +1,4 @@
-"""The best student beside the last."""
+"""The best student beside the last, and the end of a run that finds no better one."""
 
 import json
 import math
@@ -79,7 +79,50 @@ def test_the_metric_says_what_is_better():
 
 
 @pytest.mark.parametrize("section", ["training", "teacher.training"])
-def test_nothing_measured_is_an_error(tiny, monkeypatch, section):
+@pytest.mark.parametrize(("name", "value"), [("keep_best", "true"), ("stop_after", 2)])
+def test_nothing_measured_is_an_error(tiny, monkeypatch, section, name, value):
     monkeypatch.setattr(type(TASKS["classification"]), "metrics", ())
-    with pytest.raises(ValueError, match=f"^{section}.keep_best is true, but students of classification are not mea"):
-        tiny(f"--{section}.keep_best=true")
+    with pytest.raises(ValueError, match=f"^{section}.{name} is {value}, but students of classification are not meas"):
+        tiny(f"--{section}.{name}={value}")
+
+
+# Nothing is learned: the second validation is no better than the first.
+STOPPING = (
+    "--distillation.method=kd",
+    "--training.epochs=9",
+    "--training.lr=1e-9",
+    "--training.stop_after=2",
+    "--training.ema=0.9",
+)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_that_finds_no_better_student_is_finished(tiny, tmp_path, capsys, every):
+    recipe, out = tiny(*STOPPING, f"--training.validate_every={every}"), tmp_path / "run"
+    metrics = fit(recipe, out)
+    values = [each["val/top1"] for each in read_epochs(out) if "val/top1" in each]
+    best = values.index(max(values))
+    assert len(values) == best + 1 + 2
+    assert metrics.epochs == len(read_epochs(out)) == every * len(values) < 9
+    assert metrics.student["top1"] == values[-1]
+    told = f"stopped after epoch {metrics.epochs}: top-1 was no better in 2 validations in a row\n"
+    assert told in capsys.readouterr().out
+    assert fit(recipe, out, resume=True) == metrics
+
+
+def test_validations_that_are_better_do_not_end_a_run(tiny, tmp_path):
+    arguments = ("--distillation.method=none", "--training.epochs=3", "--training.stop_after=2")
+    assert fit(tiny(*arguments), tmp_path / "run", quiet=True).epochs == 3
+
+
+@pytest.mark.parametrize(("moment", "count"), [("step", 8), ("saved", 3), ("student", 1)])
+def test_a_resumed_run_stops_after_the_same_epoch(tiny, tmp_path, moment, count):
+    metrics = fit(tiny(*STOPPING), tmp_path / "whole", quiet=True)
+    killed(moment, count, tiny(*STOPPING), tmp_path / "run")
+    assert fit(tiny(*STOPPING), tmp_path / "run", resume=True, quiet=True).epochs == metrics.epochs
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_it_is_a_whole_number_from_1_on(tiny):
+    with pytest.raises(ValueError, match=r"training\.stop_after is 0: expected a whole number from 1 on"):
+        tiny("--training.stop_after=0")

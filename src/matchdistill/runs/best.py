@@ -1,4 +1,4 @@
-"""The best student of a run."""
+"""The best student of a run, and the end of a run that finds no better one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 
 BEST, BEST_VALUES = "best.safetensors", f"{FOLDER}/best.json"
-KEPT = "best_student"  # in a checkpoint
+KEPT, STOPPING = "best_student", "early_stop"  # in a checkpoint
 
 
 class BestStudent(Callback):
@@ -41,8 +41,10 @@ class BestStudent(Callback):
         self._written: int | None = None
 
     def __str__(self) -> str:
+        if not self.found:
+            return ""
         value = self.metric.shown(self.found["student"][self.metric.name])
-        return f"{self.metric.label} {value} after epoch {self.found['epoch'] + 1} ({BEST})"
+        return f"best student: {self.metric.label} {value} after epoch {self.found['epoch'] + 1} ({BEST})"
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the student if it is better."""
@@ -84,6 +86,57 @@ class BestStudent(Callback):
         atomic_write(self.out / BEST, lambda temporary: temporary.write_bytes(content))
         write_json(self.out / BEST_VALUES, self.found)
         self._written = self.found["epoch"]
+
+
+class EarlyStop(Callback):
+    """Ends the training after validations in a row without a better one; a run that goes on counts on from its checkpoint.
+
+    Args:
+        metric: by which students are compared.
+        stop_after: how many validations.
+
+    Attributes:
+        epochs: after how many epochs it has ended the training; None: it has not.
+    """
+
+    def __init__(self, metric: Metric, stop_after: int) -> None:
+        self.metric, self.stop_after = metric, stop_after
+        self.epochs: int | None = None
+        self._best: dict[str, float] | None = None
+        self._since = 0
+
+    def __str__(self) -> str:
+        if self.epochs is None:
+            return ""
+        return f"stopped after epoch {self.epochs}: {self.metric.label} was no better in {self._since} validations in a row"
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on from what was counted."""
+        known = checkpoint[STOPPING]
+        self._best, self._since, self.epochs = known["best"], known["since"], known["epochs"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train no further where the checkpoint is that of the end."""
+        trainer.should_stop = self.epochs is not None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count, before the checkpoint is written."""
+        assert isinstance(pl_module, DistilledModule)
+        if not pl_module.validates():
+            return
+        better = is_better(self.metric, pl_module.result, self._best)
+        self._best, self._since = (dict(pl_module.result), 0) if better else (self._best, self._since + 1)
+        if self._since >= self.stop_after and trainer.current_epoch + 1 != trainer.max_epochs:
+            self.epochs = trainer.current_epoch + 1
+            trainer.should_stop = True
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the count."""
+        checkpoint[STOPPING] = {"best": self._best, "since": self._since, "epochs": self.epochs}
 
 
 def is_better(metric: Metric, result: dict[str, float], best: dict[str, float] | None) -> bool:

@@ -58,10 +58,13 @@ class Recipe(Settings):
     def for_teacher(self) -> Recipe:
         """The recipe that trains the teacher alone."""
         teacher = self.config["teacher"]
+        limit = (
+            teacher["training"]["max_time"] or self.config["training"]["max_time"]
+        )  # that of the run is that of both
         return Recipe.of(
             self.config,
             student={key: teacher[key] for key in ("name", "weights", "fresh_head", "options")},
-            training=teacher["training"],
+            training={**teacher["training"], "max_time": limit},
             distillation__method="none",
             data__train_limit=teacher["train_limit"],
             data__train_part=teacher["train_part"],

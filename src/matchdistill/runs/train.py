@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,16 +23,25 @@ from matchdistill.messages import attempt, cause, console
 from matchdistill.models import load_weights
 from matchdistill.report.page import REPORT, write_report
 from matchdistill.runs.averaging import WeightAverage
-from matchdistill.runs.best import BestStudent
+from matchdistill.runs.best import BestStudent, EarlyStop
 from matchdistill.runs.build import build_module
-from matchdistill.runs.callbacks import Compilation, Narration, ProgressBars, SeedEpochs, Signals, Start, TensorBoard
+from matchdistill.runs.callbacks import (
+    Compilation,
+    Narration,
+    ProgressBars,
+    SeedEpochs,
+    Signals,
+    Start,
+    TensorBoard,
+    TimeLimit,
+)
 from matchdistill.runs.evidence import Evidence, look
 from matchdistill.runs.history import History
 from matchdistill.runs.machine import check_compiler, is_first, machine_trainer, quieten
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
-from matchdistill.runs.training import FAMILY, SGD
+from matchdistill.runs.training import FAMILY, SGD, seconds_of
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
 
@@ -58,6 +67,7 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
             there; a model or data that does not fit.
         FloatingPointError: a loss that is not finite.
         KeyboardInterrupt, Terminated: it was told to end, by Ctrl-C or SIGTERM.
+        OutOfTime: it has reached `training.max_time` and can be resumed.
     """
     first = is_first(recipe.trainer)
     with ending.orderly():
@@ -88,13 +98,14 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     student, teacher = module.network(), module.teacher
     teacher_recipe = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
     history = History(out, data, started)
-    trainer = _trainer(recipe, out, terminal, history)
+    best, stop, limit = _judges(recipe, out, started)
+    trainer = _trainer(recipe, out, terminal, [history, *(each for each in (best, stop, limit) if each is not None)])
     if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     if recipe.trainer.compile:
         check_compiler(trainer.strategy.root_device)
-    for each in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
-        each.check_shares(trainer.world_size)
+    for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
+        images.check_shares(trainer.world_size)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
@@ -106,30 +117,25 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         seconds = fit(teacher_recipe, out / "teacher", resume, quiet).seconds
         history.started += time.monotonic() - begun
         load_weights(teacher, out / "teacher" / WEIGHTS)
-    if recipe.training.left_to_family and (chosen := module.schedule).optimizer != SGD:
-        terminal.print(
-            f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "
-            f"{chosen.weight_decay}, {chosen.schedule} (give {', '.join(f'training.{name}' for name in FAMILY)} for others)",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if module.distiller is not None:
-        terminal.print(str(module.distiller), highlight=False, soft_wrap=True)
+    for line in _choices(recipe, module):
+        terminal.print(line, highlight=False, soft_wrap=True)
     _steps(trainer, module, data, out / CHECKPOINT)
+    if limit is not None and limit.epochs is not None:
+        raise ending.OutOfTime(f"training.max_time {recipe.training.max_time} {limit}")
+    for each in (stop, best):
+        if each is not None and str(each):
+            terminal.print(str(each), highlight=False, soft_wrap=True)
     metrics = RunMetrics(
         task=recipe.task,
         method=recipe.distillation.method,
         seed=recipe.seed,
-        epochs=recipe.training.all_epochs,
+        epochs=(stop and stop.epochs) or recipe.training.all_epochs,
         student=module.result,
         teacher=module.teacher_result,
         parameters={"student": _parameters(student), "teacher": _parameters(teacher)},
         corrupt_images=_of_all_ranks(data.corrupt),
         seconds=round(seconds + history.seconds, 1),
     )
-    for each in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(each, BestStudent):
-            terminal.print(f"best student: {each}", highlight=False, soft_wrap=True)
     if trainer.is_global_zero:
         save_student(module.network(), recipe, out)
         look(module, data, out, trainer.strategy.root_device)
@@ -137,6 +143,26 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         attempt("write the page", lambda: write_report([out]))
     trainer.strategy.barrier()
     return metrics
+
+
+def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
+    """What was chosen where the recipe gives nothing, in lines for the terminal."""
+    if recipe.training.left_to_family and (chosen := module.schedule).optimizer != SGD:
+        yield (
+            f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "
+            f"{chosen.weight_decay}, {chosen.schedule} (give {', '.join(f'training.{name}' for name in FAMILY)} for others)"
+        )
+    if module.distiller is not None:
+        yield str(module.distiller)
+
+
+def _judges(recipe: Recipe, out: Path, started: float) -> tuple[BestStudent | None, EarlyStop | None, TimeLimit | None]:
+    """What decides, where the recipe says so, which student is the best and whether a run ends before its last epoch."""
+    metric, training = TASKS[recipe.task].comparing, recipe.training
+    best = BestStudent(out, metric) if metric is not None and training.keep_best else None
+    stop = EarlyStop(metric, training.stop_after) if metric is not None and training.stop_after is not None else None
+    seconds = seconds_of(training.max_time or "")
+    return best, stop, TimeLimit(seconds, started) if seconds else None
 
 
 def _steps(trainer: pl.Trainer, module: DistilledModule, data: DataModule, checkpoint: Path) -> None:
@@ -161,7 +187,8 @@ def look_at(data: DataModule) -> None:
             next(batches, None)
 
 
-def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> pl.Trainer:
+def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback]) -> pl.Trainer:
+    """The trainer of a run, with the callbacks whose memory is in the checkpoint."""
     machine = recipe.trainer
     out = out.absolute()  # Lightning takes "~" for a home
     on_terminal = terminal.is_terminal and not terminal.quiet
@@ -172,13 +199,10 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> 
         SeedEpochs(recipe.seed),
         Narration(terminal, not on_terminal),
         Evidence(out),
-        history,
+        *memory,  # before the average, which leaves the student at the end of a validation
         Signals(),
         checkpoints,
     ]
-    metric = TASKS[recipe.task].comparing
-    if recipe.training.keep_best and metric is not None:
-        callbacks.append(BestStudent(out, metric))  # before the average, which leaves the student at a validation's end
     if recipe.training.ema is not None:
         callbacks.append(WeightAverage(recipe.training.ema))
     if machine.compile:
