@@ -41,6 +41,7 @@ from matchdistill.runs.machine import check_compiler, is_first, machine_trainer,
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
+from matchdistill.runs.throughput import Throughput
 from matchdistill.runs.training import FAMILY, SGD, seconds_of
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
@@ -99,7 +100,9 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     teacher_recipe = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
     history = History(out, data, started)
     best, stop, limit = _judges(recipe, out, started)
-    trainer = _trainer(recipe, out, terminal, [history, *(each for each in (best, stop, limit) if each is not None)])
+    speed = Throughput(out)
+    judges = [each for each in (best, stop, limit) if each is not None]
+    trainer = _trainer(recipe, out, terminal, [history, *judges], speed)
     if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     if recipe.trainer.compile:
@@ -122,7 +125,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     _steps(trainer, module, data, out / CHECKPOINT)
     if limit is not None and limit.epochs is not None:
         raise ending.OutOfTime(f"training.max_time {recipe.training.max_time} {limit}")
-    for each in (stop, best):
+    for each in (stop, best, speed):
         if each is not None and str(each):
             terminal.print(str(each), highlight=False, soft_wrap=True)
     metrics = RunMetrics(
@@ -187,8 +190,8 @@ def look_at(data: DataModule) -> None:
             next(batches, None)
 
 
-def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback]) -> pl.Trainer:
-    """The trainer of a run, with the callbacks whose memory is in the checkpoint."""
+def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback], last: Callback) -> pl.Trainer:
+    """The trainer of a run, with the callbacks whose memory is in the checkpoint, one of them after all others."""
     machine = recipe.trainer
     out = out.absolute()  # Lightning takes "~" for a home
     on_terminal = terminal.is_terminal and not terminal.quiet
@@ -209,6 +212,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback
         callbacks.append(Compilation())
     if on_terminal:
         callbacks.append(ProgressBars(leave=True))
+    callbacks.append(last)
     return machine_trainer(
         machine,
         max_epochs=recipe.training.all_epochs,
