@@ -6,14 +6,12 @@ import contextlib
 import random
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from matchdistill import ending
@@ -94,15 +92,6 @@ class TimeLimit(Callback):
         if self.epochs is not None:
             for started in _started:
                 started.clear()
-
-
-class TensorBoard(TensorBoardLogger):
-    """TensorBoard's logs in the folder that is named: Lightning would take "$HOME" in it for a variable."""
-
-    @property
-    def log_dir(self) -> str:
-        """The folder of the logs."""
-        return str(Path(self.root_dir, str(self.version)))
 
 
 class SeedEpochs(Callback):

@@ -44,6 +44,7 @@ INDIFFERENT = (
     *(f"data.{name}" for name in ("root", "val_root", "workers", "skip_corrupt", "download")),
     *(f"data.{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations")),
     "trainer.log_every",
+    "trainer.loggers",
 )
 
 

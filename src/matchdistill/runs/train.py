@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from torch import nn
 
@@ -32,11 +31,11 @@ from matchdistill.runs.callbacks import (
     SeedEpochs,
     Signals,
     Start,
-    TensorBoard,
     TimeLimit,
 )
 from matchdistill.runs.evidence import Evidence, look
 from matchdistill.runs.history import History
+from matchdistill.runs.loggers import new_loggers
 from matchdistill.runs.machine import check_compiler, is_first, machine_trainer, quieten
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
@@ -112,6 +111,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
+    trainer.loggers = new_loggers(recipe.trainer.loggers, out)
     seconds = 0.0
     if teacher is not None and teacher_recipe is not None:
         if first and read_metrics(out / "teacher") is None:
@@ -220,7 +220,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback
         accumulate_grad_batches=recipe.training.accumulate,
         log_every_n_steps=machine.log_every,
         callbacks=callbacks,
-        logger=[TensorBoard(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
+        logger=False,
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
         enable_progress_bar=on_terminal,
