@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from jsonargparse import ArgumentError
 
-    from matchdistill.ending import Terminated, orderly
+    from matchdistill.ending import OUT_OF_TIME, OutOfTime, Terminated, orderly
 
     command = COMMANDS.get(arguments[0])
     try:
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended("interrupted", 130)
     except Terminated:
         return _ended("terminated by SIGTERM", 143)
+    except OutOfTime as limit:
+        return _ended(str(limit), OUT_OF_TIME)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How work ends when it is told to, by Ctrl-C or SIGTERM: at once, but not in the middle of a file."""
+"""How work ends when it is told to: by Ctrl-C or SIGTERM at once, but not in the middle of a file; or by its time limit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ from types import FrameType
 from typing import Any
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+OUT_OF_TIME = 75  # the exit code; EX_TEMPFAIL of sysexits.h: try again later
 GRACE = 30.0  # seconds that the ending may take, without the file that is being written
 TWICE = 2.0  # seconds within which the same signal comes to a process and its group
 
 
 class Terminated(SystemExit):
     """The work was ended by SIGTERM."""
+
+
+class OutOfTime(SystemExit):
+    """The work has reached its time limit, and can go on.
+
+    Args:
+        how: what tells so.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.code = OUT_OF_TIME
 
 
 class _Ended(BaseException):

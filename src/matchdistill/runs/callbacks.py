@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import subprocess
-from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, RichProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from matchdistill import ending
@@ -62,13 +61,37 @@ class Signals(Callback):
                 raise ending.exception(number) from exception
 
 
-class TensorBoard(TensorBoardLogger):
-    """TensorBoard's logs in the folder that is named: Lightning would take "$HOME" in it for a variable."""
+class TimeLimit(Callback):
+    """Ends the training after the epoch in which the time is over, unless it is the last one.
 
-    @property
-    def log_dir(self) -> str:
-        """The folder of the logs."""
-        return str(Path(self.root_dir, str(self.version)))
+    Args:
+        seconds: how long it may take.
+        started: by the monotonic clock, since when.
+
+    Attributes:
+        epochs: after how many epochs it has ended the training; None: it has not.
+    """
+
+    def __init__(self, seconds: float, started: float) -> None:
+        self.seconds, self.started = seconds, started
+        self.epochs: int | None = None
+        self._of: int | None = None
+
+    def __str__(self) -> str:
+        return "is not over" if self.epochs is None else f"is over after epoch {self.epochs} of {self._of}"
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the clock of rank 0."""
+        over = trainer.strategy.broadcast(time.monotonic() - self.started >= self.seconds)
+        if over and not trainer.should_stop and trainer.current_epoch + 1 != trainer.max_epochs:
+            self.epochs, self._of = trainer.current_epoch + 1, trainer.max_epochs
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let Lightning take no other process's end for a failure."""
+        if self.epochs is not None:
+            for started in _started:
+                started.clear()
 
 
 class SeedEpochs(Callback):

@@ -223,7 +223,7 @@ def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> RunMetrics | str
         recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
     try:
         return fit(recipe, out / cell.folder, resume=True, quiet=True)
-    except Exception as error:  # whatever it is, the other runs go on
+    except (Exception, ending.OutOfTime) as error:  # whatever it is, the other runs go on
         return f"{type(error).__name__}: {error}"
 
 

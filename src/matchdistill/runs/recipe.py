@@ -58,10 +58,13 @@ class Recipe(Settings):
     def for_teacher(self) -> Recipe:
         """The recipe that trains the teacher alone."""
         teacher = self.config["teacher"]
+        limit = (
+            teacher["training"]["max_time"] or self.config["training"]["max_time"]
+        )  # that of the run is that of both
         return Recipe.of(
             self.config,
             student={key: teacher[key] for key in ("name", "weights", "fresh_head", "options")},
-            training=teacher["training"],
+            training={**teacher["training"], "max_time": limit},
             distillation__method="none",
             data__train_limit=teacher["train_limit"],
             data__train_part=teacher["train_part"],
@@ -272,8 +275,10 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
     if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
-    if settings.training.schedule == "plateau" and task.comparing is None:
-        yield f"training.schedule is 'plateau', but students of {task.name} are not measured: choose another one"
+    if task.comparing is None:
+        for prefix, training in (("training", settings.training), ("teacher.training", teacher.training)):
+            for what, instead in training.measuring:
+                yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"
     yield from task.problems(settings)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from matchdistill.messages import did_you_mean, number, whole
@@ -18,6 +19,8 @@ from matchdistill.runs.training import Training
 
 MOST_PROCESSES = 1024  # on a machine, and machines
 MOST_RUNS = 10_000
+# By name, the package of each.
+LOGGERS = {"tensorboard": "tensorboard", "csv": "pytorch_lightning", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 @dataclass
@@ -221,6 +224,7 @@ class Machine:
         prepare_teacher: run a copy of the teacher that is faster, with batch norms folded into convolutions: its values are
             the same within rounding.
         deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.
+        loggers: what writes the curves into the folder logs: tensorboard, csv, wandb (offline), mlflow (a store of files).
         log_every: steps between entries in the logs.
     """
 
@@ -234,6 +238,7 @@ class Machine:
     compile: bool = False
     prepare_teacher: bool = False
     deterministic: bool = False
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
     log_every: int = 20
 
     def problems(self, prefix: str) -> Iterator[str]:
@@ -242,6 +247,13 @@ class Machine:
             yield from whole(f"{prefix}.devices", self.devices, 1, MOST_PROCESSES, ", or auto for all")
         yield from whole(f"{prefix}.num_nodes", self.num_nodes, 1, MOST_PROCESSES)
         yield from whole(f"{prefix}.log_every", self.log_every, 1)
+        for name in dict.fromkeys(self.loggers):
+            if name not in LOGGERS:
+                yield f"{prefix}.loggers has {name!r}{did_you_mean(name, LOGGERS)}: expected {', '.join(LOGGERS)}"
+            elif find_spec(LOGGERS[name]) is None:
+                yield f"{prefix}.loggers has {name!r}, which needs a package: pip install {LOGGERS[name]}"
+            elif self.loggers.count(name) > 1:
+                yield f"{prefix}.loggers has {name!r} more than once"
 
 
 @dataclass

@@ -44,6 +44,7 @@ INDIFFERENT = (
     *(f"data.{name}" for name in ("root", "val_root", "workers", "skip_corrupt", "download")),
     *(f"data.{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations")),
     "trainer.log_every",
+    "trainer.loggers",
 )
 
 
@@ -150,9 +151,9 @@ def _decisive(config: dict[str, Any], out: Path) -> dict[str, Any]:
         for section, value in config.items()
         if section not in INDIFFERENT
     }
-    # What is chosen where nothing is given may be given.
-    sections["training"] = asdict(Training(**config["training"]).settled())
-    sections["teacher"]["training"] = asdict(Training(**config["teacher"]["training"]).settled())
+    # What is chosen where nothing is given may be given, and a limit in time changes nothing.
+    for section, training in ((sections, config["training"]), (sections["teacher"], config["teacher"]["training"])):
+        section["training"] = asdict(Training(**{**training, "max_time": None}).settled())
     inside = Path("teacher", WEIGHTS)
     if out.absolute().parent.parent.name == CELLS and str(config["teacher"]["weights"]).endswith(str(inside)):
         sections["teacher"]["weights"] = str(inside)

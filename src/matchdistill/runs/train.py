@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from torch import nn
 
@@ -23,15 +22,27 @@ from matchdistill.messages import attempt, cause, console
 from matchdistill.models import load_weights
 from matchdistill.report.page import REPORT, write_report
 from matchdistill.runs.averaging import WeightAverage
+from matchdistill.runs.best import BestStudent, EarlyStop
 from matchdistill.runs.build import build_module
-from matchdistill.runs.callbacks import Compilation, Narration, ProgressBars, SeedEpochs, Signals, Start, TensorBoard
+from matchdistill.runs.callbacks import (
+    Compilation,
+    Narration,
+    ProgressBars,
+    SeedEpochs,
+    Signals,
+    Start,
+    TimeLimit,
+)
 from matchdistill.runs.evidence import Evidence, look
 from matchdistill.runs.history import History
+from matchdistill.runs.loggers import new_loggers
 from matchdistill.runs.machine import check_compiler, is_first, machine_trainer, quieten
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
-from matchdistill.runs.training import FAMILY, SGD
+from matchdistill.runs.throughput import Throughput
+from matchdistill.runs.training import FAMILY, SGD, seconds_of
+from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
 
 
@@ -56,6 +67,7 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
             there; a model or data that does not fit.
         FloatingPointError: a loss that is not finite.
         KeyboardInterrupt, Terminated: it was told to end, by Ctrl-C or SIGTERM.
+        OutOfTime: it has reached `training.max_time` and can be resumed.
     """
     first = is_first(recipe.trainer)
     with ending.orderly():
@@ -86,16 +98,20 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     student, teacher = module.network(), module.teacher
     teacher_recipe = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
     history = History(out, data, started)
-    trainer = _trainer(recipe, out, terminal, history)
+    best, stop, limit = _judges(recipe, out, started)
+    speed = Throughput(out)
+    judges = [each for each in (best, stop, limit) if each is not None]
+    trainer = _trainer(recipe, out, terminal, [history, *judges], speed)
     if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     if recipe.trainer.compile:
         check_compiler(trainer.strategy.root_device)
-    for each in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
-        each.check_shares(trainer.world_size)
+    for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
+        images.check_shares(trainer.world_size)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
+    trainer.loggers = new_loggers(recipe.trainer.loggers, out)
     seconds = 0.0
     if teacher is not None and teacher_recipe is not None:
         if first and read_metrics(out / "teacher") is None:
@@ -104,21 +120,19 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         seconds = fit(teacher_recipe, out / "teacher", resume, quiet).seconds
         history.started += time.monotonic() - begun
         load_weights(teacher, out / "teacher" / WEIGHTS)
-    if recipe.training.left_to_family and (chosen := module.schedule).optimizer != SGD:
-        terminal.print(
-            f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "
-            f"{chosen.weight_decay}, {chosen.schedule} (give {', '.join(f'training.{name}' for name in FAMILY)} for others)",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if module.distiller is not None:
-        terminal.print(str(module.distiller), highlight=False, soft_wrap=True)
+    for line in _choices(recipe, module):
+        terminal.print(line, highlight=False, soft_wrap=True)
     _steps(trainer, module, data, out / CHECKPOINT)
+    if limit is not None and limit.epochs is not None:
+        raise ending.OutOfTime(f"training.max_time {recipe.training.max_time} {limit}")
+    for each in (stop, best, speed):
+        if each is not None and str(each):
+            terminal.print(str(each), highlight=False, soft_wrap=True)
     metrics = RunMetrics(
         task=recipe.task,
         method=recipe.distillation.method,
         seed=recipe.seed,
-        epochs=recipe.training.all_epochs,
+        epochs=(stop and stop.epochs) or recipe.training.all_epochs,
         student=module.result,
         teacher=module.teacher_result,
         parameters={"student": _parameters(student), "teacher": _parameters(teacher)},
@@ -132,6 +146,26 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         attempt("write the page", lambda: write_report([out]))
     trainer.strategy.barrier()
     return metrics
+
+
+def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
+    """What was chosen where the recipe gives nothing, in lines for the terminal."""
+    if recipe.training.left_to_family and (chosen := module.schedule).optimizer != SGD:
+        yield (
+            f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "
+            f"{chosen.weight_decay}, {chosen.schedule} (give {', '.join(f'training.{name}' for name in FAMILY)} for others)"
+        )
+    if module.distiller is not None:
+        yield str(module.distiller)
+
+
+def _judges(recipe: Recipe, out: Path, started: float) -> tuple[BestStudent | None, EarlyStop | None, TimeLimit | None]:
+    """What decides, where the recipe says so, which student is the best and whether a run ends before its last epoch."""
+    metric, training = TASKS[recipe.task].comparing, recipe.training
+    best = BestStudent(out, metric) if metric is not None and training.keep_best else None
+    stop = EarlyStop(metric, training.stop_after) if metric is not None and training.stop_after is not None else None
+    seconds = seconds_of(training.max_time or "")
+    return best, stop, TimeLimit(seconds, started) if seconds else None
 
 
 def _steps(trainer: pl.Trainer, module: DistilledModule, data: DataModule, checkpoint: Path) -> None:
@@ -156,7 +190,8 @@ def look_at(data: DataModule) -> None:
             next(batches, None)
 
 
-def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> pl.Trainer:
+def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback], last: Callback) -> pl.Trainer:
+    """The trainer of a run, with the callbacks whose memory is in the checkpoint, one of them after all others."""
     machine = recipe.trainer
     out = out.absolute()  # Lightning takes "~" for a home
     on_terminal = terminal.is_terminal and not terminal.quiet
@@ -167,7 +202,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> 
         SeedEpochs(recipe.seed),
         Narration(terminal, not on_terminal),
         Evidence(out),
-        history,
+        *memory,  # before the average, which leaves the student at the end of a validation
         Signals(),
         checkpoints,
     ]
@@ -177,6 +212,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> 
         callbacks.append(Compilation())
     if on_terminal:
         callbacks.append(ProgressBars(leave=True))
+    callbacks.append(last)
     return machine_trainer(
         machine,
         max_epochs=recipe.training.all_epochs,
@@ -184,7 +220,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, history: History) -> 
         accumulate_grad_batches=recipe.training.accumulate,
         log_every_n_steps=machine.log_every,
         callbacks=callbacks,
-        logger=[TensorBoard(out, "logs", "tensorboard"), CSVLogger(out, "logs")],
+        logger=False,
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
         enable_progress_bar=on_terminal,

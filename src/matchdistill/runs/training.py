@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,10 @@ class Training:
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
+        stop_after: validations in a row without a better one after which the training ends; null: it takes all epochs.
+        max_time: how long one call of the command trains, its teacher too: "8h", "1d12h", "90m", or "HH:MM:SS" or
+            "DD:HH:MM:SS" as Lightning has it. Then it ends after the epoch, and --resume goes on; null: to the end.
+        keep_best: keep, beside the last student, the one of the best validation, as best.safetensors.
     """
 
     epochs: int = 120
@@ -83,12 +88,25 @@ class Training:
     mixup: float = 0.0
     cutmix: float = 0.0
     ema: float | None = None
+    stop_after: int | None = None
+    max_time: str | None = None
+    keep_best: bool = False
 
     @property
     def of_labels(self) -> list[str]:
         """The names of the settings, of those that are not at their defaults, that need images with one label each."""
         names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix")
         return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
+
+    @property
+    def measuring(self) -> Iterator[tuple[str, str]]:
+        """The settings that need students to be measured, each with what to do where they are not."""
+        if self.schedule == "plateau":
+            yield "schedule is 'plateau'", "choose another one"
+        if self.stop_after is not None:
+            yield f"stop_after is {self.stop_after}", "leave it out"
+        if self.keep_best:
+            yield "keep_best is true", "leave it out"
 
     @property
     def all_epochs(self) -> int:
@@ -134,6 +152,9 @@ class Training:
         for milestone in self.milestones:
             yield from whole(f"{prefix}.milestones", milestone, 0)
         yield from whole(f"{prefix}.validate_every", self.validate_every, 1, hint=" (1: every epoch)")
+        yield from whole(f"{prefix}.stop_after", self.stop_after, 1)
+        if self.max_time is not None and not seconds_of(self.max_time):
+            yield f"{prefix}.max_time is {self.max_time!r}: expected a time like '8h', '1d12h', '90m' or '01:30:00'"
         yield from whole(f"{prefix}.accumulate", self.accumulate, 1, hint=" (1: a step for every batch)")
         yield from number(f"{prefix}.ema", self.ema, 0, below=1)
         yield from number(f"{prefix}.label_smoothing", self.label_smoothing, 0, below=1)
@@ -162,6 +183,24 @@ class Training:
                 new_optimizer([nn.Parameter(torch.zeros(2, 2))], dataclasses.replace(self.settled(), lr=0.1))
             except Exception as error:  # its arguments are anybody's
                 yield f"{prefix}.optimizer_options do not fit {self.settled().optimizer!r} ({cause(error)})"
+
+
+TIMES = (
+    re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+)s)?"),
+    re.compile(r"(?:(?P<d>\d+):)?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)"),
+)
+SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def seconds_of(time: str) -> int | None:
+    """The seconds of a time, as `Training.max_time` has it; None: it is none.
+
+    Examples:
+        >>> seconds_of("1h30m"), seconds_of("01:30:00"), seconds_of("1:00:00:00"), seconds_of("soon")
+        (5400, 5400, 86400, None)
+    """
+    found = next(filter(None, (form.fullmatch(time) for form in TIMES)), None)
+    return None if found is None else sum(SECONDS[unit] * int(count or 0) for unit, count in found.groupdict().items())
 
 
 def optimizer_names() -> list[str]:
