@@ -31,9 +31,10 @@ def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
         ValueError: no class has two images.
 
     Examples:
-        >>> train, val = split_off(torch.tensor([0] * 8 + [1] * 4 + [2]), 0.25)
-        >>> len(train), val.tolist()
-        (10, [2, 3, 9])
+        >>> labels = torch.tensor([0] * 8 + [1] * 4 + [2])
+        >>> train, val = split_off(labels, 0.25)
+        >>> len(train), labels[val].tolist()
+        (10, [0, 0, 1])
     """
     order = torch.randperm(len(labels), generator=Generator().manual_seed(mix_seed("validation share")))
     by_class = torch.split(order[labels[order].argsort(stable=True)], labels.bincount().tolist())
