@@ -20,9 +20,10 @@ def taps(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     from matchdistill.distiller import MatchingDistiller
     from matchdistill.messages import console, did_you_mean
+    from matchdistill.runs.recipe import DEFAULT_TASK
     from matchdistill.tasks import TASKS
 
-    name = options.task or next(iter(TASKS))
+    name = options.task or DEFAULT_TASK
     if name not in TASKS:
         raise ValueError(f"--task {name}: expected one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
     networks = (options.teacher, options.teacher_options), (options.student, options.student_options)

@@ -26,12 +26,11 @@ def differences(runs: Sequence[Run], base: str = "none") -> Chart | None:
     entries = [(entry.method, entry.difference) for entry in summary(runs) if entry.difference]
     if not entries or metric is None:
         return None
-    factor, unit = metric.scale
     figure = go.Figure(
         go.Scatter(
-            x=[factor * difference.mean for _, difference in entries],
+            x=[metric.scale * difference.mean for _, difference in entries],
             y=[method for method, _ in entries],
-            error_x={"type": "data", "array": [factor * (difference.interval or 0) for _, difference in entries]},
+            error_x={"type": "data", "array": [metric.scale * (difference.interval or 0) for _, difference in entries]},
             mode="markers",
             marker={"size": 9, "color": COLOURS[0]},
         )
@@ -43,7 +42,7 @@ def differences(runs: Sequence[Run], base: str = "none") -> Chart | None:
     said = ", ".join(f"{method} {difference.shown(metric, '+')}" for method, difference in entries)
     return Chart(
         layout(figure, 130 + 36 * len(entries)),
-        f"Differences to {base!r}, paired by seed, with 95% intervals: {said}{f' {unit}' if metric.share else ''}.",
+        f"Differences to {base!r}, paired by seed, with 95% intervals: {said}{' points' if metric.share else ''}.",
     )
 
 

@@ -157,9 +157,9 @@ def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> Argument
     parser.add_class_arguments(Machine, "trainer")
     parser.add_class_arguments(Comparison, "compare")
     parser.set_defaults({"compare.methods": list(TASKS[task].compared)})
+    of_methods = _help_of_methods()
     for action in parser._actions:
-        if action.dest in (helped := _help_of_methods()):
-            action.help = helped[action.dest]
+        action.help = of_methods.get(action.dest, action.help)
     return parser
 
 

@@ -36,10 +36,9 @@ class Mean:
 
     def shown(self, metric: Metric, sign: str = "") -> str:
         """With half of its interval, in the metric's unit: percent for shares."""
-        factor, _ = metric.scale
         places = ".2f" if metric.share else ".4g"
-        interval = "" if self.interval is None else f" ± {factor * self.interval:{places}}"
-        return f"{factor * self.mean:{sign}{places}}{interval}"
+        interval = "" if self.interval is None else f" ± {metric.scale * self.interval:{places}}"
+        return f"{metric.scale * self.mean:{sign}{places}}{interval}"
 
 
 @dataclass(frozen=True)

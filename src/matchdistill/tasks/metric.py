@@ -44,9 +44,9 @@ class Metric:
         return self.shown(1 - value if self.error else value)
 
     @property
-    def scale(self) -> tuple[float, str]:
-        """What values and differences are multiplied by where their unit stands elsewhere, and that unit."""
-        return (100.0, "points") if self.share else (1.0, self.label)
+    def scale(self) -> float:
+        """What values are multiplied by where their unit stands elsewhere: shares are then in percent."""
+        return 100.0 if self.share else 1.0
 
     def best(self, values: Iterable[float]) -> float:
         """The best of several values."""
