@@ -1,8 +1,11 @@
 import json
 
 import pytest
+import yaml
 
+from matchdistill import cli
 from matchdistill.runs.metrics import SCHEMA, comparing, read_metrics, write_metrics
+from matchdistill.runs.train import fit
 from matchdistill.tasks import TASKS
 from records import run_of
 
@@ -46,3 +49,20 @@ def test_a_task_that_measures_nothing_lacks_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(type(task), "metrics", ())
     write_metrics(tmp_path, run_of(student={}))
     assert comparing([read_metrics(tmp_path)]) is None
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "export", "report"])
+def test_the_folder_of_another_version_is_one_sentence_to_every_command(tiny, tiny_file, tmp_path, capsys, command):
+    """Its recipe, whose settings may have other names now, is not what the user is told of."""
+    out = tmp_path / "run"
+    fit(tiny("--training.epochs=1"), out, quiet=True)
+    (out / "metrics.json").write_text(json.dumps({**read_metrics(out).plain(), "schema": 1}))
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    recipe["distillation"]["loss_weight"] = recipe["distillation"].pop("weights")["mgd"]
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["fit", str(tiny_file), f"--out={out}", "--resume"] if command == "fit" else [command, str(out)]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "metrics.json is of schema 1, this version of matchdistill reads schema 2: look at it with" in said
+    assert "loss_weight" not in said
+    assert said.count("\n") == 1
