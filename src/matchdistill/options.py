@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from matchdistill.functional import solve_assignment
 from matchdistill.messages import did_you_mean
 from matchdistill.norms import FeatureNorm
-from matchdistill.prepare import Preparation
+from matchdistill.prepare import Prepare
 from matchdistill.reduction import Reduction, get_reduction
 from matchdistill.taps import Tap
 
@@ -54,7 +54,7 @@ class FeatureOptions:
     loss_weight: float | Sequence[float] | Literal["paper"] = 1.0
     example: Tensor | tuple[Any, ...] | None = None
     loss_reduction: Literal["mean", "sum"] = "mean"
-    prepare: Preparation | None = None
+    prepare: Prepare | None = None
 
     @classmethod
     def of(cls: type[Options], **given: Any) -> Options:

@@ -15,7 +15,7 @@ from matchdistill.taps import Tap, resolve
 from matchdistill.trace import Trace
 
 Folds = Sequence[tuple[str, str]]
-Preparation = Callable[..., nn.Module]  # (model, folds=): as `prepared`
+Prepare = Callable[..., nn.Module]  # (model, folds=): as `prepared`
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

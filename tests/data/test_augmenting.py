@@ -7,7 +7,8 @@ from torchvision.transforms import v2
 
 from matchdistill.data.augmenting import AugmentingOptions, variation
 from matchdistill.data.folder import image_transform
-from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD, GrayImages, TensorDataset
+from matchdistill.data.tensors import GrayImages, TensorDataset
+from matchdistill.models.preparation import IMAGENET_MEAN, IMAGENET_STD
 
 OPTIONS = [
     *({"augmentation": name} for name in ("randaugment", "autoaugment", "trivialaugment", "three-augment")),

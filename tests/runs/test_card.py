@@ -13,8 +13,8 @@ from PIL import Image
 
 from detectors import CATEGORIES
 from matchdistill import cli
-from matchdistill.data.folder import image_transform, uncropped
-from matchdistill.data.images import preparation
+from matchdistill.data.folder import image_transform
+from matchdistill.models.preparation import IMAGENET, Preparation
 from matchdistill.models import small_resnet
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
@@ -100,8 +100,9 @@ def test_timm_loads_its_own_student(tiny, pictures, tmp_path):
 
 @pytest.mark.parametrize("size", [8, 96, 128, 160, 224, 288, 443, 846])
 def test_timm_resizes_to_the_same_pixels(size):
-    transform = timm.data.create_transform(**preparation("folder", size))
-    assert transform.transforms[0].size in (uncropped(size), (uncropped(size), uncropped(size)))
+    transform = timm.data.create_transform(**IMAGENET.words(size))
+    resized = round(size * 256 / 224)
+    assert transform.transforms[0].size in (resized, (resized, resized))
 
 
 def test_a_network_of_ones_own_in_two_formats(tiny, tmp_path):

@@ -21,8 +21,8 @@ from matchdistill.data.augmenting import PLAIN, Variation
 from matchdistill.data.loading import Batch
 from matchdistill.data.pictures import IMAGE_SUFFIXES, Picture, Place, read_picture
 from matchdistill.data.reading import FileDataset
-from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.messages import cause, printable
+from matchdistill.models.preparation import IMAGENET, Preparation
 
 LISTED = 10  # names in an error
 # Files that lie beside images and that nobody takes for some.
@@ -228,29 +228,25 @@ class FolderDataset(FileDataset):
         return torch.stack(images), torch.tensor(labels)
 
 
-def uncropped(size: int) -> int:
-    """Pixels of the shorter side that an image is resized to before its middle is taken."""
-    return round(size * 256 / 224)
-
-
 def image_transform(
-    size: int, augment: bool, flip: bool = True, variation: Variation = PLAIN
+    size: int, augment: bool, flip: bool = True, variation: Variation = PLAIN, preparation: Preparation = IMAGENET
 ) -> Callable[[Image.Image], Tensor]:
-    """ImageNet's usual preparation: a random crop and flip for training, else the middle of the resized image.
+    """What makes an image ready for a network: a random crop and flip for training, else the middle of the resized image.
 
     Args:
         size: height and width of the result in pixels.
         augment: whether the image is cropped at random.
         flip: whether half of the images are then mirrored too.
         variation: what is done to them besides.
+        preparation: how the network wants them.
     """
     from torchvision.transforms import v2
 
-    crop = (
-        [v2.RandomResizedCrop(size, variation.crop_scale), *([v2.RandomHorizontalFlip()] if flip else [])]
-        if augment
-        else [v2.Resize(uncropped(size)), v2.CenterCrop(size)]
+    cropped = v2.RandomResizedCrop(
+        size, variation.crop_scale, interpolation=v2.InterpolationMode(preparation.interpolation)
     )
-    values = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    crop = [cropped, *([v2.RandomHorizontalFlip()] if flip else [])] if augment else preparation.cut(size)
+    normalised = v2.Normalize(preparation.mean, preparation.std)
+    values = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalised]
     transform: Callable[[Image.Image], Tensor] = v2.Compose([*crop, *variation.pixels, *values, *variation.values])
     return transform

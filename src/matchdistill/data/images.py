@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from matchdistill.data.augmenting import PLAIN, AugmentingOptions, variation
 from matchdistill.data.classes import split_off, tell_missing
 from matchdistill.data.cub import find_cub, read_cub
-from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
+from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform
 from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
 from matchdistill.data.module import DataModule, path_problems
@@ -23,8 +22,6 @@ from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
 from matchdistill.data.tensors import (
     FASHION_CLASSES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     GrayImages,
     TensorDataset,
     find_fashion_mnist,
@@ -33,12 +30,11 @@ from matchdistill.data.tensors import (
 )
 from matchdistill.files import path_of
 from matchdistill.messages import did_you_mean, number, whole
+from matchdistill.models.preparation import IMAGENET, LARGEST_IMAGE, Preparation
 
 Images = GrayImages | ImageFiles
 Split = tuple[Images, Images | None, list[str]]  # training images, validation images if there are some, class names
 Place = Any  # the path of a data set, or what reads it; None where it is part of a library
-
-LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
 
 
 @dataclass(frozen=True)
@@ -132,30 +128,9 @@ def image_set(name: str) -> ImageSet | None:
     return IMAGE_SETS.get(name) or (OWN if module and function else None)
 
 
-def preparation(name: str, image_size: int) -> dict[str, Any]:
-    """How validation images of a data set are prepared, in timm's words; small gray ones are resized whole.
-
-    Examples:
-        >>> prepared = preparation("folder", 224)
-        >>> prepared["input_size"], prepared["crop_pct"]
-        ([3, 224, 224], 0.875)
-    """
-    # Rounded down: timm rounds the quotient down, which gives the same pixels then.
-    small = name in IMAGE_SETS and IMAGE_SETS[name].small
-    share = 1.0 if small else math.floor(1e4 * image_size / uncropped(image_size)) / 1e4
-    return {
-        "input_size": [3, image_size, image_size],
-        "interpolation": "bilinear",
-        "crop_pct": share,
-        "crop_mode": "center",
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-    }
-
-
 @dataclass
 class ImageOptions(AugmentingOptions):
-    """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
+    """Images with labels, as three channels with the mean and deviation that the network wants.
 
     `ImageData` takes these options and the ones of `AugmentingOptions` and `DataOptions`.
 
@@ -170,7 +145,8 @@ class ImageOptions(AugmentingOptions):
             What is in archives is extracted beside them, once. ``package.module:function`` is a function of your own; see
             ``options``.
         root: the folder or file with the data; ``digits`` needs none.
-        image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, 224 for the others.
+        image_size: height and width in pixels; by default 16 for digits, 32 for fashion-mnist, for the others what the
+            library's weights of the student are for, or 224.
         augment: whether training images are varied at all: shifted (digits), shifted and mirrored (fashion-mnist), cropped
             and mirrored (the others), and as the other options say.
         download: whether fashion-mnist may be downloaded into ``root``.
@@ -234,7 +210,7 @@ class ImageOptions(AugmentingOptions):
 
 
 class ImageData(DataModule):
-    """Images with labels, as three channels with ImageNet's mean and deviation, so that any network takes them.
+    """Images with labels, as three channels with ImageNet's mean and deviation, or as `prepare_as` says.
 
     Usable without a trainer too: call ``setup()``, which sets the attributes, then ask for loaders. Randomness is a
     function of seed, epoch and rank, and of the number of workers.
@@ -246,6 +222,7 @@ class ImageData(DataModule):
     Attributes:
         options: all of them, as `ImageOptions`.
         image_size: height and width of the images in pixels.
+        preparation: how the network wants them, see `prepare_as`.
         num_classes: number of classes.
         class_names: their names, in the order of the labels.
         train_set: the training images.
@@ -272,7 +249,21 @@ class ImageData(DataModule):
     def __init__(self, *positional: Any, **options: Any) -> None:
         super().__init__(*positional, **options)
         self.root = None if self.options.root is None else path_of(self.options.root)
-        self.image_size = self.options.image_size or self._set.size
+        self.prepare_as(IMAGENET)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether images are normalised; tensors with ``data.prepared`` are not."""
+        return not self.options.prepared
+
+    def prepare_as(self, preparation: Preparation) -> None:
+        """Take how the network that is trained wants its images, before `setup`; else they are as ImageNet's usually are.
+
+        Its size counts where ``data.image_size`` is not given, but not for small gray images.
+        """
+        super().prepare_as(preparation)
+        size = None if self._set.small else preparation.size
+        self.image_size = self.options.image_size or size or self._set.size
 
     @property
     def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not
@@ -284,6 +275,22 @@ class ImageData(DataModule):
     def code(self) -> str:
         """The function of the user's own that gives the images; empty if there is none."""
         return self.options.name if self._set is OWN else ""
+
+    @property
+    def small(self) -> bool:
+        """Whether the images are small gray ones, which are resized whole."""
+        return self._set.small
+
+    @property
+    def seen(self) -> Preparation:
+        """How validation images are prepared: small gray ones are resized whole, bilinearly.
+
+        Examples:
+            >>> ImageData(name="folder", root="photos").seen.crop_pct, ImageData(name="digits").seen.crop_pct
+            (0.875, 1.0)
+        """
+        whole_image = replace(self.preparation, interpolation="bilinear", crop_pct=1.0, crop_mode="center")
+        return whole_image if self.small else self.preparation
 
     def prepare_data(self) -> None:
         """Download or extract, once per machine, what is to be downloaded or extracted."""
@@ -317,8 +324,8 @@ class ImageData(DataModule):
             return PreparedDataset(images, self.image_size, self.options.skip_corrupt, self.fewest if training else 1)
         if isinstance(images, ImageFiles):
             fewest = self.fewest if training else 1
-            transform = image_transform(self.image_size, augment, flip, varied)
+            transform = image_transform(self.image_size, augment, flip, varied, self.preparation)
             return FolderDataset(images, transform, self.options.skip_corrupt, fewest, self.read)
         # An eighth: 1 px of the original digits, 4 px of Fashion-MNIST at 32 px. Digits must not be mirrored.
         shift = self.image_size // 8 if augment else 0
-        return TensorDataset(images.resized(self.image_size), shift, flip, varied)
+        return TensorDataset(images.resized(self.image_size), shift, flip, varied, self.preparation)

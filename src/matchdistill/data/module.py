@@ -28,6 +28,7 @@ from matchdistill.data.reading import FileDataset
 from matchdistill.distributed import rank_and_world
 from matchdistill.files import path_of
 from matchdistill.messages import LARGEST, did_you_mean, number, whole
+from matchdistill.models.preparation import IMAGENET, Preparation
 
 MOST_WORKERS = 1024
 
@@ -97,6 +98,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     Attributes:
         options: all of them.
+        preparation: how the network wants its images, see `prepare_as`.
 
     Raises:
         TypeError: there is no such option; the nearest names are suggested.
@@ -106,6 +108,7 @@ class DataModule(pl.LightningDataModule, ABC):
     options_type: ClassVar[type[DataOptions]]
     fewest: ClassVar[int] = 2  # training images of a batch: batch norm cannot take one
     options: Any  # an instance of options_type
+    preparation: Preparation = IMAGENET
     num_classes: int
     class_names: list[str]
     train_set: Any  # a Dataset that has a length
@@ -120,6 +123,15 @@ class DataModule(pl.LightningDataModule, ABC):
         if problems := list(self.options.problems("data")):
             raise ValueError("; ".join(problems))
         self.read = functools.partial(read_picture, white=self.options.white, max_pixels=self.options.max_pixels)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether images are normalised, so that it matters how a network wants them."""
+        return True
+
+    def prepare_as(self, preparation: Preparation) -> None:
+        """Take how the network that is trained wants its images, before `setup`; else they are as ImageNet's usually are."""
+        self.preparation = preparation
 
     @property
     def code(self) -> str:

@@ -21,9 +21,7 @@ from torch.utils.data import Dataset
 from matchdistill.data.augmenting import PLAIN, Variation
 from matchdistill.data.loading import Batch
 from matchdistill.messages import cause
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from matchdistill.models.preparation import IMAGENET, Preparation
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FASHION_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
@@ -66,15 +64,23 @@ class TensorDataset(Dataset[Any]):
         shift: largest random shift in pixels, 0 for none.
         flip: whether to mirror half of the images at random.
         variation: what is done to them besides.
+        preparation: whose mean and deviation they get.
     """
 
-    def __init__(self, data: GrayImages, shift: int = 0, flip: bool = False, variation: Variation = PLAIN) -> None:
+    def __init__(
+        self,
+        data: GrayImages,
+        shift: int = 0,
+        flip: bool = False,
+        variation: Variation = PLAIN,
+        preparation: Preparation = IMAGENET,
+    ) -> None:
         self.data = data
         self.shift = shift
         self.flip = flip
         self.variation = variation
-        self.mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
-        self.std = torch.tensor(IMAGENET_STD)[:, None, None]
+        self.mean = torch.tensor(preparation.mean)[:, None, None]
+        self.std = torch.tensor(preparation.std)[:, None, None]
 
     def __len__(self) -> int:
         return len(self.data.labels)

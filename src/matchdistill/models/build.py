@@ -14,10 +14,17 @@ from torch import nn
 from matchdistill.files import path_of
 from matchdistill.lookup import own_function
 from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.pretrained import (
+    ANY_PRETRAINED,
+    Wanted,
+    of_student,
+    timm_wants,
+    torchvision_wants,
+    torchvision_weights,
+)
 from matchdistill.models.weights import load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
-ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
 # Arguments by which models over another network download that one's weights, if they are not told otherwise.
 BACKBONE_WEIGHTS = {"weights_backbone": None, "encoder_weights": None, "pretrained_backbone": False}
 COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
@@ -141,13 +148,10 @@ def _build_torchvision(entry: str, pretrained: str | None, options: dict[str, An
 
     if pretrained is None:
         return build(**options)
-    choices = {member.name: member for member in models.get_model_weights(entry)}
-    if pretrained.lower() in ANY_PRETRAINED and choices:
-        choice = models.get_model_weights(entry).DEFAULT
-    elif pretrained in choices:
-        choice = choices[pretrained]
-    else:
-        raise _unknown_weights(name, pretrained, list(choices))
+    choices = models.get_model_weights(entry)
+    choice = torchvision_weights(entry, pretrained)
+    if choice is None:
+        raise _unknown_weights(name, pretrained, [member.name for member in choices])
     # torchvision refuses pretrained weights with another number of classes, so the head is exchanged afterwards.
     num_classes = options.pop("num_classes", None)
     model = build(weights=choice, **options)
@@ -193,6 +197,34 @@ def _build_timm(entry: str, pretrained: str | None, options: dict[str, Any]) -> 
         raise _not_loaded(f"timm:{entry}", pretrained, error) from error
 
 
+def find_preparation(name: str, weights: str, options: dict[str, Any]) -> Wanted | None:
+    """How the weights of a network want their images, as far as is known: of a library's own, and of students of ours.
+
+    Args:
+        name: the network, as `build_model` takes it.
+        weights: a library's own name for them, or a file, beside which a ``config.json`` or ``model.json`` may say it.
+        options: of the function that builds the network.
+
+    Returns:
+        What is known; None: nothing.
+
+    Raises:
+        ValueError: what is beside the file is damaged.
+
+    Examples:
+        >>> find_preparation("timm:vit_tiny_patch16_224", "pretrained", {}).values["mean"]
+        [0.5, 0.5, 0.5]
+    """
+    file = weights_file(weights)
+    if file is not None:
+        return of_student(file.parent)
+    library, _, entry = name.partition(":")
+    source = SOURCES.get(library)
+    if source is None or source.wants is None:
+        return None
+    return source.wants(entry, weights, options)
+
+
 class Source(NamedTuple):
     """A library of networks that are built by name.
 
@@ -201,17 +233,22 @@ class Source(NamedTuple):
         build: builds one: (its name, the library's own weights for it or None, options of the network, among them its
             `num_classes` if they are given) -> network. Raises a ValueError of one line if there is no such network, if
             there are no such weights, or if the options do not fit.
+        wants: how its own weights want their images: (the network's name, the weights' name, options of the network) ->
+            what is known of it, None where there are no such weights; None: nothing is known of any.
         reads: options by which it would read other files, which a folder of somebody else must not name.
     """
 
     names: Callable[[], Sequence[str]]
     build: Callable[[str, str | None, dict[str, Any]], nn.Module]
     reads: tuple[str, ...] = ()
+    wants: Callable[[str, str, dict[str, Any]], Wanted | None] | None = None
 
 
 SOURCES = {
-    "torchvision": Source(_torchvision_names, _build_torchvision),
-    "timm": Source(_timm_names, _build_timm, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")),
+    "torchvision": Source(_torchvision_names, _build_torchvision, wants=torchvision_wants),
+    "timm": Source(
+        _timm_names, _build_timm, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), timm_wants
+    ),
 }
 
 

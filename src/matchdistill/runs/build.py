@@ -15,6 +15,7 @@ from matchdistill.data.loading import mix_seed
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import weights_file
+from matchdistill.models.preparation import convert_images
 from matchdistill.norms import FeatureNorm, group_norm
 from matchdistill.prepare import prepared
 from matchdistill.probing import evaluating
@@ -121,6 +122,10 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
         fresh_head=recipe.teacher.fresh_head and not needs_head,
     )
     model = _build(recipe, teacher, None if needs_head and of_library else recipe.data.num_classes)
+    task, wanted = TASKS[recipe.task], recipe.teacher.prepared
+    if "preparation" in task.supports:
+        given = dataclasses.replace(recipe.data.preparation, size=task.example(recipe.data).shape[-1])
+        convert_images(model, given, wanted)
     TASKS[recipe.task].check(model, recipe.data, "teacher")
     return model
 

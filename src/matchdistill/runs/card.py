@@ -13,7 +13,7 @@ from torch import nn
 from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.methods import parse_method
 from matchdistill.models import weights_file
-from matchdistill.models.build import ANY_PRETRAINED
+from matchdistill.models.pretrained import ANY_PRETRAINED
 from matchdistill.runs.metrics import RunMetrics, check_schema
 from matchdistill.runs.recipe import resolved_config
 from matchdistill.runs.store import RECIPE

@@ -18,6 +18,9 @@ from matchdistill.data.module import DataModule
 from matchdistill.files import path_of, read_bytes
 from matchdistill.messages import did_you_mean, whole
 from matchdistill.methods import KD, METHODS, default_weights
+from matchdistill.models import Preparation
+from matchdistill.models.build import find_preparation
+from matchdistill.models.preparation import IMAGENET
 from matchdistill.reduction import REDUCTIONS
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher
 from matchdistill.runs.training import Training
@@ -52,18 +55,29 @@ class Recipe(Settings):
             section[last] = value
         if found := list(problems_in(config)):
             raise ValueError("; ".join(found))
-        data = TASKS[config["task"]].data(**config["data"], seed=config["seed"])
+        task = TASKS[config["task"]]
+        data = task.data(**config["data"], seed=config["seed"])
+        if "preparation" in task.supports:
+            for role in ("student", "teacher"):
+                config[role]["preparation"] = _settled(config[role], role, data)
+            data.prepare_as(Preparation.of(config["student"]["preparation"]))
         return cls(**_sections(config), data=data, config=config)
 
     def for_teacher(self) -> Recipe:
         """The recipe that trains the teacher alone."""
-        teacher = self.config["teacher"]
+        teacher, changes = self.config["teacher"], dict[str, Any]()
+        preparation, size = teacher["preparation"], self.student.prepared.size
+        if (own := self.teacher.prepared.size) is not None and "image_size" in self.config["data"]:
+            changes["data__image_size"] = own
+        elif size is not None:  # of the images that it will see
+            preparation = {**self.teacher.prepared.plain(), "size": size}
         limit = (
             teacher["training"]["max_time"] or self.config["training"]["max_time"]
         )  # that of the run is that of both
         return Recipe.of(
             self.config,
-            student={key: teacher[key] for key in ("name", "weights", "fresh_head", "options")},
+            student={**{key: teacher[key] for key in self.config["student"]}, "preparation": preparation},
+            **changes,
             training={**teacher["training"], "max_time": limit},
             distillation__method="none",
             data__train_limit=teacher["train_limit"],
@@ -280,6 +294,23 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
             for what, instead in training.measuring:
                 yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"
     yield from task.problems(settings)
+
+
+def _settled(network: dict[str, Any], role: str, data: DataModule) -> dict[str, Any] | None:
+    """How a network wants its images: what is given, over what is known of its weights; None: as ImageNet's usually are.
+
+    Raises:
+        ValueError: what is said beside a file of weights is damaged.
+    """
+    given: dict[str, Any] = network["preparation"] or {}
+    known = None
+    if network["name"] and network["weights"] and data.prepares and given.keys() != Preparation().plain().keys():
+        known = find_preparation(network["name"], network["weights"], network["options"])
+    values = {} if known is None else known.values
+    if role == "teacher" and known is not None and not known.fixed:  # it takes the student's size
+        values = {name: value for name, value in values.items() if name != "size"}
+    settled = Preparation.of({**values, **given})
+    return None if settled == IMAGENET and not given else settled.plain()
 
 
 def _sections(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
-from matchdistill.models import weights_file
+from matchdistill.models import Preparation, weights_file
+from matchdistill.models.preparation import preparation_problems
 from matchdistill.runs.training import Training
 
 MOST_PROCESSES = 1024  # on a machine, and machines
@@ -33,12 +34,21 @@ class Model:
             ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
+        preparation: how it wants its images, {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation: bicubic,
+            crop_pct: 0.9, crop_mode: center, size: 224}, or some of these; null, and what is left out: as the library's
+            weights were trained, or else as ImageNet's usually are.
     """
 
     name: str | None = None
     weights: str | None = None
     fresh_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] | None = None
+
+    @property
+    def prepared(self) -> Preparation:
+        """How it wants its images, of what is given."""
+        return Preparation.of(self.preparation)
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values."""
@@ -55,6 +65,7 @@ class Model:
                 yield f"{prefix}.options.num_classes cannot be given: the data has its number of classes"
         if not _finite(self.options):
             yield f"{prefix}.options has a number that is not finite, which model.json cannot keep: give another one"
+        yield from preparation_problems(f"{prefix}.preparation", self.preparation or {})
 
 
 def _finite(value: Any) -> bool:
@@ -76,6 +87,8 @@ class Teacher(Model):
             ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
+        preparation: how it wants its images, in the words of student.preparation: it sees the student's pixels, normalised
+            its own way, and resized to its size where that is given or its library says that it takes no other.
         training: how it is trained before the student; with 0 epochs it is taken as it is.
         train_limit: how many training images it learns from; null: all, whatever the student's limit.
         train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.

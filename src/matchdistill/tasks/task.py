@@ -77,7 +77,8 @@ class Task(ABC):
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
         supports: what not every task does: "kd" (the output is distilled), "labels" (images have
-            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled).
+            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled),
+            "preparation" (the data prepares images as the student wants them, and the teacher takes (N, C, H, W)).
     """
 
     name: ClassVar[str]
@@ -103,6 +104,9 @@ class Task(ABC):
             yield f"distillation.pyramid is not for {self.name}: give taps of your own instead"
         if settings.trainer.compile and "compile" not in self.supports:
             yield f"trainer.compile is not for {self.name}: train without it"
+        for role, network in (("student", settings.student), ("teacher", settings.teacher)):
+            if network.preparation is not None and "preparation" not in self.supports:
+                yield f"{role}.preparation is not for {self.name}, whose networks prepare images themselves: leave it out"
         if "labels" not in self.supports:
             for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
                 for name in training.of_labels:

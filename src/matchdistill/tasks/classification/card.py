@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 
-from matchdistill.data.images import IMAGE_SETS, preparation
+from matchdistill.models import Preparation
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
-def classifier_card(student: nn.Module, described: dict[str, Any], data_set: str) -> Card:
+def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
     """What goes with an exported classifier.
 
     Args:
         student: the network.
         described: the student as of `model.json`.
-        data_set: the name of the data set, by which images are prepared.
     """
     library, _, name = described["name"].partition(":")
-    prepared = preparation(data_set, described["image_size"])
-    size, share = described["image_size"], prepared["crop_pct"]
-    resized = f"resized to {math.floor(size / share)} px (the shorter side), of which the middle {size} px are taken"
+    preparation, size = Preparation.of(described["preparation"]), described["image_size"]
+    prepared = preparation.words(size)
     images = (
-        f"Images (N, 3, {size}, {size}): {resized if share < 1 else f'resized to {size} px'}, scaled to 0..1 and normalised "
+        f"Images (N, 3, {size}, {size}): {_resized(preparation, size, described['gray'])}, scaled to 0..1 and normalised "
         f"by mean {prepared['mean']} and deviation {prepared['std']}. `{CONFIG}` has the names of the classes."
     )
     rows = {"image size": f"{size} x {size} px"}
-    gray = {"gray": True} if data_set in IMAGE_SETS and IMAGE_SETS[data_set].small else {}
+    gray = {"gray": True} if described["gray"] else {}
 
     def use(kind: str, file: str) -> str:
         if kind == "safetensors" and library == "timm":
@@ -52,6 +49,16 @@ def classifier_card(student: nn.Module, described: dict[str, Any], data_set: str
     known = library if library == "torchvision" else "matchdistill"
     config = {"name": described["name"], "options": described["options"], **prepared, **gray}
     return Card("image-classification", known, config, rows, images, use)
+
+
+def _resized(preparation: Preparation, size: int, gray: bool) -> str:
+    """How pictures become squares."""
+    resized = preparation.uncropped(size)
+    if gray:
+        return f"resized to {size} px"
+    by = "" if preparation.interpolation == "bilinear" else f", {preparation.interpolation}"
+    sides = {"center": "the shorter side", "squash": "both sides", "border": "the longer side"}[preparation.crop_mode]
+    return f"resized to {resized} px ({sides}{by}), of which the middle {size} px are taken"
 
 
 def _of_timm(student: nn.Module, name: str, described: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ Axes: N batch, H height, W width.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,12 @@ from matchdistill.tasks.exporting import Format, check_onnx, exported_program, o
 
 
 def export_classifier(
-    model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: nn.Module | None = None
+    model: nn.Module,
+    images: Tensor,
+    path: Path,
+    kind: Format,
+    rebuilt: nn.Module | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> float:
     """Write a model and read it back to see that it computes the same.
 
@@ -29,6 +35,7 @@ def export_classifier(
         path: the file to write.
         kind: "safetensors" (a state dict), "onnx", or "pt2" (`torch.export`).
         rebuilt: for "safetensors", the plain model to load the file into.
+        words: for "onnx", how images are prepared, in timm's words: the file's metadata, each value as JSON.
 
     Returns:
         The largest absolute difference of the outputs.
@@ -40,7 +47,11 @@ def export_classifier(
     if kind not in get_args(Format):
         raise ValueError(f"unknown format {kind!r}: expected one of {', '.join(get_args(Format))}")
     model = model.eval().cpu()
-    write, run = {"safetensors": _safetensors, "onnx": _onnx, "pt2": _pt2}[kind](model, images, rebuilt)
+    write, run = {
+        "safetensors": lambda: _safetensors(model, images, rebuilt),
+        "onnx": lambda: _onnx(model, images, words or {}),
+        "pt2": lambda: _pt2(model, images),
+    }[kind]()
     with torch.no_grad():
         # Another batch size than the example's: it must not have been fixed.
         checked = torch.cat([images, torch.randn(3, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
@@ -61,13 +72,13 @@ def _safetensors(model: nn.Module, images: Tensor, rebuilt: nn.Module | None) ->
     return lambda path: save_weights(model, path), run
 
 
-def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
+def _pt2(model: nn.Module, images: Tensor) -> _Writer:
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     program = exported_program("torch.export", lambda: torch.export.export(model, (images,), dynamic_shapes=dynamic))
     return lambda path: torch.export.save(program, path), lambda path, batch: read_program(path, "pt2")(batch)
 
 
-def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
+def _onnx(model: nn.Module, images: Tensor, words: Mapping[str, Any]) -> _Writer:
     check_onnx()
     program = exported_program(
         "torch.onnx",
@@ -82,6 +93,7 @@ def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
         ),
     )
     assert program is not None
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in words.items()})
     return (
         lambda path: program.save(str(path), external_data=False),
         lambda path, batch: read_program(path, "onnx")(batch),

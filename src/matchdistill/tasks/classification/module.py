@@ -14,7 +14,6 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from matchdistill.capture import Capture
-from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import kd_loss
 from matchdistill.methods import KD
@@ -56,7 +55,7 @@ class ClassificationModule(DistilledModule):
         labels: Tensor | None = None,
     ) -> None:
         super().__init__(student, settings, ACCURACIES, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
-        self._num_classes, self.logits_at = num_classes, logits_at
+        self._num_classes, self.logits_at, self.preparation = num_classes, logits_at, settings.student.prepared
         self.label_loss = LabelLoss(self.schedule, num_classes, labels)
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
@@ -123,7 +122,8 @@ class ClassificationModule(DistilledModule):
                     # A pre-trained teacher may know other classes.
                     name = class_names[label] if label < len(class_names) else f"class {label}"
                     own[role] = f"{name} ({share:.0%})"
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        prepared = self.preparation
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (prepared.mean, prepared.std))
         return list(images * deviation + mean), told
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:

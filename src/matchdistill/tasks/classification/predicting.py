@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from matchdistill.data.images import LARGEST_IMAGE
 from matchdistill.data.tensors import GrayImages, TensorDataset
 from matchdistill.files import is_kind
 from matchdistill.messages import cause
+from matchdistill.models.preparation import LARGEST_IMAGE, Preparation
 from matchdistill.tasks.classification.checks import check_classes
 from matchdistill.tasks.predicting import PADDING, Found, Predicting, label_names, text_size
 
@@ -86,6 +86,7 @@ class ClassPredicting(Predicting):
         names: of the classes.
         image_size: height and width in pixels of what it takes.
         gray: whether pictures are made gray and resized whole, as the small sets of gray images are.
+        preparation: whose mean and deviation these get.
         transform: prepares other pictures.
         top: how many classes are named.
     """
@@ -93,6 +94,7 @@ class ClassPredicting(Predicting):
     names: list[str]
     image_size: int
     gray: bool
+    preparation: Preparation
     transform: Callable[[Image.Image], Tensor]
     top: int
 
@@ -110,16 +112,17 @@ class ClassPredicting(Predicting):
         from timm.data.transforms_factory import create_transform
 
         names, words = label_names(config), dict(config.get("pretrained_cfg", config))
-        if not is_kind(words, WORDS) or len(words["input_size"]) != 3 or not 0 < words["crop_pct"] <= 1:
+        if not is_kind(words, WORDS) or len(words["input_size"]) != 3 or not words["crop_pct"] > 0:
             raise ValueError(f"it does not say how images are prepared: expected {', '.join(WORDS)}")
         channels, height, width = words["input_size"]
         if channels != 3 or height != width or not 1 <= height <= LARGEST_IMAGE:
             raise ValueError(f"input_size is {words['input_size']}: expected square images of three channels")
         try:
+            preparation = Preparation.of({word: words[word] for word in WORDS if word != "input_size"})
             transform = create_transform(**{word: words[word] for word in WORDS})
         except Exception as error:  # a word that timm does not know
             raise ValueError(f"images cannot be prepared as it says ({cause(error)})") from error
-        return cls(names, height, config.get("gray") is True, transform, min(top or 1, len(names)))
+        return cls(names, height, config.get("gray") is True, preparation, transform, min(top or 1, len(names)))
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +141,7 @@ class ClassPredicting(Predicting):
             return self.transform(image)
         pixels = torch.from_numpy(np.array(image.convert("L")))[None]
         whole = GrayImages(pixels, torch.zeros(1, dtype=torch.int64)).resized(self.image_size)
-        return TensorDataset(whole)[0][0]
+        return TensorDataset(whole, preparation=self.preparation)[0][0]
 
     def check(self, network: nn.Module) -> None:
         """Raise a ValueError unless a network maps the images to one logit per class."""

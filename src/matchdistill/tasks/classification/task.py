@@ -14,6 +14,7 @@ from matchdistill.data import ImageData
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
+from matchdistill.models import Preparation
 from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.card import classifier_card
@@ -33,9 +34,9 @@ class Classification(Task):
     data = ImageData
     metrics = ACCURACIES
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
-    description: ClassVar[Mapping[str, Any]] = {"image_size": int}
+    description: ClassVar[Mapping[str, Any]] = {"image_size": int, "preparation": dict, "gray": bool}
     formats = get_args(Format)
-    supports = frozenset({"kd", "labels", "compile"})
+    supports = frozenset({"kd", "labels", "compile", "preparation"})
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
@@ -78,15 +79,17 @@ class Classification(Task):
         return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
-        """The size of the images."""
-        return {"image_size": cast("ImageData", data).image_size}
+        """The size of the images, how they are prepared, and whether they are small gray ones."""
+        images = cast("ImageData", data)
+        return {"image_size": images.image_size, "preparation": images.seen.plain(), "gray": images.small}
 
     def export(
         self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format
     ) -> float:
         """Write a classifier and read it back to see that it computes the same; see `export_classifier`."""
         size = described["image_size"]
-        return export_classifier(student, torch.zeros(2, 3, size, size), path, kind, rebuilt)
+        words = Preparation.of(described["preparation"]).words(size)
+        return export_classifier(student, torch.zeros(2, 3, size, size), path, kind, rebuilt, words)
 
     def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
         """An exported program (.onnx, .pt2) as a student."""
@@ -108,4 +111,4 @@ class Classification(Task):
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported classifier."""
-        return classifier_card(student, described, data["name"])
+        return classifier_card(student, described)
