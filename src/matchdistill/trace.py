@@ -183,7 +183,9 @@ class Trace:
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; its operations count as its caller's
                 continue
-            handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
+            # What hooks of the network's own do to its input is its own work; a module is called with what they make.
+            entering = self._entering(path)
+            handles.append(module.register_forward_pre_hook(entering, prepend=not path, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leaving(path), always_call=True))
         try:
             yield

@@ -14,8 +14,8 @@ from PIL import Image
 from detectors import CATEGORIES
 from matchdistill import cli
 from matchdistill.data.folder import image_transform
-from matchdistill.models.preparation import IMAGENET, Preparation
 from matchdistill.models import small_resnet
+from matchdistill.models.preparation import IMAGENET
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
 

@@ -20,6 +20,8 @@ def taps(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     from matchdistill.distiller import MatchingDistiller
     from matchdistill.messages import console, did_you_mean
+    from matchdistill.models import Preparation
+    from matchdistill.models.build import find_preparation
     from matchdistill.runs.recipe import DEFAULT_TASK
     from matchdistill.tasks import TASKS
 
@@ -30,6 +32,10 @@ def taps(arguments: Sequence[str]) -> None:
     teacher, student = (TASKS[name].tapped(network, own) for network, own in networks)
     distiller = MatchingDistiller(teacher, student, reduction=options.reduction, example=_example(options))
     console().print(_table(distiller, f"{options.teacher} -> {options.student}"))
+    for network, own in networks if "preparation" in TASKS[name].supports else ():
+        known = find_preparation(network, "pretrained", own)
+        if known is not None and not (preparation := Preparation.of(known.values)).usual:
+            console().print(f"{network}, with its pretrained weights, sees images by {preparation}", soft_wrap=True)
 
 
 def _options(arguments: Sequence[str]) -> Namespace:

@@ -261,9 +261,9 @@ class ImageData(DataModule):
 
         Its size counts where ``data.image_size`` is not given, but not for small gray images.
         """
-        super().prepare_as(preparation)
-        size = None if self._set.small else preparation.size
+        size = None if self.small else preparation.size
         self.image_size = self.options.image_size or size or self._set.size
+        super().prepare_as(replace(preparation, size=self.image_size))
 
     @property
     def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not

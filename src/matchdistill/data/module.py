@@ -98,7 +98,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     Attributes:
         options: all of them.
-        preparation: how the network wants its images, see `prepare_as`.
+        preparation: how the network wants its images, see `prepare_as`; its size: theirs, if they have one.
 
     Raises:
         TypeError: there is no such option; the nearest names are suggested.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from matchdistill.messages import did_you_mean, number, whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_SIZE = 224
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 LARGEST_IMAGE = 8192  # pixels of its sides: of larger ones a batch alone fills the memory
@@ -68,6 +69,11 @@ class Preparation:
         """As plain values, for recipes and JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    @property
+    def usual(self) -> bool:
+        """Whether it is ImageNet's, at its usual size if at any."""
+        return replace(self, size=None) == IMAGENET and self.size in (None, IMAGENET_SIZE)
+
     def uncropped(self, size: int) -> int:
         """Pixels of the side that an image is resized to before its middle of that size is taken."""
         # ImageNet's 256 of 224 has been rounded to the nearest here from the beginning; timm rounds down.
@@ -104,11 +110,13 @@ class Preparation:
 
     def __str__(self) -> str:
         size = "" if self.size is None else f", {self.size} px"
-        mean, std = ((round(value, 4) for value in values) for values in (self.mean, self.std))
-        return (
-            f"mean {', '.join(map(str, mean))}, deviation {', '.join(map(str, std))}, {self.interpolation}, "
-            f"crop_pct {self.crop_pct:.4g} ({self.crop_mode}){size}"
-        )
+        return f"{self.normalised}, {self.interpolation}, crop_pct {self.crop_pct:.4g} ({self.crop_mode}){size}"
+
+    @property
+    def normalised(self) -> str:
+        """Mean and deviation in words."""
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, deviation {std}"
 
 
 IMAGENET = Preparation()

@@ -122,11 +122,10 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
         fresh_head=recipe.teacher.fresh_head and not needs_head,
     )
     model = _build(recipe, teacher, None if needs_head and of_library else recipe.data.num_classes)
-    task, wanted = TASKS[recipe.task], recipe.teacher.prepared
+    task = TASKS[recipe.task]
     if "preparation" in task.supports:
-        given = dataclasses.replace(recipe.data.preparation, size=task.example(recipe.data).shape[-1])
-        convert_images(model, given, wanted)
-    TASKS[recipe.task].check(model, recipe.data, "teacher")
+        convert_images(model, recipe.data.preparation, recipe.teacher.prepared)
+    task.check(model, recipe.data, "teacher")
     return model
 
 

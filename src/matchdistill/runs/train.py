@@ -150,6 +150,13 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
 
 def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
     """What was chosen where the recipe gives nothing, in lines for the terminal."""
+    seen, wanted = recipe.data.preparation, recipe.teacher.prepared
+    if recipe.student.preparation is not None and not seen.usual:
+        yield f"images as {recipe.student.name} wants them: {seen} (student.preparation)"
+    if module.teacher is not None and (seen.mean, seen.std) != (wanted.mean, wanted.std):
+        yield f"the teacher sees the same images by {wanted.normalised} (teacher.preparation)"
+    if module.teacher is not None and wanted.size not in (None, seen.size):
+        yield f"the teacher sees the same images resized to {wanted.size} px (teacher.preparation)"
     if recipe.training.left_to_family and (chosen := module.schedule).optimizer != SGD:
         yield (
             f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "

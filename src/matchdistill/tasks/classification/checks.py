@@ -15,6 +15,9 @@ from matchdistill.messages import cause
 from matchdistill.probing import scratch
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
 
+# The teacher sees the student's images, whose size is not its own to choose.
+OTHER_SIZE = {"teacher": "; if it takes another size, give that as teacher.preparation.size"}
+
 
 class Sized(Protocol):
     """What has to be known of images with classes: their height and width in pixels, and how many classes there are."""
@@ -39,7 +42,7 @@ def check_classes(model: nn.Module, data: Sized, role: str) -> None:
             output = probe.eval()(images)
     except Exception as error:  # user code can fail in every way
         raise ValueError(
-            f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}"
+            f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}{OTHER_SIZE.get(role, '')}"
         ) from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (len(images), data.num_classes):
