@@ -294,7 +294,10 @@ CASES = [
     option("student.preparation={mean: 0.5}", "student.preparation.mean is 0.5: expected three numbers"),
     option("student.preparation={mean: [124, 116, 104]}", "divide them by 255"),
     option("student.preparation={std: [0.5, 0.5, 0]}", "expected three numbers above 0"),
-    option("student.preparation={interpolation: cubism}", "student.preparation.interpolation is 'cubism'; did you mean 'bicubic'"),
+    option(
+        "student.preparation={interpolation: cubism}",
+        "student.preparation.interpolation is 'cubism'; did you mean 'bicubic'",
+    ),
     option("student.preparation={crop_pct: 87.5}", "student.preparation.crop_pct is 87.5: expected a share"),
     option("teacher.preparation={size: 0}", "teacher.preparation.size is 0: expected a whole number from 1"),
     option("compare.methods=[]", "compare.methods is empty: expected one method at least"),

@@ -43,6 +43,16 @@ def test_operations_of_a_plain_network() -> None:
     assert traced.operations[10].outputs_of == ["fc", ""]
 
 
+def test_what_hooks_of_the_network_do_to_its_input_is_its_own_work() -> None:
+    network = Plain(4)
+    network.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
+    traced, plain = Trace(network, (IMAGES,)), Trace(Plain(4), (IMAGES,))
+    assert [(operation.name, operation.module) for operation in traced.operations] == [
+        ("mul", ""),
+        *((operation.name, operation.module) for operation in plain.operations),
+    ]
+
+
 def test_inputs_are_found_in_nested_arguments_without_repeats() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         a, b = x + 1, x + 2

@@ -20,7 +20,7 @@ from matchdistill.data import ImageData
 from matchdistill.models import Preparation
 from matchdistill.models.preparation import IMAGENET
 from matchdistill.runs.build import build_module
-from matchdistill.runs.recipe import load_recipe
+from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.train import fit
 from records import TINY
 
@@ -188,6 +188,7 @@ def test_what_is_settled_is_kept_and_resumed(of_folder, pretrained, tmp_path, ca
     pretrained("test_vit", HALF)
     networks = [argument.replace("test_efficientnet", "test_vit") for argument in NETWORKS]
     recipe = of_folder(*networks, "--distillation.method=kd", size=None)
+    assert Recipe.of(recipe.config, distillation__method="none").config["student"] == recipe.config["student"]
     out = tmp_path / "run"
     fit(recipe, out)
     told = capsys.readouterr().out
@@ -431,6 +432,8 @@ def test_the_data_module_alone():
     data.prepare_as(Preparation(mean=(0.0,) * 3, std=(1.0,) * 3))
     images, _ = next(iter(data.val_dataloader()))
     assert (images.min(), images.max()) == (0, 1)
+    with pytest.raises(ValueError, match="call prepare_as before setup"):
+        data.prepare_as(Preparation())
 
 
 def test_taps_says_how_pretrained_networks_see_images(capsys):

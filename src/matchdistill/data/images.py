@@ -257,9 +257,12 @@ class ImageData(DataModule):
         return not self.options.prepared
 
     def prepare_as(self, preparation: Preparation) -> None:
-        """Take how the network that is trained wants its images, before `setup`; else they are as ImageNet's usually are.
+        """Take how the network that is trained wants its images; else they are as ImageNet's usually are.
 
         Its size counts where ``data.image_size`` is not given, but not for small gray images.
+
+        Raises:
+            ValueError: the images have been set up already.
         """
         size = None if self.small else preparation.size
         self.image_size = self.options.image_size or size or self._set.size

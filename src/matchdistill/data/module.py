@@ -130,7 +130,13 @@ class DataModule(pl.LightningDataModule, ABC):
         return True
 
     def prepare_as(self, preparation: Preparation) -> None:
-        """Take how the network that is trained wants its images, before `setup`; else they are as ImageNet's usually are."""
+        """Take how the network that is trained wants its images; else they are as ImageNet's usually are.
+
+        Raises:
+            ValueError: the images have been set up already.
+        """
+        if hasattr(self, "train_set"):
+            raise ValueError("the images have been set up already: call prepare_as before setup and the loaders")
         self.preparation = preparation
 
     @property
