@@ -179,7 +179,7 @@ def test_a_data_set_is_added_by_one_function_and_one_line(tmp_path, monkeypatch)
     assert (images.shape, labels.shape) == ((4, 3, 10, 10), (4,))
     assert data.class_names == ["red 0", "red 1", "red 2"]
     assert (data.train_set.flip, data.val_set.flip) == (True, False)
-    assert data.seen.words(10)["crop_pct"] == 1.0
+    assert data.preparation.words(10)["crop_pct"] == 1.0
 
 
 def test_a_data_module_travels_to_other_processes():

@@ -259,13 +259,15 @@ class ImageData(DataModule):
     def prepare_as(self, preparation: Preparation) -> None:
         """Take how the network that is trained wants its images; else they are as ImageNet's usually are.
 
-        Its size counts where ``data.image_size`` is not given, but not for small gray images.
+        Its size counts where ``data.image_size`` is not given. Small gray images get its mean and deviation alone: they are
+        resized whole, bilinearly.
 
         Raises:
             ValueError: the images have been set up already.
         """
-        size = None if self.small else preparation.size
-        self.image_size = self.options.image_size or size or self._set.size
+        if self.small:
+            preparation = replace(preparation, interpolation="bilinear", crop_pct=1.0, crop_mode="center", size=None)
+        self.image_size = self.options.image_size or preparation.size or self._set.size
         super().prepare_as(replace(preparation, size=self.image_size))
 
     @property
@@ -283,17 +285,6 @@ class ImageData(DataModule):
     def small(self) -> bool:
         """Whether the images are small gray ones, which are resized whole."""
         return self._set.small
-
-    @property
-    def seen(self) -> Preparation:
-        """How validation images are prepared: small gray ones are resized whole, bilinearly.
-
-        Examples:
-            >>> ImageData(name="folder", root="photos").seen.crop_pct, ImageData(name="digits").seen.crop_pct
-            (0.875, 1.0)
-        """
-        whole_image = replace(self.preparation, interpolation="bilinear", crop_pct=1.0, crop_mode="center")
-        return whole_image if self.small else self.preparation
 
     def prepare_data(self) -> None:
         """Download or extract, once per machine, what is to be downloaded or extracted."""

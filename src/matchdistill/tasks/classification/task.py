@@ -81,7 +81,7 @@ class Classification(Task):
     def describe(self, data: DataModule) -> dict[str, Any]:
         """The size of the images, how they are prepared, and whether they are small gray ones."""
         images = cast("ImageData", data)
-        return {"image_size": images.image_size, "preparation": images.seen.plain(), "gray": images.small}
+        return {"image_size": images.image_size, "preparation": images.preparation.plain(), "gray": images.small}
 
     def export(
         self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format
