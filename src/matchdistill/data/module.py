@@ -97,6 +97,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     Attributes:
         options: all of them.
+        repeats: how often each training image of an epoch comes, varied anew each time; see `EpochSampler`.
 
     Raises:
         TypeError: there is no such option; the nearest names are suggested.
@@ -106,6 +107,7 @@ class DataModule(pl.LightningDataModule, ABC):
     options_type: ClassVar[type[DataOptions]]
     fewest: ClassVar[int] = 2  # training images of a batch: batch norm cannot take one
     options: Any  # an instance of options_type
+    repeats = 1
     num_classes: int
     class_names: list[str]
     train_set: Any  # a Dataset that has a length
@@ -175,7 +177,7 @@ class DataModule(pl.LightningDataModule, ABC):
         rank, world = rank_and_world()
         self.check_shares(world)
         generator = Generator()
-        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world)
+        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world, self.repeats)
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.
         drop_last = len(sampler) >= self.options.batch_size

@@ -56,6 +56,8 @@ class Training:
         class_weights: of the loss on labels, a number for each class; "balanced": by the reciprocals of their counts.
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
+        repeated_augmentation: how often each image comes in a batch, varied anew each time; an epoch is as long as with 1,
+            and takes that part of the images only.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
         stop_after: validations in a row without a better one after which the training ends; null: it takes all epochs.
         max_time: how long one call of the command trains, its teacher too: "8h", "1d12h", "90m", or "HH:MM:SS" or
@@ -87,6 +89,7 @@ class Training:
     class_weights: list[float] | Literal["balanced"] | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    repeated_augmentation: int = 1
     ema: float | None = None
     stop_after: int | None = None
     max_time: str | None = None
@@ -160,6 +163,7 @@ class Training:
         yield from number(f"{prefix}.label_smoothing", self.label_smoothing, 0, below=1)
         yield from number(f"{prefix}.mixup", self.mixup, 0)
         yield from number(f"{prefix}.cutmix", self.cutmix, 0)
+        yield from whole(f"{prefix}.repeated_augmentation", self.repeated_augmentation, 1)
         for weight in self.class_weights if isinstance(self.class_weights, list) else []:
             yield from number(f"{prefix}.class_weights", weight, 0)
         yield from self._optimizer_problems(prefix)
