@@ -29,8 +29,8 @@ class Model:
 
     Args:
         name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own.
-        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
-            ("DEFAULT", "pretrained"); null starts at random.
+        weights: a file, one of an installed package ("package:path/in/it"), the folder of a finished run of the same network
+            ("runs/other"), or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
     """
@@ -72,8 +72,8 @@ class Teacher(Model):
     Args:
         name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own; null where no method
             needs a teacher.
-        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
-            ("DEFAULT", "pretrained"); null starts at random.
+        weights: a file, one of an installed package ("package:path/in/it"), the folder of a finished run of the same network
+            ("runs/other"), or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
         training: how it is trained before the student; with 0 epochs it is taken as it is.
