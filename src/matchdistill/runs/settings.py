@@ -226,6 +226,8 @@ class Machine:
         deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.
         loggers: what writes the curves into the folder logs: tensorboard, csv, wandb (offline), mlflow (a store of files).
         log_every: steps between entries in the logs.
+        callbacks: Lightning callbacks of libraries or of your own, each as Lightning's command line has it:
+            {class_path: package.module.Class, init_args: {name: value}}.
     """
 
     accelerator: str = "auto"
@@ -240,6 +242,7 @@ class Machine:
     deterministic: bool = False
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
     log_every: int = 20
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values."""
@@ -254,6 +257,15 @@ class Machine:
                 yield f"{prefix}.loggers has {name!r}, which needs a package: pip install {LOGGERS[name]}"
             elif self.loggers.count(name) > 1:
                 yield f"{prefix}.loggers has {name!r} more than once"
+        for callback in self.callbacks:
+            # Nothing is imported here: the recipe may be of somebody else, whose run is measured or described alone.
+            path, arguments = callback.get("class_path"), callback.get("init_args", {})
+            good = isinstance(path, str) and "." in path and isinstance(arguments, dict)
+            if not good or not callback.keys() <= {"class_path", "init_args"}:
+                yield (
+                    f"{prefix}.callbacks has {callback}: expected {{class_path: package.module.Class, init_args: {{...}}}}, "
+                    "where init_args can be left out"
+                )
 
 
 @dataclass
