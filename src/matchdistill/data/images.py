@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, path_problems
+from matchdistill.data.module import DataModule, Sources, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
 from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
@@ -194,6 +194,9 @@ class ImageOptions(AugmentingOptions):
             of teacher, pre-training and student.
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
     """
+
+    sources: ClassVar[Sources] = {"torchvision": ("download",)}
+    indifferent = AugmentingOptions.indifferent | {"root", "val_root", "download"}
 
     name: str = "digits"
     root: Path | None = None

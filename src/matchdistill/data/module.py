@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +31,8 @@ from matchdistill.messages import LARGEST, did_you_mean, number, whole
 
 MOST_WORKERS = 1024
 
+Sources = Mapping[str, Sequence[str]]  # of options, by the library that they are from; all others are our own
+
 
 @dataclass(kw_only=True)
 class DataOptions:
@@ -50,6 +52,10 @@ class DataOptions:
         max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
         seed: what the order, the choice by ``train_limit`` and the workers' random numbers follow from.
     """
+
+    sources: ClassVar[Sources] = {"torch": ("batch_size", "workers")}
+    # What changes nothing of a result, so that it may change where a run goes on: where the data is, and how it comes in.
+    indifferent: ClassVar[frozenset[str]] = frozenset({"workers", "skip_corrupt"})
 
     batch_size: int = 64
     workers: int = 0

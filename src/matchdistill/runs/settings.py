@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from matchdistill.data.module import Sources
 from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
 from matchdistill.models import weights_file
@@ -34,6 +35,8 @@ class Model:
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
     """
+
+    sources: ClassVar[Sources] = {"torchvision, timm": ("name", "weights")}
 
     name: str | None = None
     weights: str | None = None
@@ -229,6 +232,22 @@ class Machine:
         callbacks: Lightning callbacks of libraries or of your own, each as Lightning's command line has it:
             {class_path: package.module.Class, init_args: {name: value}}.
     """
+
+    sources: ClassVar[Sources] = {
+        "torch": ("sync_batchnorm", "channels_last", "compile"),
+        "Lightning": (
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "precision",
+            "deterministic",
+            "loggers",
+            "log_every",
+        ),
+        "Lightning, or yours": ("callbacks",),
+    }
+    indifferent: ClassVar[frozenset[str]] = frozenset({"loggers", "log_every"})
 
     accelerator: str = "auto"
     devices: int | Literal["auto"] = 1

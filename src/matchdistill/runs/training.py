@@ -7,11 +7,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
+from matchdistill.data.module import Sources
 from matchdistill.messages import cause, did_you_mean, number, whole
 
 SGD = "sgd"
@@ -64,6 +65,13 @@ class Training:
             "DD:HH:MM:SS" as Lightning has it. Then it ends after the epoch, and --resume goes on; null: to the end.
         keep_best: keep, beside the last student, the one of the best validation, as best.safetensors.
     """
+
+    sources: ClassVar[Sources] = {
+        "torch": ("momentum", "nesterov", "loss", "class_weights", "patience"),
+        "timm": ("decay_norms", "layer_decay", "mixup", "cutmix", "repeated_augmentation"),
+        "torch, timm": ("optimizer", "lr", "weight_decay", "optimizer_options", "label_smoothing"),
+        "Lightning": ("epochs", "clip_grad_norm", "accumulate", "validate_every"),
+    }
 
     epochs: int = 120
     optimizer: str | None = None
