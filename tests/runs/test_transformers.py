@@ -69,7 +69,7 @@ def test_from_folders_to_a_table(fashion, tmp_path, monkeypatch, capsys, method,
         hits = [row["label"] == row["path"].split("/")[-2] for row in rows]
         assert len(hits) == 100
         # Equal logits of an export may be rounded to another order.
-        assert math.isclose(sum(hits) / 100, metrics["student"]["top1"], abs_tol=0 if source == "run" else 0.01)
+        assert math.isclose(sum(hits) / 100, metrics["student"]["top1"], abs_tol=1e-6 if source == "run" else 0.011)
         assert all(0.1 < float(row["score"]) <= 1 for row in rows)
     assert metrics["teacher"]["top1"] > 0.2
     assert metrics["student"]["top1"] > 0.2
