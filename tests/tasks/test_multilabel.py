@@ -128,7 +128,9 @@ def test_a_data_set_of_hugging_face(colours, expected, tmp_path, named):
 @pytest.mark.parametrize("kind", ["list", "tensor"])
 def test_a_set_of_ones_own(colours, expected, monkeypatch, kind):
     monkeypatch.chdir(colours)
-    assert_same_data(batches(name="colours17:colours", root=colours, options={"kind": kind}), expected)
+    found = batches(name="colours17:colours", root=colours, options={"kind": kind})
+    assert_same_data(found, expected)
+    assert (found[0].code, expected[0].code) == ("colours17:colours", "")  # by which commands ask for trust
     sys.modules.pop("colours17", None)
 
 
