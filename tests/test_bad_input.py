@@ -105,6 +105,12 @@ def table(given: str, said: str, content: str, *options: str) -> Case:
     return Case("Tables of images", given, said, FIT + options, make)
 
 
+def labels(given: str, said: str, label: str) -> Case:
+    """A table of images with several labels, the first of which is changed."""
+    case = table(given, said, TABLE.replace(",ant,train", f",{label},train").replace(",ant,val", ",bee,val"))
+    return case._replace(command=(*case.command, "--task=multilabel"))
+
+
 def shard(given: str, said: str, files: Sequence[str], *options: str) -> Case:
     """A shard of files that all have the same content."""
 
@@ -261,6 +267,13 @@ CASES = [
     option("training.milestones=[-1]", "training.milestones is -1: expected a whole number from 0 on"),
     option("training.validate_every=0", "training.validate_every is 0: expected a whole number from 1 on"),
     option("training.accumulate=0", "training.accumulate is 0: expected a whole number from 1 on"),
+    option(
+        "training.repeated_augmentation=0", "training.repeated_augmentation is 0: expected a whole number from 1 on"
+    ),
+    option("trainer.callbacks=[{class: a.B}]", "trainer.callbacks has {'class': 'a.B'}: expected {class_path"),
+    option("trainer.callbacks=[{class_path: nowhere.B}]", "there is no library or module 'nowhere'"),
+    option("trainer.callbacks=[{class_path: json.loads}]", "json.loads is no class of callbacks: expected"),
+    option("task=multilabel", "data.name is 'csv': give the file with columns of paths and labels as data.root"),
     option("data.batch_size=0", "data.batch_size is 0: expected a whole number from 1 on"),
     option("data.workers=100000", "data.workers is 100000: expected a whole number from 0 to 1024"),
     option("data.image_size=100000", "data.image_size is 100000: expected a whole number from 1 to 8192"),
@@ -464,6 +477,10 @@ CASES = [
     table("a split of another name", "is of the split 'test': expected 'train' or", TABLE.replace("val\n", "test\n")),
     table("a row that is too short", "row 5 (line 6) has 2 values for 3 columns", TABLE + "train/bee/1.png,bee\n"),
     table("a class that only `val` has", "without training images: wasp", TABLE + "val/bee/1.png,wasp,val\n"),
+    labels(
+        "an empty name among several labels", "row 1 (line 2) has the label 'ant||bee': expected names with", "ant||bee"
+    ),
+    labels("no label at all", "images/t.csv has validation images of classes without training images", ""),
     table("validation images alone", "images/t.csv has no training images", TABLE.replace("train\n", "val\n")),
     coco("no annotations", "instances_train2017.json does not exist", lambda content: True),
     coco("annotations that are no JSON", "is damaged or no JSON", lambda content: ANNOTATIONS.write_text("{")),
@@ -634,6 +651,21 @@ CASES = [
         edited("evidence/costs.json", student=[1], memory=3),
         "report",
         "run",
+    ),
+    run(
+        "of another network, as weights",
+        "its student has the options {'width': 2}, not {'width': 3}: give the same",
+        lambda folder: None,
+        *FIT,
+        "--student.weights=run",
+        "--student.options={width: 3}",
+    ),
+    run(
+        "not finished, as weights",
+        "weights ./run: a folder, not a weights file, without the student of a finished run",
+        lambda folder: (folder / "student.safetensors").unlink(),
+        *FIT,
+        "--student.weights=./run",
     ),
     run(
         "a checkpoint of other types",

@@ -2,7 +2,17 @@
 
 from matchdistill.data.detection import DetectionData, DetectionOptions
 from matchdistill.data.images import ImageData, ImageOptions
+from matchdistill.data.labels import LabelsData, LabelsOptions
 from matchdistill.data.loading import EpochSampler
 from matchdistill.data.module import DataOptions
 
-__all__ = ["DataOptions", "DetectionData", "DetectionOptions", "EpochSampler", "ImageData", "ImageOptions"]
+__all__ = [
+    "DataOptions",
+    "DetectionData",
+    "DetectionOptions",
+    "EpochSampler",
+    "ImageData",
+    "ImageOptions",
+    "LabelsData",
+    "LabelsOptions",
+]

@@ -16,6 +16,7 @@ from matchdistill.data.loading import mix_seed
 from matchdistill.data.pictures import Place
 
 Labelled = Sequence[tuple[Place, str]]  # images, each with the name of its class
+Several = Sequence[tuple[Place, Sequence[str]]]  # images, each with the names of all of its classes
 
 
 def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -67,8 +68,7 @@ def named_classes(
     if val is not None and not val:
         raise ValueError(f"{source} has no validation images")
     found = {name for _, name in train}
-    numbers = all(name.isascii() and name.isdecimal() for name in found)
-    class_names = sorted(found, key=(lambda name: (int(name), name)) if numbers else None)
+    class_names = named_order(found)
     if strange := {name for _, name in val or ()} - found:
         raise ValueError(f"{source} has validation images of classes without training images: {some(strange)}")
     places = {name: label for label, name in enumerate(class_names)}
@@ -76,6 +76,54 @@ def named_classes(
         in_order([(image, places[name]) for image, name in split]) for split in (train, val) if split is not None
     )
     return train_files, others[0] if others else None, class_names
+
+
+def several_classes(
+    train: Several, val: Several | None, source: str, known: Sequence[str] | None = None
+) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
+    """Images with any number of classes each, in the order that is given, and the names of the classes in `named_order`.
+
+    Args:
+        train: training images.
+        val: validation images; None: there are none.
+        source: what they are read from, for errors.
+        known: all classes in their order; None: those of the training images.
+
+    Returns:
+        The images, whose labels (N, C) uint8 have a 1 for each class of an image, and the names.
+
+    Raises:
+        ValueError: there are no images, no classes, or classes without training images.
+    """
+    if not train:
+        raise ValueError(f"{source} has no training images")
+    found = {name for _, names in train for name in names}
+    class_names = named_order(found) if known is None else list(known)
+    if not class_names:
+        raise ValueError(f"{source} has no training image with a label")
+    if strange := {name for _, names in val or () for name in names} - set(class_names):
+        raise ValueError(f"{source} has validation images of classes without training images: {some(strange)}")
+    places = {name: label for label, name in enumerate(class_names)}
+
+    def marked(images: Several) -> ImageFiles:
+        labels = torch.zeros(len(images), len(places), dtype=torch.uint8)
+        for row, (_, names) in enumerate(images):
+            labels[row, [places[name] for name in names]] = 1
+        return ImageFiles([place for place, _ in images], labels)
+
+    return marked(train), None if val is None else marked(val), class_names
+
+
+def named_order(names: Iterable[str]) -> list[str]:
+    """Names of classes in order: by number if all are whole numbers, else by the alphabet.
+
+    Examples:
+        >>> named_order(["10", "9"]), named_order(["10", "9", "a"])
+        (['9', '10'], ['10', '9', 'a'])
+    """
+    found = set(names)
+    numbers = all(name.isascii() and name.isdecimal() for name in found)
+    return sorted(found, key=(lambda name: (int(name), name)) if numbers else None)
 
 
 def in_order(images: Iterable[tuple[Place, int]]) -> ImageFiles:

@@ -32,7 +32,7 @@ VAL_NAMES = ("val", "valid", "validation")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Paths of N images, or what opens them, and labels (N,) int64."""
+    """Paths of N images, or what opens them, and labels (N,) int64; or (N, C) with a 1 for each class of an image."""
 
     paths: Sequence[Place]
     labels: Tensor
@@ -218,14 +218,14 @@ class FolderDataset(FileDataset):
         self.files = files
         self.transform = transform
 
-    def _sample(self, index: int, picture: Picture) -> tuple[Tensor, int]:
+    def _sample(self, index: int, picture: Picture) -> tuple[Tensor, Tensor]:
         """One image (3, H, W) and its label."""
-        return self.transform(picture.image), int(self.files.labels[index])
+        return self.transform(picture.image), self.files.labels[index]
 
-    def _batch(self, samples: list[tuple[Tensor, int]]) -> Batch:
-        """Images (N, 3, H, W) and labels (N,)."""
+    def _batch(self, samples: list[tuple[Tensor, Tensor]]) -> Batch:
+        """Images (N, 3, H, W) and labels (N,), or (N, C) of several classes an image."""
         images, labels = zip(*samples, strict=True)
-        return torch.stack(images), torch.tensor(labels)
+        return torch.stack(images), torch.stack(labels)
 
 
 def image_transform(

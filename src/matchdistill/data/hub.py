@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from matchdistill.data.classes import in_order, named_classes
+from matchdistill.data.classes import in_order, named_classes, several_classes
 from matchdistill.data.folder import VAL_NAMES, ImageFiles
 from matchdistill.files import open_file
 from matchdistill.messages import cause, did_you_mean, listed
@@ -54,6 +54,7 @@ class HubSet:
         label_column: the column of classes; None: the one of this type.
         train_split: the split of the training images.
         val_split: the split of the validation images; None: any of `VAL_NAMES`.
+        several: whether an image has a list of classes.
     """
 
     root: Path
@@ -62,6 +63,7 @@ class HubSet:
     label_column: str | None = None
     train_split: str = "train"
     val_split: str | None = None
+    several: bool = False
 
     def read(self) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
         """Training images, validation images (None if there is no such split) and class names.
@@ -82,7 +84,7 @@ class HubSet:
         train = splits[self.train_split]
         val = None if val_name is None else splits[val_name]
         image, label = self._columns(train)
-        known = getattr(train.features[label], "names", None)
+        known = getattr(self._kind(train.features[label]), "names", None)
         if val is not None and any(val.features.get(name) != train.features[name] for name in (image, label)):
             raise ValueError(
                 f"{self.root}: the columns {image!r} and {label!r} are not of the same type, with the same classes, in the "
@@ -90,6 +92,8 @@ class HubSet:
             )
         train_rows = self._rows(train, self.train_split, image, label, known)
         val_rows = None if val is None else self._rows(val, str(val_name), image, label, known)
+        if self.several:
+            return several_classes(train_rows, val_rows, str(self.root), known)
         if known is None:
             return named_classes(train_rows, val_rows, str(self.root))
         places = {name: number for number, name in enumerate(known)}
@@ -131,7 +135,8 @@ class HubSet:
             ("image_column", self.image_column, Image),
             ("label_column", self.label_column, ClassLabel),
         ):
-            typed = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+            features = {n: self._kind(each) if kind is ClassLabel else each for n, each in dataset.features.items()}
+            typed = [name for name, feature in features.items() if isinstance(feature, kind)]
             if given is not None and given not in dataset.features:
                 hint = did_you_mean(given, dataset.features)
                 raise ValueError(
@@ -145,8 +150,14 @@ class HubSet:
             found.append(given or typed[0])
         return found[0], found[1]
 
-    def _rows(self, dataset: Any, split: str, image: str, label: str, known: list[str] | None) -> list[tuple[Row, str]]:
-        """The images of a split, each with the name of its class."""
+    def _kind(self, feature: Any) -> Any:
+        """The type of a column of classes, or of the items in its lists; None: it has no lists where there must be some."""
+        if not self.several:
+            return feature
+        return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+
+    def _rows(self, dataset: Any, split: str, image: str, label: str, known: list[str] | None) -> list[tuple[Row, Any]]:
+        """The images of a split, each with the name of its class, or a list of names where there are several."""
         from datasets import Image
 
         source = f"the split {split!r} of {self.root}"
@@ -157,10 +168,20 @@ class HubSet:
         except Exception as error:  # the library has errors of its own
             raise ValueError(f"{self.root}: the column {image!r} holds no images ({cause(error)})") from error
         found = []
-        for index, value in enumerate(dataset.with_format(None)[label]):
-            if value is None or value == "" or (known is not None and not 0 <= value < len(known)):
-                raise ValueError(f"{source}, row {index} has the label {value!r} (column {label!r}): expected a class")
-            if not isinstance(value, int | str):
-                raise ValueError(f"{self.root}: the column {label!r} holds {type(value).__name__}: expected classes")
-            found.append((Row(rows, index, source), str(value) if known is None else known[int(value)]))
+        for index, values in enumerate(dataset.with_format(None)[label]):
+            if self.several and not isinstance(values, list):
+                raise ValueError(f"{source}, row {index} has {values!r} (column {label!r}): expected a list of classes")
+            names = [
+                self._name(value, f"{source}, row {index}", label, known)
+                for value in (values if self.several else [values])
+            ]
+            found.append((Row(rows, index, source), names if self.several else names[0]))
         return found
+
+    def _name(self, value: Any, where: str, label: str, known: list[str] | None) -> str:
+        """The name of a class."""
+        if value is None or value == "" or (known is not None and not 0 <= value < len(known)):
+            raise ValueError(f"{where} has the label {value!r} (column {label!r}): expected a class")
+        if not isinstance(value, int | str):
+            raise ValueError(f"{self.root}: the column {label!r} holds {type(value).__name__}: expected classes")
+        return str(value) if known is None else known[int(value)]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform
 from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, path_problems
+from matchdistill.data.module import DataModule, Sources, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
 from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
@@ -50,6 +50,7 @@ class ImageSet:
             are cropped.
         flip: whether training images are mirrored if they are varied.
         options: whether it takes ``data.options``.
+        own: whether a function of the user's own reads it.
     """
 
     size: int
@@ -59,6 +60,7 @@ class ImageSet:
     small: bool = False
     flip: bool = True
     options: bool = False
+    own: bool = False
 
 
 def _read_digits(_: Place) -> Split:
@@ -119,7 +121,7 @@ IMAGE_SETS = {
 }
 
 # A function of the user's own.
-OWN = ImageSet(224, OwnSet.read, locate=_own, options=True)
+OWN = ImageSet(224, OwnSet.read, locate=_own, options=True, own=True)
 
 
 def image_set(name: str) -> ImageSet | None:
@@ -171,6 +173,9 @@ class ImageOptions(AugmentingOptions):
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
     """
 
+    sources: ClassVar[Sources] = {"torchvision": ("download",)}
+    indifferent = AugmentingOptions.indifferent | {"root", "val_root", "download"}
+
     name: str = "digits"
     root: Path | None = None
     image_size: int | None = None
@@ -186,9 +191,14 @@ class ImageOptions(AugmentingOptions):
     train_split: str = "train"
     val_split: str | None = None
 
+    @property
+    def image_set(self) -> ImageSet | None:
+        """The set of the name; None: there is none."""
+        return image_set(self.name)
+
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values, one by one, under the names that they have in a recipe."""
-        chosen = image_set(self.name)
+        chosen = self.image_set
         if chosen is None:
             yield (
                 f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)} or package.module:function"
@@ -201,7 +211,7 @@ class ImageOptions(AugmentingOptions):
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         if self.options and chosen is not None and not chosen.options:
             yield f"{prefix}.options is given, but {self.name!r} takes none: leave it out"
-        if self.prepared and chosen is not OWN:
+        if self.prepared and chosen is not None and not chosen.own:
             yield f"{prefix}.prepared is for functions of your own alone, not for {self.name!r}: leave it out"
         yield from number(f"{prefix}.val_share", self.val_share, 0, below=1, above=True)
         yield from super().problems(prefix)
@@ -272,14 +282,14 @@ class ImageData(DataModule):
 
     @property
     def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not
-        chosen = image_set(self.options.name)
+        chosen = self.options.image_set
         assert chosen is not None
         return chosen
 
     @property
     def code(self) -> str:
         """The function of the user's own that gives the images; empty if there is none."""
-        return self.options.name if self._set is OWN else ""
+        return self.options.name if self._set.own else ""
 
     @property
     def small(self) -> bool:
@@ -293,19 +303,25 @@ class ImageData(DataModule):
     def _read(self) -> tuple[Images, Images, list[str]]:
         train, val, class_names = self._set.read(self._set.locate(self.root, self.options))
         source = self.options.name if self.root is None else str(self.root)
-        tell_missing(train.labels, class_names, f"{source}, training,", "nothing is learned of these classes")
+        tell_missing(self._classes(train), class_names, f"{source}, training,", "nothing is learned of these classes")
         if val is None:
-            kept, taken = split_off(train.labels, self.options.val_share)
+            groups = self._groups(train)
+            kept, taken = split_off(groups, self.options.val_share)
+            stratified = ", of each class the same share" if groups.any() else ""
             warnings.warn(
                 f"{source} has no validation images: {len(taken)} of its {len(train.labels)} training images are taken out "
-                "for validation, of each class the same share (data.val_share)",
+                f"for validation{stratified} (data.val_share)",
                 stacklevel=2,
             )
             train, val = train.subset(kept), train.subset(taken)
-        tell_missing(val.labels, class_names, f"{source}, validation,", "these classes are not measured")
+        tell_missing(self._classes(val), class_names, f"{source}, validation,", "these classes are not measured")
         return train, val, class_names
 
     def _groups(self, images: Images) -> Tensor:
+        return images.labels
+
+    def _classes(self, images: Images) -> Tensor:
+        """The classes that images have, any number of times."""
         return images.labels
 
     def _dataset(self, images: Images, training: bool) -> TensorDataset | FolderDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,8 @@ from matchdistill.models.preparation import IMAGENET, Preparation
 
 MOST_WORKERS = 1024
 
+Sources = Mapping[str, Sequence[str]]  # of options, by the library that they are from; all others are our own
+
 
 @dataclass(kw_only=True)
 class DataOptions:
@@ -51,6 +53,10 @@ class DataOptions:
         max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
         seed: what the order, the choice by ``train_limit`` and the workers' random numbers follow from.
     """
+
+    sources: ClassVar[Sources] = {"torch": ("batch_size", "workers")}
+    # What changes nothing of a result, so that it may change where a run goes on: where the data is, and how it comes in.
+    indifferent: ClassVar[frozenset[str]] = frozenset({"workers", "skip_corrupt"})
 
     batch_size: int = 64
     workers: int = 0
@@ -99,6 +105,7 @@ class DataModule(pl.LightningDataModule, ABC):
     Attributes:
         options: all of them.
         preparation: how the network wants its images, see `prepare_as`; its size: theirs, if they have one.
+        repeats: how often each training image of an epoch comes, varied anew each time; see `EpochSampler`.
 
     Raises:
         TypeError: there is no such option; the nearest names are suggested.
@@ -109,6 +116,7 @@ class DataModule(pl.LightningDataModule, ABC):
     fewest: ClassVar[int] = 2  # training images of a batch: batch norm cannot take one
     options: Any  # an instance of options_type
     preparation: Preparation = IMAGENET
+    repeats = 1
     num_classes: int
     class_names: list[str]
     train_set: Any  # a Dataset that has a length
@@ -193,7 +201,7 @@ class DataModule(pl.LightningDataModule, ABC):
         rank, world = rank_and_world()
         self.check_shares(world)
         generator = Generator()
-        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world)
+        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world, self.repeats)
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.
         drop_last = len(sampler) >= self.options.batch_size

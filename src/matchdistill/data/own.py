@@ -66,10 +66,12 @@ class OwnSet:
     Attributes:
         name: ``package.module:function``.
         options: its arguments.
+        several: whether labels are vectors with a 1 for each class of an image, and a 0 for each other one.
     """
 
     name: str
     options: Mapping[str, Any]
+    several: bool = False
 
     def read(self) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
         """Training images, validation images and class names.
@@ -120,11 +122,17 @@ class OwnSet:
             return train, val, list(class_names)
         if train is None:
             raise self._refused("its data module has no training loader with a data set")
+        if self.several:
+            raise self._refused("its data module names no classes: give it an attribute class_names")
         labels = [self._label(label, item, None) for item, label in self._labels(train, "training")]
         return train, val, [str(number) for number in range(max(labels, default=-1) + 1)]
 
     def _images(self, dataset: Any, split: str, classes: int) -> ImageFiles:
         pairs = self._labels(dataset, split)
+        if self.several:
+            return ImageFiles(
+                [item for item, _ in pairs], torch.stack([self._vector(*pair, classes) for pair in pairs])
+            )
         return in_order((item, self._label(label, item, classes)) for item, label in pairs)
 
     def _labels(self, dataset: Any, split: str) -> list[tuple[Item, Any]]:
@@ -154,6 +162,16 @@ class OwnSet:
             expected = "a whole number from 0 on" if classes is None else f"a whole number from 0 to {classes - 1}"
             raise self._refused(f"item {item} has the label {label!r}: expected {expected}")
         return number
+
+    def _vector(self, item: Item, label: Any, classes: int) -> Tensor:
+        try:
+            vector = torch.as_tensor(label)
+            good = tuple(vector.shape) == (classes,) and bool(((vector == 0) | (vector == 1)).all())
+        except (TypeError, ValueError, RuntimeError):
+            good = False
+        if not good:
+            raise self._refused(f"item {item} has the label {label!r}: expected {classes} numbers, each 0 or 1")
+        return vector.to(torch.uint8)
 
     def _refused(self, problem: str) -> ValueError:
         return ValueError(f"data.name {self.name!r}: {problem}")

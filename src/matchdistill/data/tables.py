@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from matchdistill.data.classes import named_classes
+from matchdistill.data.classes import named_classes, several_classes
 from matchdistill.data.folder import VAL_NAMES, ImageFiles, same_name
 from matchdistill.files import read_bytes
 from matchdistill.messages import cause, did_you_mean, listed, printable
@@ -47,6 +47,7 @@ class Table:
         split_column: the column that says which images are for training; None: "split", if there is one.
         train_split: what it says of training images.
         val_split: what it says of validation images; None: any of `VAL_NAMES`.
+        separator: between the names of an image's classes, of which it may have any number; None: it has one.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Table:
     split_column: str | None = None
     train_split: str = "train"
     val_split: str | None = None
+    separator: str | None = None
 
     def read(self) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
         """Training images, validation images (None if the table names none) and class names.
@@ -83,7 +85,20 @@ class Table:
                 seen[place] = row.where
                 splits[path != self.path or row.split in val_names].append((place, row.label))
         train, val = (sorted(split) for split in splits)
-        return named_classes(train, val if val or self.val_path else None, str(self.path))
+        given = val if val or self.val_path else None
+        if self.separator is None:
+            return named_classes(train, given, str(self.path))
+        several = [
+            [(place, self._names(label, seen[place])) for place, label in split] for split in (train, given or [])
+        ]
+        return several_classes(several[0], None if given is None else several[1], str(self.path))
+
+    def _names(self, label: str, where: str) -> list[str]:
+        """The names of the classes in a label."""
+        names = [name.strip() for name in label.split(self.separator)] if label else []
+        if "" in names:
+            raise ValueError(f"{where} has the label {label!r}: expected names with {self.separator!r} between them")
+        return names
 
     def _rows(self, path: Path) -> Iterator[Row]:
         """The rows of a table, each with a path and a label."""
@@ -99,7 +114,7 @@ class Table:
         read = _delimited if suffix in DELIMITERS else _parquet
         for where, values in read(path, needed, optional):
             for option, column in needed.items():
-                if not values[column]:
+                if not values[column] and not (self.separator and option == "label_column"):
                     raise ValueError(f"{where}: {option.partition('_')[0]} is empty (column {column!r})")
             yield Row(
                 where,

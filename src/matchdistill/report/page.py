@@ -232,6 +232,7 @@ def _details(run: Run, positions: int) -> dict[str, Any]:
     return {
         "name": run.name,
         "learned": parse_method(run.method).learned,
+        "notes": run.notes,
         "charts": _shown([chart(run) for chart in tables.RUN]),
         "positions": [
             {

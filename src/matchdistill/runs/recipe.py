@@ -57,6 +57,7 @@ class Recipe(Settings):
             raise ValueError("; ".join(found))
         task = TASKS[config["task"]]
         data = task.data(**config["data"], seed=config["seed"])
+        data.repeats = config["training"]["repeated_augmentation"]
         if "preparation" in task.supports:
             for role in ("student", "teacher"):
                 config[role]["preparation"] = _settled(config[role], role, data)

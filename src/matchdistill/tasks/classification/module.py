@@ -6,7 +6,7 @@ Axes: N batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class ClassificationModule(DistilledModule):
         labels: of all training images (M,), for classes that weigh by them.
     """
 
+    measured: ClassVar[tuple[Metric, ...]] = ACCURACIES
+
     def __init__(
         self,
         student: nn.Module,
@@ -54,14 +56,31 @@ class ClassificationModule(DistilledModule):
         logits_at: Place | None = None,
         labels: Tensor | None = None,
     ) -> None:
-        super().__init__(student, settings, ACCURACIES, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
+        measures = [self.measure_of(num_classes), self.measure_of(num_classes)]
+        super().__init__(student, settings, self.measured, measures, distiller)
         self._num_classes, self.logits_at, self.preparation = num_classes, logits_at, settings.student.prepared
-        self.label_loss = LabelLoss(self.schedule, num_classes, labels)
+        self.label_loss = self.loss_of(num_classes, labels)
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None
         if teacher is not None:
             self._teacher = FrozenTeacher(teacher, prepare=prepare, shared=shared_modules(teacher, student))
+
+    @staticmethod
+    def measure_of(num_classes: int) -> MetricCollection:
+        """What computes the metrics of a network."""
+        top = {"top1": MulticlassAccuracy(num_classes, 1, average="micro")}
+        if num_classes > 5:
+            top["top5"] = MulticlassAccuracy(num_classes, 5, average="micro")
+        return MetricCollection(dict(top))
+
+    def loss_of(self, num_classes: int, labels: Tensor | None) -> Any:
+        """The loss on labels: (logits, targets) -> scalar, and ``mixed`` before it, as `LabelLoss` has them."""
+        return LabelLoss(self.schedule, num_classes, labels)
+
+    def kd(self, output: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """The loss of logits (N, classes) by the teacher's."""
+        return kd_loss(output, taught, temperature)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -89,8 +108,7 @@ class ClassificationModule(DistilledModule):
         else:
             output = self._logits(self.student(images))
         if self.method.kd:
-            loss = kd_loss(output, captured.teacher_output, self.distillation.kd_temperature)
-            losses[KD] = self._kd_weight * loss
+            losses[KD] = self._kd_weight * self.kd(output, captured.teacher_output, self.distillation.kd_temperature)
         return output, losses
 
     def _logits(self, output: Any) -> Tensor:
@@ -114,17 +132,25 @@ class ClassificationModule(DistilledModule):
     ) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """The images, and of each the names of "truth", "student" and "teacher", of networks with the share they give it."""
         images, labels = batch
-        told = [{"truth": class_names[label]} for label in labels.tolist()]
+        told = [{"truth": text} for text in self.true_names(labels, class_names)]
         for role, network in (("student", self.network()), ("teacher", self.teacher)):
             if network is not None:
-                shares, found = network(images).float().softmax(1).max(1)
-                for own, share, label in zip(told, shares.tolist(), found.tolist(), strict=True):
-                    # A pre-trained teacher may know other classes.
-                    name = class_names[label] if label < len(class_names) else f"class {label}"
-                    own[role] = f"{name} ({share:.0%})"
+                for own, text in zip(told, self.found_names(network(images).float(), class_names), strict=True):
+                    own[role] = text
         prepared = self.preparation
         mean, deviation = (images.new_tensor(values)[:, None, None] for values in (prepared.mean, prepared.std))
         return list(images * deviation + mean), told
+
+    def true_names(self, labels: Tensor, class_names: list[str]) -> list[str]:
+        """What labels say, in words."""
+        return [class_names[label] for label in labels.tolist()]
+
+    def found_names(self, logits: Tensor, class_names: list[str]) -> list[str]:
+        """What logits (N, classes) say, in words."""
+        shares, found = logits.softmax(1).max(1)
+        # A pre-trained teacher may know other classes.
+        names = [class_names[label] if label < len(class_names) else f"class {label}" for label in found.tolist()]
+        return [f"{name} ({share:.0%})" for name, share in zip(names, shares.tolist(), strict=True)]
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """The images in the networks' memory format."""
@@ -148,10 +174,3 @@ class ClassificationModule(DistilledModule):
         measure.update(output, labels)
         if network is self.network() and self.trainer.state.fn == "fit":
             self._check_output(output)
-
-
-def _accuracy(num_classes: int) -> MetricCollection:
-    top = {"top1": MulticlassAccuracy(num_classes, 1, average="micro")}
-    if num_classes > 5:
-        top["top5"] = MulticlassAccuracy(num_classes, 5, average="micro")
-    return MetricCollection(dict(top))

@@ -23,6 +23,7 @@ from matchdistill.tasks.classification.export import ExportedClassifier, export_
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.classification.predicting import ClassPredicting
 from matchdistill.tasks.exporting import Format
+from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.task import Card, Task
 from matchdistill.trace import traced
 
@@ -31,8 +32,9 @@ class Classification(Task):
     """Images with one label each."""
 
     name = "classification"
+    module_type: ClassVar[type[ClassificationModule]] = ClassificationModule
     data = ImageData
-    metrics = ACCURACIES
+    metrics: ClassVar[tuple[Metric, ...]] = ACCURACIES
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
     description: ClassVar[Mapping[str, Any]] = {"image_size": int, "preparation": dict, "gray": bool}
     formats = get_args(Format)
@@ -76,7 +78,7 @@ class Classification(Task):
         if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
             prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
         labels = cast("ImageData", data).train_labels
-        return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
+        return self.module_type(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
         """The size of the images, how they are prepared, and whether they are small gray ones."""
@@ -100,6 +102,8 @@ class Classification(Task):
 
     def network_of(self, config: Mapping[str, Any]) -> Model | None:
         """The network that a config.json describes, be it one of timm's."""
+        if config.get("task", self.name) != self.name:
+            return None
         architecture, options = config.get("architecture"), config.get("model_args", {})
         if not isinstance(architecture, str) or not isinstance(options, dict):
             return super().network_of(config)
