@@ -128,6 +128,11 @@ class Features(Task):
         student = ExportedClassifier(path)
         if data is not None:
             self.check(student, data, "student")
+            if not cast("UnlabelledData", data).labelled:
+                raise ValueError(
+                    f"{path}: without labels a student is measured from its weights, whose features are compared with the "
+                    "teacher's: give a file of weights (.safetensors, .ckpt)"
+                )
         return student
 
     def predicting(self, config: Mapping[str, Any], top: int | None = None) -> FeaturePredicting:
