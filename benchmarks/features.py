@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import machine
-from matchdistill.files import atomic_write, write_json
+from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.runs.metrics import RunMetrics
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
@@ -26,6 +26,7 @@ from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.neighbours import KNN, PROBE
 
 RESULTS = Path(__file__).parent / "results"
+PEER = "features_lightly_train.json"  # what `benchmarks.peers.lightly_train` writes
 ALONE = "none"
 METHODS = ("mgd-amp", "fitnets", "ofd")
 STUDENTS = {
@@ -80,7 +81,7 @@ def run(out: Path = Path("runs/features"), seeds: int = 3, scale: Scale = Scale(
                 if method != ALONE:
                     distilled = fit(distilling(student, method, seed, teacher / WEIGHTS, scale), folder, resume=True)
                 for labels in LABELS:
-                    recipe = tuning(student, labels, seed, folder if distilled else None, scale)
+                    recipe = tuning(student, labels, seed, folder / WEIGHTS if distilled else None, scale)
                     tuned = fit(recipe, folder / f"labels{labels}", resume=True)
                     found.append(
                         {
@@ -134,8 +135,8 @@ def distilling(student: str, method: str, seed: int, teacher: Path, scale: Scale
     )
 
 
-def tuning(student: str, labels: int, seed: int, distilled: Path | None, scale: Scale) -> Recipe:
-    """What fine-tunes a student, be it one that was distilled in a folder."""
+def tuning(student: str, labels: int, seed: int, weights: Path | None, scale: Scale) -> Recipe:
+    """What fine-tunes a student, be it from a file of weights."""
     return _recipe(
         "transfer_fashion_mnist" + "_narrow" * (student == "narrow"),
         scale,
@@ -145,13 +146,15 @@ def tuning(student: str, labels: int, seed: int, distilled: Path | None, scale: 
         f"--data.train_limit={labels}",
         f"--training.epochs={LABELS[labels]}",
         "--student.fresh_head=true",
-        *([] if distilled is None else [f"--student.weights={(distilled / WEIGHTS).resolve()}"]),
+        *([] if weights is None else [f"--student.weights={weights.resolve()}"]),
     )
 
 
 def write(results: dict[str, Any]) -> None:
-    """Keep results as JSON, and their tables."""
+    """Keep results as JSON, and their tables, of the peer too."""
     write_json(RESULTS / "features.json", results)
+    if (RESULTS / PEER).exists():
+        results = {**results, "runs": results["runs"] + read_json(RESULTS / PEER)["runs"]}
     atomic_write(RESULTS / "features.md", lambda path: path.write_text(markdown(results)))
 
 

@@ -109,8 +109,8 @@ class Features(Task):
         return build_model(name, **options)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
-        """The size of the images."""
-        return {"image_size": cast("UnlabelledData", data).image_size}
+        """The size of the images; and no classes, as the student has no head for those that it was measured by."""
+        return {"image_size": cast("UnlabelledData", data).image_size, "num_classes": 0, "class_names": []}
 
     def export(
         self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format
