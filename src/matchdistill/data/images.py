@@ -210,9 +210,14 @@ class ImageOptions(AugmentingOptions):
     train_split: str = "train"
     val_split: str | None = None
 
+    @property
+    def image_set(self) -> ImageSet | None:
+        """The set of the name; None: there is none."""
+        return image_set(self.name)
+
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values, one by one, under the names that they have in a recipe."""
-        chosen = image_set(self.name)
+        chosen = self.image_set
         if chosen is None:
             yield (
                 f"{prefix}.name is {self.name!r}: expected {', '.join(IMAGE_SETS)} or package.module:function"
@@ -276,7 +281,7 @@ class ImageData(DataModule):
 
     @property
     def _set(self) -> ImageSet:  # not kept: a data module travels to other processes, and functions may not
-        chosen = image_set(self.options.name)
+        chosen = self.options.image_set
         assert chosen is not None
         return chosen
 
@@ -297,7 +302,7 @@ class ImageData(DataModule):
             kept, taken = split_off(train.labels, self.options.val_share)
             warnings.warn(
                 f"{source} has no validation images: {len(taken)} of its {len(train.labels)} training images are taken out "
-                "for validation, of each class the same share (data.val_share)",
+                f"for validation{', of each class the same share' if class_names else ''} (data.val_share)",
                 stacklevel=2,
             )
             train, val = train.subset(kept), train.subset(taken)

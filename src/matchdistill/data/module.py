@@ -186,9 +186,13 @@ class DataModule(pl.LightningDataModule, ABC):
     def val_dataloader(self) -> BatchLoader:
         """This rank's share of the validation images: over all ranks, each image once."""
         self.setup()
-        batches = strided_batches(len(self.val_set), self.options.batch_size, *rank_and_world())
+        return self._each_once(self.val_set)
+
+    def _each_once(self, dataset: Any) -> BatchLoader:
+        """This rank's share of images in their order: over all ranks, each image once."""
+        batches = strided_batches(len(dataset), self.options.batch_size, *rank_and_world())
         # Nothing is random here, but without a generator of its own the loader would draw from the global one.
-        return self._loader(self.val_set, Generator(), batch_sampler=batches)
+        return self._loader(dataset, Generator(), batch_sampler=batches)
 
     def refresh_dataloader(self, max_images: int, epoch: int) -> BatchLoader:
         """This rank's share of up to ``max_images`` random training images, to solve the matching from.
