@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -195,6 +195,8 @@ class ImageOptions(AugmentingOptions):
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
     """
 
+    cropped: ClassVar[bool] = False  # whether small images are cropped too
+
     name: str = "digits"
     root: Path | None = None
     image_size: int | None = None
@@ -225,7 +227,7 @@ class ImageOptions(AugmentingOptions):
             )
         elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
-        elif chosen.small and self.crop_scale is not None:
+        elif chosen.small and self.crop_scale is not None and not self.cropped:
             yield f"{prefix}.crop_scale is of sets that are cropped: leave it out with {self.name}, whose images are shifted"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         if self.options and chosen is not None and not chosen.options:

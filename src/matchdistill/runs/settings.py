@@ -278,7 +278,7 @@ class Comparison:
 
 @dataclass
 class Settings:
-    """What a run depends on beside its data, section by section."""
+    """What a run depends on beside its data, section by section; `objective` is the task's own, None where it has none."""
 
     task: str
     seed: int
@@ -288,3 +288,4 @@ class Settings:
     distillation: Distillation
     trainer: Machine
     compare: Comparison
+    objective: Any = field(default=None, kw_only=True)

@@ -108,6 +108,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         check_compiler(trainer.strategy.root_device)
     for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
         images.check_shares(trainer.world_size)
+    module.check_processes(trainer.world_size)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)

@@ -56,6 +56,7 @@ class Training:
         class_weights: of the loss on labels, a number for each class; "balanced": by the reciprocals of their counts.
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
+        frozen: train the head alone: the body keeps its weights and, in evaluation mode, its statistics. For a linear probe.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
         stop_after: validations in a row without a better one after which the training ends; null: it takes all epochs.
         max_time: how long one call of the command trains, its teacher too: "8h", "1d12h", "90m", or "HH:MM:SS" or
@@ -87,6 +88,7 @@ class Training:
     class_weights: list[float] | Literal["balanced"] | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    frozen: bool = False
     ema: float | None = None
     stop_after: int | None = None
     max_time: str | None = None
@@ -95,7 +97,7 @@ class Training:
     @property
     def of_labels(self) -> list[str]:
         """The names of the settings, of those that are not at their defaults, that need images with one label each."""
-        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix")
+        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix", "frozen")
         return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
 
     @property

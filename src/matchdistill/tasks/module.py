@@ -87,6 +87,9 @@ class DistilledModule(pl.LightningModule):
         """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
         raise NotImplementedError
 
+    def check_processes(self, world: int) -> None:
+        """Raise a ValueError unless so many processes can train it."""
+
     def one_image(self, batch: Any) -> Any:
         """What a network is called with for the first image of a batch."""
         raise NotImplementedError

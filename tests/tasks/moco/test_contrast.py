@@ -74,13 +74,13 @@ def test_a_new_queue_has_random_keys_of_length_1():
 
 def test_the_queue_is_filled_in_order():
     queue = unit(12, 3, 0)
-    slow, place = SlowQueue(queue), 0
+    slow, place = SlowQueue(queue), torch.tensor(0)
     for step in range(7):
         keys = unit(4, 3, 10 + step)
-        place = contrast.enqueue(queue, place, keys)
+        contrast.enqueue(queue, place, keys)
         slow.take(keys)
         assert place == 4 * (step + 1) % 12
-        torch.testing.assert_close(queue.roll(-place, 0), torch.from_numpy(np.stack(slow.keys)), rtol=0, atol=0)
+        torch.testing.assert_close(queue.roll(-int(place), 0), torch.from_numpy(np.stack(slow.keys)), rtol=0, atol=0)
 
 
 def test_keys_follow_the_queries():

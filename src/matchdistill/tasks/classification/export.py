@@ -5,6 +5,7 @@ Axes: N batch, H height, W width.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,12 @@ from matchdistill.tasks.exporting import Format, check_onnx, exported_program, o
 
 
 def export_classifier(
-    model: nn.Module, images: Tensor, path: Path, kind: Format, rebuilt: nn.Module | None = None
+    model: nn.Module,
+    images: Tensor,
+    path: Path,
+    kind: Format,
+    rebuilt: nn.Module | None = None,
+    output: str = "logits",
 ) -> float:
     """Write a model and read it back to see that it computes the same.
 
@@ -29,6 +35,7 @@ def export_classifier(
         path: the file to write.
         kind: "safetensors" (a state dict), "onnx", or "pt2" (`torch.export`).
         rebuilt: for "safetensors", the plain model to load the file into.
+        output: what the output is called in "onnx".
 
     Returns:
         The largest absolute difference of the outputs.
@@ -40,7 +47,8 @@ def export_classifier(
     if kind not in get_args(Format):
         raise ValueError(f"unknown format {kind!r}: expected one of {', '.join(get_args(Format))}")
     model = model.eval().cpu()
-    write, run = {"safetensors": _safetensors, "onnx": _onnx, "pt2": _pt2}[kind](model, images, rebuilt)
+    onnx = functools.partial(_onnx, output=output)
+    write, run = {"safetensors": _safetensors, "onnx": onnx, "pt2": _pt2}[kind](model, images, rebuilt)
     with torch.no_grad():
         # Another batch size than the example's: it must not have been fixed.
         checked = torch.cat([images, torch.randn(3, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
@@ -67,7 +75,7 @@ def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     return lambda path: torch.export.save(program, path), lambda path, batch: read_program(path, "pt2")(batch)
 
 
-def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
+def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None, output: str) -> _Writer:
     check_onnx()
     program = exported_program(
         "torch.onnx",
@@ -77,7 +85,7 @@ def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
             dynamo=True,
             verbose=False,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         ),
     )

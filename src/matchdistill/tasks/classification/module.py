@@ -22,6 +22,7 @@ from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.classification.labels import LabelLoss
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
+from matchdistill.tasks.classification.probe import body_in_evaluation_mode
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import FrozenTeacher, shared_modules
@@ -73,6 +74,13 @@ class ClassificationModule(DistilledModule):
         if self._teacher is not None:
             self._teacher.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> ClassificationModule:
+        """Training or evaluation mode; a frozen body stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.schedule.frozen:
+            body_in_evaluation_mode(self.network())
         return self
 
     def losses(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.card import classifier_card
 from matchdistill.tasks.classification.checks import check_classes, example_images, training_logits
+from matchdistill.tasks.classification.probe import freeze_body
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.classification.predicting import ClassPredicting
@@ -42,6 +43,11 @@ class Classification(Task):
         yield from super().problems(settings)
         if settings.training.loss == "none" and not (method := settings.distillation).method.endswith(KD):
             yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
+        if settings.training.frozen and settings.distillation.parsed.features is not None:
+            yield (
+                f"training.frozen trains the head alone, and method {settings.distillation.method!r} teaches features of the "
+                f"body: give none or {KD}"
+            )
         if settings.teacher.training.loss == "none":
             yield "teacher.training.loss is 'none': a teacher learns from labels, give ce or bce"
 
@@ -75,6 +81,8 @@ class Classification(Task):
         if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
             prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
         labels = cast("ImageData", data).train_labels
+        if settings.training.frozen:
+            freeze_body(student, settings.student, data.num_classes)
         return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:

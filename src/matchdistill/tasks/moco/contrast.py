@@ -41,20 +41,17 @@ def new_queue(length: int, dimensions: int, generator: Generator | None = None) 
     return F.normalize(torch.randn(length, dimensions, generator=generator), dim=1)
 
 
-def enqueue(queue: Tensor, place: int, keys: Tensor) -> int:
+def enqueue(queue: Tensor, place: Tensor, keys: Tensor) -> None:
     """Put keys (M, D) over the oldest ones of a queue (K, D), in place.
 
     Args:
         queue: its length is a multiple of M.
-        place: where the oldest key is.
+        place: where the oldest key is, int64; afterwards where the oldest one is then.
         keys: of all processes.
-
-    Returns:
-        Where the oldest key is afterwards.
     """
     assert len(queue) % len(keys) == 0
-    queue[place : place + len(keys)] = keys
-    return (place + len(keys)) % len(queue)
+    queue.index_copy_(0, place + torch.arange(len(keys), device=place.device), keys)
+    place.add_(len(keys)).remainder_(len(queue))
 
 
 @torch.no_grad()
