@@ -63,7 +63,7 @@ class Recipe(Settings):
         )  # that of the run is that of both
         return Recipe.of(
             self.config,
-            student={key: teacher[key] for key in ("name", "weights", "fresh_head", "options")},
+            student={key: teacher[key] for key in ("name", "weights", "fresh_head", "options", "part")},
             training={**teacher["training"], "max_time": limit},
             distillation__method="none",
             data__train_limit=teacher["train_limit"],

@@ -33,12 +33,14 @@ class Model:
             ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
+        part: path of the module that is distilled, for tasks without labels; null: the whole network.
     """
 
     name: str | None = None
     weights: str | None = None
     fresh_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    part: str | None = None
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values."""
@@ -76,6 +78,7 @@ class Teacher(Model):
             ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
+        part: path of the module that is distilled, for tasks without labels; null: the whole network.
         training: how it is trained before the student; with 0 epochs it is taken as it is.
         train_limit: how many training images it learns from; null: all, whatever the student's limit.
         train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
@@ -103,6 +106,7 @@ class Distillation:
     Args:
         method: what the student learns from its teacher, by a name of the table of methods, for example "mgd-amp+kd".
         taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
+        pooled: the pooled output as the last position, for tasks without labels.
         pyramid: of a detector, the levels of the feature pyramid too, whose margins are measured.
         weights: of the losses, by method; what is left out has the table's. A weight of features is one number for all
             positions, or a list with one for each; "paper" is the paper's form for classification.
@@ -122,6 +126,7 @@ class Distillation:
 
     method: str = "mgd-amp"
     taps: Literal["auto"] | list[tuple[str, str]] = "auto"
+    pooled: bool = False
     pyramid: bool = False
     weights: dict[str, Weight] = field(default_factory=default_weights)
     loss_reduction: Literal["mean", "sum"] = "mean"

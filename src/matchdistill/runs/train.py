@@ -42,7 +42,6 @@ from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
 from matchdistill.runs.throughput import Throughput
 from matchdistill.runs.training import FAMILY, SGD, seconds_of
-from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
 
 
@@ -98,7 +97,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     student, teacher = module.network(), module.teacher
     teacher_recipe = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
     history = History(out, data, started)
-    best, stop, limit = _judges(recipe, out, started)
+    best, stop, limit = _judges(recipe, module, out, started)
     speed = Throughput(out)
     judges = [each for each in (best, stop, limit) if each is not None]
     trainer = _trainer(recipe, out, terminal, [history, *judges], speed)
@@ -160,9 +159,11 @@ def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
         yield str(module.distiller)
 
 
-def _judges(recipe: Recipe, out: Path, started: float) -> tuple[BestStudent | None, EarlyStop | None, TimeLimit | None]:
+def _judges(
+    recipe: Recipe, module: DistilledModule, out: Path, started: float
+) -> tuple[BestStudent | None, EarlyStop | None, TimeLimit | None]:
     """What decides, where the recipe says so, which student is the best and whether a run ends before its last epoch."""
-    metric, training = TASKS[recipe.task].comparing, recipe.training
+    metric, training = next(iter(module.metrics), None), recipe.training
     best = BestStudent(out, metric) if metric is not None and training.keep_best else None
     stop = EarlyStop(metric, training.stop_after) if metric is not None and training.stop_after is not None else None
     seconds = seconds_of(training.max_time or "")

@@ -77,8 +77,10 @@ class Task(ABC):
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
         objective: the class of its own section of recipes, "objective", with a method ``problems(prefix)``; None: it has none.
-        supports: what not every task does: "kd" (the output is distilled), "labels" (images have
-            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled).
+        supports: what not every task does: "kd" (the output is distilled), "labels" (images have one label each),
+            "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
+            network by its name is), "compile" (networks are compiled).
+        learns_from: what a student learns from beside its teacher; empty: nothing.
     """
 
     name: ClassVar[str]
@@ -89,6 +91,7 @@ class Task(ABC):
     formats: ClassVar[tuple[str, ...]] = ("safetensors",)
     objective: ClassVar[type[Any] | None] = None
     supports: ClassVar[frozenset[str]] = frozenset()
+    learns_from: ClassVar[str] = "labels"
 
     @property
     def comparing(self) -> Metric | None:
@@ -103,6 +106,11 @@ class Task(ABC):
                 yield f"method {method!r} distils the output of classifiers: choose one without kd for {self.name}"
         if settings.distillation.pyramid and "pyramid" not in self.supports:
             yield f"distillation.pyramid is not for {self.name}: give taps of your own instead"
+        if settings.distillation.pooled and "pooled" not in self.supports:
+            yield f"distillation.pooled is not for {self.name}: leave it out"
+        for role, network in (("student", settings.student), ("teacher", settings.teacher)):
+            if network.part is not None and "part" not in self.supports:
+                yield f"{role}.part is not for {self.name}: leave it out"
         if settings.trainer.compile and "compile" not in self.supports:
             yield f"trainer.compile is not for {self.name}: train without it"
         if "labels" not in self.supports:
@@ -223,9 +231,10 @@ class Task(ABC):
 
     def network_of(self, config: Mapping[str, Any]) -> Model | None:
         """The network that a config.json describes; None: it describes none of the task's."""
-        name, options = config.get("name"), config.get("options")
+        name, options, part = config.get("name"), config.get("options"), config.get("part")
         mine = config.get("task") == self.name and isinstance(name, str) and isinstance(options, dict)
-        return Model(name, options=options or {}) if mine else None
+        fits = mine and (part is None or isinstance(part, str))
+        return Model(name, options=options or {}, part=part) if fits else None
 
     def predicting(self, config: Mapping[str, Any], top: int | None = None) -> Predicting:
         """How an exported student is used on images of one's own.

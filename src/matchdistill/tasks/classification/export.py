@@ -5,7 +5,6 @@ Axes: N batch, H height, W width.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,7 @@ def export_classifier(
         path: the file to write.
         kind: "safetensors" (a state dict), "onnx", or "pt2" (`torch.export`).
         rebuilt: for "safetensors", the plain model to load the file into.
-        output: what the output is called in "onnx".
+        output: for "onnx", what its output is called.
 
     Returns:
         The largest absolute difference of the outputs.
@@ -47,8 +46,10 @@ def export_classifier(
     if kind not in get_args(Format):
         raise ValueError(f"unknown format {kind!r}: expected one of {', '.join(get_args(Format))}")
     model = model.eval().cpu()
-    onnx = functools.partial(_onnx, output=output)
-    write, run = {"safetensors": _safetensors, "onnx": onnx, "pt2": _pt2}[kind](model, images, rebuilt)
+    if kind == "onnx":
+        write, run = _onnx(model, images, output)
+    else:
+        write, run = {"safetensors": _safetensors, "pt2": _pt2}[kind](model, images, rebuilt)
     with torch.no_grad():
         # Another batch size than the example's: it must not have been fixed.
         checked = torch.cat([images, torch.randn(3, *images.shape[1:], generator=torch.Generator().manual_seed(0))])
@@ -75,7 +76,7 @@ def _pt2(model: nn.Module, images: Tensor, _: nn.Module | None) -> _Writer:
     return lambda path: torch.export.save(program, path), lambda path, batch: read_program(path, "pt2")(batch)
 
 
-def _onnx(model: nn.Module, images: Tensor, _: nn.Module | None, output: str) -> _Writer:
+def _onnx(model: nn.Module, images: Tensor, output: str) -> _Writer:
     check_onnx()
     program = exported_program(
         "torch.onnx",
