@@ -6,7 +6,7 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, kills, memory, page, profiled, projection, refresh, scale, step, taps
+from benchmarks import adaptive, assign, kills, memory, moco, page, profiled, projection, refresh, scale, step, taps
 
 COMMANDS = {
     "step": step.run,
@@ -21,6 +21,7 @@ COMMANDS = {
     "projection": projection.run,
     "taps": taps.run,
     "kills": kills.run,
+    "moco": moco.run,
     "page": page.run,
 }
 

@@ -107,8 +107,8 @@ class CropData(UnlabelledData):
         if len(self.train_set) < world * self.options.batch_size:
             each = f"{self.options.batch_size} images" + (f" for each of {world} processes" if world > 1 else "")
             raise ValueError(
-                f"data.batch_size: a batch of {each} is more than the {len(self.train_set)} training images, and batches that "
-                "are not whole are left out: give a smaller one"
+                f"data.batch_size: a batch of {each} is more than the {len(self.train_set)} training images, and a batch "
+                "that is not whole is left out: give a smaller one"
             )
 
     @property

@@ -198,7 +198,8 @@ class DataModule(pl.LightningDataModule, ABC):
         """This rank's share of up to ``max_images`` random training images, to solve the matching from.
 
         Which images depends on seed and epoch only, and they are varied as in training, as the paper draws them from
-        the training loader, unless the data module has others for it. If there are fewer images than ranks, the loader of some ranks is empty.
+        the training loader, or as `refresh_set` has them. If there are fewer images than ranks, the loader of some ranks
+        is empty.
         """
         self.setup()
         if max_images < 1:

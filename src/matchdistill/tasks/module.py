@@ -43,9 +43,11 @@ class DistilledModule(pl.LightningModule):
             own features.
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
+        measured_with: prefixes of what, in its state beside the student, the student is measured with.
     """
 
     memory_format = torch.preserve_format
+    measured_with: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -76,7 +76,8 @@ class Task(ABC):
         compared: the methods of a comparison, unless a recipe says otherwise.
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
-        objective: the class of its own section of recipes, "objective", with a method ``problems(prefix)``; None: it has none.
+        objective: the class of its own section of recipes, "objective", with a method ``problems(prefix)``; None: there is
+            none.
         supports: what not every task does: "kd" (the output is distilled), "labels" (images have one label each),
             "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
             network by its name is), "compile" (networks are compiled).

@@ -18,10 +18,10 @@ from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.card import classifier_card
 from matchdistill.tasks.classification.checks import check_classes, example_images, training_logits
-from matchdistill.tasks.classification.probe import freeze_body
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.classification.predicting import ClassPredicting
+from matchdistill.tasks.classification.probe import freeze_body
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import Card, Task
 from matchdistill.trace import traced
@@ -45,8 +45,8 @@ class Classification(Task):
             yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
         if settings.training.frozen and settings.distillation.parsed.features is not None:
             yield (
-                f"training.frozen trains the head alone, and method {settings.distillation.method!r} teaches features of the "
-                f"body: give none or {KD}"
+                f"training.frozen trains the head alone, but method {settings.distillation.method!r} teaches features of "
+                f"the body: give none or {KD}"
             )
         if settings.teacher.training.loss == "none":
             yield "teacher.training.loss is 'none': a teacher learns from labels, give ce or bce"

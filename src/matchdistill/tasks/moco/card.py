@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import Any
 
-from matchdistill.data.images import preparation
-from matchdistill.tasks.task import Card, python_block
+from torch import nn
+
+from matchdistill.tasks.classification.card import classifier_card
+from matchdistill.tasks.task import CONFIG, Card, python_block
 
 
-def encoder_card(described: dict[str, Any], data_set: str) -> Card:
+def encoder_card(student: nn.Module, described: dict[str, Any], data_set: str, width: int) -> Card:
     """What goes with an exported encoder.
 
     Args:
+        student: the network.
         described: the student, as `model.json` has it.
         data_set: the name of the data set, by which images are prepared.
+        width: of its pooled features.
     """
-    prepared = preparation(data_set, described["image_size"])
-    size, share = described["image_size"], prepared["crop_pct"]
-    resized = f"resized to {math.floor(size / share)} px (the shorter side), of which the middle {size} px are taken"
-    images = (
-        f"Images (N, 3, {size}, {size}): {resized if share < 1 else f'resized to {size} px'}, scaled to 0..1 and normalised "
-        f"by mean {prepared['mean']} and deviation {prepared['std']}. The output is the pooled features (N, width) of the "
-        "network without its head."
-    )
-    config = {"name": described["name"], "options": described["options"], **prepared}
-    rows = {"image size": f"{size} x {size} px"}
-    return Card("image-feature-extraction", "matchdistill", config, rows, images, lambda *file: _use(described, *file))
+    # Of matchdistill, though it may be timm's: timm's loaders would expect a classifier.
+    plain = classifier_card(student, {**described, "name": f"matchdistill:{described['name']}"}, data_set)
+    config = {**plain.config, "name": described["name"], "num_features": width}
+    sentences = plain.images.partition(f" `{CONFIG}`")[0]
+    rows = {**plain.rows, "features": f"{width} for an image: the pooled output of the network, which has no head"}
+    use = functools.partial(_use, described)
+    return Card("image-feature-extraction", "matchdistill", config, rows, sentences, use)
 
 
 def _use(described: dict[str, Any], kind: str, file: str) -> str:

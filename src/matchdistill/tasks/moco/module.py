@@ -18,9 +18,18 @@ from matchdistill.features import FeatureDistiller
 from matchdistill.probing import copy_of_model, scratch
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.metric import Metric
-from matchdistill.tasks.module import DistilledModule
-from matchdistill.tasks.moco.contrast import drawn_order, enqueue, follow, info_nce, new_queue, put_back, share_of, shuffled
+from matchdistill.tasks.moco.contrast import (
+    drawn_order,
+    enqueue,
+    follow,
+    info_nce,
+    new_queue,
+    put_back,
+    share_of,
+    shuffled,
+)
 from matchdistill.tasks.moco.objective import Contrast
+from matchdistill.tasks.neighbours import BY_LABELS, SeparatingModule, Separation
 
 INFO_NCE = Metric("info_nce", "InfoNCE", higher_is_better=False, share=False)
 
@@ -52,7 +61,7 @@ def embedding(head: nn.Module, pooled: Tensor) -> Tensor:
     return F.normalize(head(pooled).float(), dim=1)
 
 
-class MocoModule(DistilledModule):
+class MocoModule(SeparatingModule):
     """Trains a student without labels: its embedding of one crop is to be told, among others, from that of another crop.
 
     The student is the body of the query encoder; the key encoder follows both it and its head. Teacher and student
@@ -63,7 +72,8 @@ class MocoModule(DistilledModule):
         width: of the pooled features.
         settings: of the run.
         data: what it is trained on.
-        distiller: of the student, for methods with features.
+        teacher: the body of the teacher, to measure.
+        distiller: of both, for methods with features.
 
     Attributes:
         head: of the query encoder.
@@ -81,15 +91,32 @@ class MocoModule(DistilledModule):
         width: int,
         settings: Settings,
         data: CropData,
+        teacher: nn.Module | None = None,
         distiller: FeatureDistiller | None = None,
     ) -> None:
-        super().__init__(student, settings, [INFO_NCE], [MetricCollection({INFO_NCE.name: MeanMetric()})], distiller)
+        self.labelled = data.labelled
+        alone = MetricCollection({INFO_NCE.name: MeanMetric()})
+        measures = [Separation(), Separation()] if self.labelled else [alone]
+        super().__init__(student, settings, BY_LABELS if self.labelled else [INFO_NCE], measures, distiller)
         self.contrast: Contrast = settings.objective
-        self.data, self.seed = data, settings.seed
+        self.data, self.seed, self._teacher = data, settings.seed, (teacher,)  # in a tuple: not saved with the student
+        if not self.labelled:
+            self.measured_with = ("head.", "keys.", "queue")
         self.head = new_head(width, self.contrast.dimensions)
         self.keys = Encoder(copy_of_model(student), copy_of_model(self.head)).requires_grad_(False)
         self.register_buffer("queue", new_queue(self.contrast.queue, self.contrast.dimensions))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The body of the teacher, if there is one."""
+        return self._teacher[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MocoModule:
+        if self.teacher is not None and self.distiller is None:
+            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def check_processes(self, world: int) -> None:
         """Raise a ValueError unless the queue takes whole batches."""
@@ -98,8 +125,8 @@ class MocoModule(DistilledModule):
             each = f"data.batch_size {self.data.options.batch_size}" + (f" on {world} processes" if world > 1 else "")
             more = -(-self.contrast.queue // batch) * batch
             raise ValueError(
-                f"objective.queue is {self.contrast.queue}: expected a multiple of the {batch} keys of a step ({each}), such as "
-                f"{more}"
+                f"objective.queue is {self.contrast.queue}: expected a multiple of the {batch} keys of a step ({each}), "
+                f"such as {more}"
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -138,22 +165,28 @@ class MocoModule(DistilledModule):
         order = drawn_order(world * len(crops), mix_seed("shuffle", self.seed, step), crops.device)
         return put_back(self.keys(shuffled(crops, order)), order)
 
+    def pooled(self, network: nn.Module, images: Tensor) -> Tensor:
+        """The pooled output (N, width) of the student or the teacher, for images (N, 3, H, W)."""
+        output: Tensor = network(images)
+        return output.float()
+
     def measure(self, measure: Any, network: nn.Module, batch: tuple[Tensor, ...]) -> None:
-        """InfoNCE of held-out images, whose crops are told from the keys in the queue."""
+        """Take the pooled features of labelled images; else InfoNCE of held-out ones among the keys in the queue."""
+        if self.labelled:
+            images, labels = batch
+            self.measure_neighbours(measure, network, images, labels)
+            return
         query_crops, key_crops = batch[2].unbind(1)
-        queries, keys = embedding(self.head, network(query_crops)), self.keys(key_crops)
+        pooled = network(query_crops)
+        queries, keys = embedding(self.head, pooled), self.keys(key_crops)
         with torch.autocast(self.device.type, enabled=False):
             loss = info_nce(queries, keys, self.queue, self.contrast.temperature)
         measure.update(loss, weight=len(queries))
+        if self.trainer.state.fn == "fit":
+            self.check_output(pooled)
 
-    def unmeasured_teacher(self) -> nn.Module | None:
-        """None where there are no labels: the teacher has no head that makes keys."""
-        return super().unmeasured_teacher() if self.data.labelled else None
-
-    def one_image(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """The first image, a batch (1, 3, H, W)."""
-        return batch[0][:1]
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> Any:
-        """The images in the networks' memory format."""
-        return tuple(value.to(memory_format=self.memory_format) if value.ndim == 4 else value for value in batch)
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """Where no validation follows the last step of an epoch, look here at what it did to the weights."""
+        if self.trainer.is_last_batch and not self.validates():
+            with torch.no_grad(), scratch(self.network()) as probe:
+                self.check_output(probe.eval()(batch[0][:, 0]))

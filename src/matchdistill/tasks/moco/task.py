@@ -18,9 +18,12 @@ from matchdistill.probing import scratch
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.exporting import Format
+from matchdistill.tasks.features.predicting import FeaturePredicting
 from matchdistill.tasks.moco.card import encoder_card
 from matchdistill.tasks.moco.module import INFO_NCE, MocoModule
 from matchdistill.tasks.moco.objective import Contrast
+from matchdistill.tasks.neighbours import BY_LABELS
+from matchdistill.tasks.predicting import Predicting
 from matchdistill.tasks.task import Card, Task
 
 
@@ -29,11 +32,12 @@ class Moco(Task):
 
     name = "moco"
     data = CropData
-    metrics = (INFO_NCE,)
+    metrics = (*BY_LABELS, INFO_NCE)
     compared = ("none", "mgd-amp")
     description: ClassVar[Mapping[str, Any]] = {"image_size": int}
     formats = get_args(Format)
     objective = Contrast
+    learns_from = "what two crops of an image have in common"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name without its head: nothing is classified."""
@@ -89,7 +93,7 @@ class Moco(Task):
     ) -> MocoModule:
         """What trains and measures an encoder."""
         width = tried if tried is not None else self._width(student, data, "student")
-        return MocoModule(student, width, settings, cast("CropData", data), distiller)
+        return MocoModule(student, width, settings, cast("CropData", data), teacher, distiller)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
         """The size of the images."""
@@ -109,6 +113,14 @@ class Moco(Task):
             self.check(student, data, "student")
         return student
 
+    def predicting(self, config: Mapping[str, Any], top: int | None = None) -> Predicting:
+        """How an exported encoder is used on images of one's own."""
+        if top is not None:
+            raise ValueError("top is for classes and boxes: an encoder gives all of its features, leave it out")
+        return FeaturePredicting(config)
+
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported encoder."""
-        return encoder_card(described, data["name"])
+        with torch.no_grad(), scratch(student) as probe:
+            width = probe.eval()(torch.zeros(2, 3, described["image_size"], described["image_size"])).shape[1]
+        return encoder_card(student, described, data["name"], width)
