@@ -17,7 +17,7 @@ from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, path_problems
+from matchdistill.data.module import DataModule, Sources, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
 from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
@@ -196,6 +196,8 @@ class ImageOptions(AugmentingOptions):
     """
 
     cropped: ClassVar[bool] = False  # whether small images are cropped too
+    sources: ClassVar[Sources] = {"torchvision": ("download",)}
+    indifferent = AugmentingOptions.indifferent | {"root", "val_root", "download"}
 
     name: str = "digits"
     root: Path | None = None

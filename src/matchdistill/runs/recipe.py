@@ -53,6 +53,7 @@ class Recipe(Settings):
         if found := list(problems_in(config)):
             raise ValueError("; ".join(found))
         data = TASKS[config["task"]].data(**config["data"], seed=config["seed"])
+        data.repeats = config["training"]["repeated_augmentation"]
         return cls(**_sections(config), data=data, config=config)
 
     def for_teacher(self) -> Recipe:
