@@ -59,6 +59,8 @@ class ClassificationModule(DistilledModule):
         super().__init__(student, settings, ACCURACIES, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
         self._num_classes, self.logits_at = num_classes, logits_at
         self.label_loss = LabelLoss(self.schedule, num_classes, labels)
+        if self.schedule.frozen:
+            body_in_evaluation_mode(student)
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -28,6 +30,10 @@ def freeze_body(student: nn.Module, named: Model, num_classes: int) -> None:
         raise ValueError(
             f"training.frozen: model {named.name!r} has no head of its own, a module whose size is the number of classes: "
             "train all of it"
+        )
+    if named.weights is None:
+        warnings.warn(
+            "training.frozen: the body starts from random weights and keeps them: give student.weights", stacklevel=2
         )
     student.requires_grad_(False)
     for path in heads:
