@@ -6,7 +6,21 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, features, kills, memory, page, profiled, projection, refresh, scale, step, taps
+from benchmarks import (
+    adaptive,
+    assign,
+    features,
+    kills,
+    memory,
+    moco,
+    page,
+    profiled,
+    projection,
+    refresh,
+    scale,
+    step,
+    taps,
+)
 
 COMMANDS = {
     "step": step.run,
@@ -22,6 +36,7 @@ COMMANDS = {
     "taps": taps.run,
     "features": features.run,
     "kills": kills.run,
+    "moco": moco.run,
     "page": page.run,
 }
 

@@ -7,6 +7,7 @@ repository leads to the same page here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import yaml
 from figures import drawn  # MkDocs puts this folder on the path
 from mkdocs.structure.files import File, Files
 
@@ -25,8 +27,11 @@ from matchdistill import cli
 from matchdistill.methods import KD, KD_WEIGHT, METHODS
 from matchdistill.reduction import REDUCTIONS
 from matchdistill.report.page import report
-from matchdistill.runs.recipe import load_recipe
+from matchdistill.runs.recipe import DEFAULT_TASK, load_recipe, recipe_parser
+from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Teacher
 from matchdistill.runs.train import fit
+from matchdistill.runs.training import Training
+from matchdistill.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (
@@ -40,6 +45,15 @@ FIGURE = re.compile(r"!\[([^\]]*)\]\((\S*figures/\w+)\.svg\)")
 EXAMPLE = "example-report.html"
 HELP = "<!-- help -->"  # where that of all commands goes
 METHOD_TABLE = "<!-- methods -->"
+OPTION_TABLES = "<!-- options -->"
+SECTION_TYPES = {
+    "student": Model,
+    "teacher": Teacher,
+    "training": Training,
+    "distillation": Distillation,
+    "trainer": Machine,
+    "compare": Comparison,
+}
 
 
 def on_config(config: Any) -> Any:
@@ -71,10 +85,12 @@ def example() -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in the help, the methods, both variants of figures, and links of the site for those of the repository."""
+    """Put in help, methods, options, both variants of figures, and links of the site for those of the repository."""
     if HELP in markdown:
         markdown = markdown.replace(HELP, all_help())
     markdown = markdown.replace(METHOD_TABLE, method_table())
+    if OPTION_TABLES in markdown:
+        markdown = markdown.replace(OPTION_TABLES, option_tables())
     markdown = FIGURE.sub(r"![\1](\2-light.svg#only-light)![\1](\2-dark.svg#only-dark)", markdown)
     here = page.file.src_uri
     source = here if here.startswith("benchmarks/") else f"docs/{here}"
@@ -107,6 +123,44 @@ def method_table() -> str:
         learned = own.learned.format(reduction="...")
         rows.append(f"| {', '.join(f'`{each}`' for each in names)} | {learned} | {weight} |")
     return "\n".join([*rows, f"| `{KD}` | its output | `weights.{KD}`, {KD_WEIGHT:g} |"])
+
+
+def option_tables() -> str:
+    """Every setting of every section under headings: what it does, its default, and where it is from."""
+    parts = []
+    kinds: dict[type, list[str]] = {}
+    for name, task in TASKS.items():
+        kinds.setdefault(task.data.options_type, []).append(name)
+    for kind, names in kinds.items():
+        parts += [f"## data, for {' and '.join(names)}", option_table("data", kind, names[0])]
+    for section, kind in SECTION_TYPES.items():
+        parts += [f"## {section}", option_table(section, kind)]
+    return "\n\n".join(parts)
+
+
+def option_table(section: str, kind: type, task: str = DEFAULT_TASK) -> str:
+    """The settings of a section, one row each; those of a section in it are where that is explained."""
+    rows = ["| option | what it does | default | from |", "|---|---|---|---|"]
+    for action in recipe_parser(task=task)._actions:
+        name = action.dest.removeprefix(f"{section}.")
+        if name == action.dest or "." in name:
+            continue
+        inside = any(field.name == name and field.type == "Training" for field in dataclasses.fields(kind))
+        default = (
+            ""
+            if inside
+            else f"`{yaml.safe_dump(action.default, default_flow_style=True, width=999).split(chr(10))[0]}`"
+        )
+        help = "how it is trained before the student: each option of training" if inside else action.help or ""
+        text = " ".join(help.replace("``", "`").replace("|", "\\|").split())
+        rows.append(f"| `{action.dest}` | {text} | {default} | {source_of(kind, name)} |")
+    return "\n".join(rows)
+
+
+def source_of(kind: type, name: str) -> str:
+    """The library that a setting is from."""
+    tables = (base.__dict__.get("sources", {}) for base in kind.__mro__)
+    return next((library for table in tables for library, names in table.items() if name in names), "matchdistill")
 
 
 def help_of(command: Sequence[str]) -> str:

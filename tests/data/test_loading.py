@@ -9,8 +9,8 @@ from matchdistill.data.loading import BatchLoader, as_it_is, balanced_subset, mi
 DATA = TensorDataset(torch.arange(23))
 
 
-def order(seed, epoch, rank=0, world=1):
-    sampler = EpochSampler(DATA, seed, Generator(), rank, world)
+def order(seed, epoch, rank=0, world=1, repeats=1):
+    sampler = EpochSampler(DATA, seed, Generator(), rank, world, repeats)
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -33,6 +33,19 @@ def test_ranks_share_the_images():
     assert {len(share) for share in shares} == {8}
     assert set().union(*shares) == set(range(23))
     assert [share[i] for i in range(7) for share in shares] == order(0, 2)[:21]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 3, 30])
+def test_repeated_images_are_dealt_out_to_the_ranks(world, repeats):
+    shares = [order(4, 2, rank, world, repeats) for rank in range(world)]
+    dealt = [share[turn] for turn in range(len(shares[0])) for share in shares]
+    images = order(4, 2)
+    assert dealt == [images[place // repeats] for place in range(-(-23 // world) * world)]
+    assert [len(share) for share in shares] == [len(order(4, 2, rank, world)) for rank in range(world)]
+    assert order(4, 2, 0, world, repeats) != order(4, 3, 0, world, repeats)
+    sampler = EpochSampler(DATA, 4, Generator(), 0, world, repeats)
+    assert len(list(sampler)) == len(sampler)
 
 
 def test_set_epoch_seeds_the_generator_of_the_workers():

@@ -151,6 +151,20 @@ def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
     ]
 
 
+def test_the_best_student_and_the_throughput(tiny, tmp_path):
+    out = tmp_path / "run"
+    fit(tiny("--training.keep_best=true", "--distillation.method=none"), out, quiet=True)
+    best, costs = (json.loads((out / "evidence" / name).read_text()) for name in ("best.json", "costs.json"))
+    page = (out / "report.html").read_text()
+    shown = f"top-1 {100 * best['student']['top1']:.2f}% after epoch {best['epoch'] + 1} (best.safetensors)"
+    assert f'<p class="note">best student: {shown}</p>' in page
+    assert f"throughput: {costs['throughput']['images_per_second']:.4g} images per second, " in page
+    for name in ("best.json", "costs.json"):
+        (out / "evidence" / name).unlink()
+    assert 'class="note">best' not in report([out])
+    assert "images per second" not in report([out])
+
+
 def test_a_run_that_is_not_finished(tiny, tmp_path, monkeypatch):
     """Cut in its first epoch, and again in its second: losses are by step before there are epochs."""
     out = tmp_path / "run"

@@ -109,7 +109,7 @@ ADAMW = ("--training.optimizer=adamw", "--training.lr=0.002", "--training.class_
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_killed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, folder, workers):
     images = folder_arguments(write_images(tmp_path / "images")) if folder else ()
-    crops = ("--data.crop_scale=[0.5,0.9]",) if folder else ()
+    crops = ("--data.crop_scale=[0.5,0.9]", "--training.repeated_augmentation=2") if folder else ()
     arguments = ("--distillation.method=kd", "--training.epochs=4", f"--data.workers={workers}", *images)
     arguments += (*VARIED, *MIXED, *ADAMW, *crops)
     fit(tiny(*arguments), tmp_path / "whole", quiet=True)
@@ -123,6 +123,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, folder, work
     [
         (["--training.mixup=-1"], "training.mixup is -1"),
         (["--training.label_smoothing=1"], "training.label_smoothing is 1"),
+        (["--training.repeated_augmentation=0"], "training.repeated_augmentation is 0: expected a whole number from 1"),
         (["--training.class_weights=[1,-1]"], "training.class_weights is -1"),
         (["--training.loss=none", "--distillation.method=none"], r"training.loss is 'none': give a method with kd"),
         (["--teacher.training.loss=none"], "teacher.training.loss is 'none': a teacher learns from labels"),
@@ -136,6 +137,22 @@ def test_what_is_refused(tiny, arguments, said):
     with pytest.raises(ValueError, match=said) as info:
         tiny(*arguments)
     assert "\n" not in str(info.value)
+
+
+def test_repeated_images_of_a_batch_are_varied_each_on_its_own(tiny):
+    teacher = ("--teacher.training.epochs=1", "--teacher.training.repeated_augmentation=2", "--teacher.train_limit=60")
+    recipe = tiny("--training.repeated_augmentation=4", *teacher)
+    for data, repeats in ((recipe.data, 4), (recipe.for_teacher().data, 2)):
+        batches = list(data.train_dataloader())
+        assert len(batches) == len(list(tiny().data.train_dataloader()))
+        for images, labels in batches:
+            groups = images.flatten(1).split(repeats)
+            assert all(len(group) == repeats for group in groups)
+            assert all(len(set(own.tolist())) == 1 for own in labels.split(repeats))
+            # Digits are moved to one of 25 places, so that some are alike by chance.
+            assert sum(len(group.unique(dim=0)) for group in groups) > len(images) // 2 + len(groups) // 2
+        seen = [image for images, _ in batches for image in images]
+        assert len(seen) == 60
 
 
 def test_labels_of_whole_images_are_not_what_detectors_have(small):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from matchdistill.data.module import DataOptions
+from matchdistill.data.module import DataOptions, Sources
 from matchdistill.messages import number, whole
 
 Policy = Literal["randaugment", "autoaugment", "trivialaugment", "three-augment"]
@@ -33,6 +33,10 @@ class AugmentingOptions(DataOptions):
         random_erasing: the share of images a rectangle of which is erased.
         crop_scale: [least, most] share of an image's area that a random crop has; null: [0.08, 1].
     """
+
+    sources: ClassVar[Sources] = {
+        "torchvision": ("augmentation", "augmentation_strength", "color_jitter", "random_erasing", "crop_scale")
+    }
 
     augmentation: Policy | None = None
     augmentation_strength: int | None = None

@@ -16,6 +16,8 @@ from matchdistill.data.masks import rasteriser
 from matchdistill.data.module import DataModule, DataOptions, path_problems
 from matchdistill.files import path_of
 
+PLACES = ("train_images", "val_images", "train_annotations", "val_annotations")  # below the root
+
 
 @dataclass
 class DetectionOptions(DataOptions):
@@ -37,6 +39,8 @@ class DetectionOptions(DataOptions):
         skip_empty: leave out training images without objects.
         outside: take images whose file names in the annotations lead out of ``root``, by ``..`` or from ``/`` on.
     """
+
+    indifferent = DataOptions.indifferent | {"root", *PLACES}
 
     root: Path | None = None
     train_images: str = "train2017"

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from matchdistill.data.cub import find_cub, read_cub
 from matchdistill.data.folder import FolderDataset, ImageFiles, find_images, image_transform, uncropped
 from matchdistill.data.hub import HubSet
 from matchdistill.data.imagenet import extract_imagenet
-from matchdistill.data.module import DataModule, path_problems
+from matchdistill.data.module import DataModule, Sources, path_problems
 from matchdistill.data.own import OwnSet, PreparedDataset
 from matchdistill.data.shards import Shards
 from matchdistill.data.tables import Table
@@ -195,6 +195,10 @@ class ImageOptions(AugmentingOptions):
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
     """
 
+    cropped: ClassVar[bool] = False  # whether small images are cropped too
+    sources: ClassVar[Sources] = {"torchvision": ("download",)}
+    indifferent = AugmentingOptions.indifferent | {"root", "val_root", "download"}
+
     name: str = "digits"
     root: Path | None = None
     image_size: int | None = None
@@ -225,7 +229,7 @@ class ImageOptions(AugmentingOptions):
             )
         elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
-        elif chosen.small and self.crop_scale is not None:
+        elif chosen.small and self.crop_scale is not None and not self.cropped:
             yield f"{prefix}.crop_scale is of sets that are cropped: leave it out with {self.name}, whose images are shifted"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         if self.options and chosen is not None and not chosen.options:

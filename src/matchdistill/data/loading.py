@@ -33,7 +33,10 @@ def mix_seed(*parts: int | str) -> int:
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffled indices of this rank's share.
+    """Shuffled indices of this rank's share, each several times in a row where augmentation is repeated.
+
+    The repeats are those of timm, dealt out to the ranks in turn. An epoch is as long as without them, so it takes that part
+    of the images only.
 
     Args:
         dataset: what is sampled from.
@@ -41,12 +44,19 @@ class EpochSampler(DistributedSampler[Any]):
         generator: that of the loader. It seeds the worker processes, so each epoch starts by seeding it.
         rank: of this process; None asks ``torch.distributed``.
         world: number of processes, likewise.
+        repeats: how often each image comes.
     """
 
     sharded = True  # tells MatchingDistiller.refresh that the loader gives this rank's share only
 
     def __init__(
-        self, dataset: Dataset[Any], seed: int, generator: Generator, rank: int | None = None, world: int | None = None
+        self,
+        dataset: Dataset[Any],
+        seed: int,
+        generator: Generator,
+        rank: int | None = None,
+        world: int | None = None,
+        repeats: int = 1,
     ) -> None:
         default_rank, default_world = rank_and_world()
         super().__init__(
@@ -57,7 +67,19 @@ class EpochSampler(DistributedSampler[Any]):
         )
         self.run_seed = seed
         self.generator = generator
+        self.repeats = repeats
         self.set_epoch(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The indices of the epoch."""
+        if self.repeats == 1:
+            return super().__iter__()
+        from timm.data.distributed_sampler import RepeatAugSampler
+
+        options = {"num_repeats": self.repeats, "selected_round": 0}
+        sampler = RepeatAugSampler(self.dataset, self.num_replicas, self.rank, **options)  # type: ignore[no-untyped-call]
+        sampler.set_epoch(self.seed + self.epoch)  # type: ignore[no-untyped-call]
+        return iter(sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the workers' random numbers; Lightning calls it before each epoch."""

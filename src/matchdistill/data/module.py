@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +31,8 @@ from matchdistill.messages import LARGEST, did_you_mean, number, whole
 
 MOST_WORKERS = 1024
 
+Sources = Mapping[str, Sequence[str]]  # of options, by the library that they are from; all others are our own
+
 
 @dataclass(kw_only=True)
 class DataOptions:
@@ -50,6 +52,10 @@ class DataOptions:
         max_pixels: the most pixels of an image; null: 179 million, so that no small damaged file fills the memory.
         seed: what the order, the choice by ``train_limit`` and the workers' random numbers follow from.
     """
+
+    sources: ClassVar[Sources] = {"torch": ("batch_size", "workers")}
+    # What changes nothing of a result, so that it may change where a run goes on: where the data is, and how it comes in.
+    indifferent: ClassVar[frozenset[str]] = frozenset({"workers", "skip_corrupt"})
 
     batch_size: int = 64
     workers: int = 0
@@ -97,6 +103,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     Attributes:
         options: all of them.
+        repeats: how often each training image of an epoch comes, varied anew each time; see `EpochSampler`.
 
     Raises:
         TypeError: there is no such option; the nearest names are suggested.
@@ -106,6 +113,7 @@ class DataModule(pl.LightningDataModule, ABC):
     options_type: ClassVar[type[DataOptions]]
     fewest: ClassVar[int] = 2  # training images of a batch: batch norm cannot take one
     options: Any  # an instance of options_type
+    repeats = 1
     num_classes: int
     class_names: list[str]
     train_set: Any  # a Dataset that has a length
@@ -175,7 +183,7 @@ class DataModule(pl.LightningDataModule, ABC):
         rank, world = rank_and_world()
         self.check_shares(world)
         generator = Generator()
-        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world)
+        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world, self.repeats)
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.
         drop_last = len(sampler) >= self.options.batch_size
@@ -198,17 +206,23 @@ class DataModule(pl.LightningDataModule, ABC):
         """This rank's share of up to ``max_images`` random training images, to solve the matching from.
 
         Which images depends on seed and epoch only, and they are varied as in training, as the paper draws them from
-        the training loader. If there are fewer images than ranks, the loader of some ranks is empty.
+        the training loader, or as `refresh_set` has them. If there are fewer images than ranks, the loader of some ranks
+        is empty.
         """
         self.setup()
         if max_images < 1:
             raise ValueError(f"max_images is {max_images}: a refresh of the matching needs at least one image")
         rank, world = rank_and_world()
         choice = Generator().manual_seed(mix_seed("refresh", self.options.seed, epoch))
-        chosen = torch.randperm(len(self.train_set), generator=choice)[:max_images]
+        chosen = torch.randperm(len(self.refresh_set), generator=choice)[:max_images]
         generator = Generator().manual_seed(mix_seed("refresh workers", self.options.seed, epoch, rank))
         sampler = ShareSampler(chosen[rank::world].tolist())
-        return self._loader(self.train_set, generator, batch_size=self.options.batch_size, sampler=sampler)
+        return self._loader(self.refresh_set, generator, batch_size=self.options.batch_size, sampler=sampler)
+
+    @property
+    def refresh_set(self) -> Any:
+        """The training images as a refresh sees them."""
+        return self.train_set
 
     def _loader(self, dataset: Dataset[Any], generator: Generator, **batching: Any) -> BatchLoader:
         # Workers are not kept from epoch to epoch (persistent_workers): they could not be seeded anew.

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -143,7 +143,7 @@ class UnlabelledData(ImageData):
         (300, 50, True)
     """
 
-    options_type = UnlabelledOptions
+    options_type: ClassVar[type[UnlabelledOptions]] = UnlabelledOptions
     options: UnlabelledOptions
     bank_set: TensorDataset | FolderDataset
 

@@ -2,7 +2,17 @@
 
 from matchdistill.models.build import build_model, weights_file
 from matchdistill.models.detection import build_detector, detector
+from matchdistill.models.heads import build_body
 from matchdistill.models.small import small_resnet
 from matchdistill.models.weights import load_weights, save_weights
 
-__all__ = ["build_detector", "build_model", "detector", "load_weights", "save_weights", "small_resnet", "weights_file"]
+__all__ = [
+    "build_body",
+    "build_detector",
+    "build_model",
+    "detector",
+    "load_weights",
+    "save_weights",
+    "small_resnet",
+    "weights_file",
+]

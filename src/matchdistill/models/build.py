@@ -14,7 +14,7 @@ from torch import nn
 from matchdistill.files import path_of
 from matchdistill.lookup import own_function
 from matchdistill.messages import cause, did_you_mean
-from matchdistill.models.weights import load_weights, no_file
+from matchdistill.models.weights import STUDENTS, load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
@@ -76,6 +76,8 @@ def build_model(
 def weights_file(weights: str) -> Path | None:
     """The file that is meant by weights; None where they are a name that a library has for its own.
 
+    The folder of a finished run stands for its student, the best one if the run kept it.
+
     Raises:
         ValueError: there is no such file or package.
     """
@@ -88,6 +90,8 @@ def weights_file(weights: str) -> Path | None:
         if folder is None:
             raise ValueError(f"weights {weights}: there is no package {package!r}: install it, or name a file")
         file = folder / inside
+    elif (file / STUDENTS[-1]).is_file():
+        file = next(file / name for name in STUDENTS if (file / name).is_file())
     # A folder may have the name that a library has for its own weights.
     elif not (file.suffix.lower() in WEIGHT_SUFFIXES or "/" in weights or file.is_file()):
         return None

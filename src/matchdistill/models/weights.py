@@ -23,9 +23,10 @@ LISTED = 8  # differences that an error names one by one
 DEEPEST = 8  # mappings inside of each other that are searched for weights
 NESTS = ("state_dict", "model_state_dict", "model", "student", "module")  # where checkpoints usually have them
 # Names of copies that follow the weights: taken only where there are no others.
-FOLLOWERS = re.compile(r"(^|[._])(ema|averaged|shadow|momentum|teacher|target|swa|encoder_k)(?=[._]|$)")
+FOLLOWERS = re.compile(r"(^|[._])(ema|averaged|shadow|momentum|teacher|target|swa|encoder_k|queue)(?=[._]|$)")
 # Components that wrappers leave inside of names: torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+STUDENTS = ("best.safetensors", "student.safetensors")  # in the folder of a finished run, where the second always is
 SAVE_ALONE = "load it where it was made, and save the weights alone: torch.save(model.state_dict(), 'weights.pt')"
 
 
@@ -194,7 +195,7 @@ def _differ_by_classes(shapes: list[tuple[Size, Size]]) -> bool:
 def no_file(path: Path) -> str:
     """What is said of a path where a file of weights is expected and is not."""
     if path.is_dir():
-        return "a folder, not a weights file"
+        return "a folder, not a weights file, without the student of a finished run"
     return "no file, but a device or a pipe" if path.exists() else "there is no such file"
 
 

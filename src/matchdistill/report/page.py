@@ -231,6 +231,7 @@ def _details(run: Run, positions: int) -> dict[str, Any]:
     return {
         "name": run.name,
         "learned": run.learned,
+        "notes": run.notes,
         "charts": _shown([chart(run) for chart in tables.RUN]),
         "positions": [
             {

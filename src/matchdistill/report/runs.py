@@ -15,9 +15,11 @@ from matchdistill.files import open_file, read_json
 from matchdistill.messages import cause
 from matchdistill.methods import parse_method
 from matchdistill.runs import evidence
+from matchdistill.runs.best import BEST_VALUES, best_in_words
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics
 from matchdistill.runs.recipe import read_recipe, task_of
 from matchdistill.runs.store import CELLS, RECIPE
+from matchdistill.runs.throughput import THROUGHPUT, speed_in_words
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.metric import Metric, metrics_in
 
@@ -139,6 +141,13 @@ class Run:
     def costs(self) -> dict[str, Any]:
         """Operations and latency of "student" and "teacher", and "memory"."""
         return self._json(evidence.COSTS)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines about the best student, if it is kept, and about how fast the student was trained."""
+        best, speed, metric = self._json(BEST_VALUES), self.costs.get(THROUGHPUT), self.comparing
+        lines = [best_in_words(metric, best)] if best and metric is not None else []
+        return lines if speed is None else [*lines, speed_in_words(speed)]
 
     @cached_property
     def environment(self) -> dict[str, Any]:

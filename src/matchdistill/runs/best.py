@@ -41,10 +41,7 @@ class BestStudent(Callback):
         self._written: int | None = None
 
     def __str__(self) -> str:
-        if not self.found:
-            return ""
-        value = self.metric.shown(self.found["student"][self.metric.name])
-        return f"best student: {self.metric.label} {value} after epoch {self.found['epoch'] + 1} ({BEST})"
+        return best_in_words(self.metric, self.found) if self.found else ""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the student if it is better."""
@@ -86,6 +83,12 @@ class BestStudent(Callback):
         atomic_write(self.out / BEST, lambda temporary: temporary.write_bytes(content))
         write_json(self.out / BEST_VALUES, self.found)
         self._written = self.found["epoch"]
+
+
+def best_in_words(metric: Metric, found: dict[str, Any]) -> str:
+    """The best student as `BEST_VALUES` has it, in a line."""
+    value = metric.shown(found["student"][metric.name])
+    return f"best student: {metric.label} {value} after epoch {found['epoch'] + 1} ({BEST})"
 
 
 class EarlyStop(Callback):

@@ -20,6 +20,7 @@ from matchdistill.prepare import prepared
 from matchdistill.probing import evaluating
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.settings import Model
+from matchdistill.runs.starting import load_from_run, run_in
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
 
@@ -120,17 +121,19 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
         weights=None if weights is None else str(weights),
         fresh_head=recipe.teacher.fresh_head and not needs_head,
     )
-    model = _build(recipe, teacher, None if needs_head and of_library else recipe.data.num_classes)
+    model = _build(recipe, teacher, None if needs_head and of_library else recipe.data.num_classes, needs_head)
     TASKS[recipe.task].check(model, recipe.data, "teacher")
     return model
 
 
-def _build(recipe: Recipe, named: Model, num_classes: int | None) -> nn.Module:
-    task = TASKS[recipe.task]
-    model = task.build(named, num_classes, recipe.data.class_names)
+def _build(recipe: Recipe, named: Model, num_classes: int | None, head: bool = False) -> nn.Module:
+    task, names, run = TASKS[recipe.task], recipe.data.class_names, run_in(named.weights)
+    model = task.build(named if run is None else dataclasses.replace(named, weights=None), num_classes, names)
     if any(nn.parameter.is_lazy(value) for value in (*model.parameters(), *model.buffers())):
         with torch.no_grad(), evaluating(model):
             model(task.example(recipe.data))  # gives lazy modules their sizes
+    if run is not None:
+        load_from_run(model, named, run, task, names, head)
     return model
 
 

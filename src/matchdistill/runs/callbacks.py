@@ -16,10 +16,32 @@ from rich.console import Console
 
 from matchdistill import ending
 from matchdistill.data.loading import mix_seed
+from matchdistill.lookup import own_function
 from matchdistill.matching import Matching
+from matchdistill.messages import cause
 from matchdistill.tasks.module import DistilledModule
 
 _started: list[list[subprocess.Popen[bytes]]] = []  # processes of trainings over several, as their launchers list them
+
+
+def own_callbacks(settings: list[dict[str, Any]]) -> list[Callback]:
+    """The callbacks that `Machine.callbacks` names, looked for in the current folder too.
+
+    Raises:
+        ValueError: there is no such class (the nearest are suggested), it is none of callbacks, or it cannot be built.
+    """
+    return [_own_callback(each["class_path"], each.get("init_args", {})) for each in settings]
+
+
+def _own_callback(path: str, arguments: dict[str, Any]) -> Callback:
+    module, _, name = path.rpartition(".")
+    found = own_function(f"{module}:{name}", "trainer.callbacks")
+    if not isinstance(found, type) or not issubclass(found, Callback):
+        raise ValueError(f"trainer.callbacks: {path} is no class of callbacks: expected a pytorch_lightning.Callback")
+    try:
+        return found(**arguments)
+    except Exception as error:  # user code can fail in every way
+        raise ValueError(f"trainer.callbacks: {path} cannot be built with these init_args ({cause(error)})") from error
 
 
 class Start(Callback):

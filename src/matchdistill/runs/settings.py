@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from matchdistill.data.module import Sources
 from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
 from matchdistill.models import weights_file
@@ -29,12 +30,14 @@ class Model:
 
     Args:
         name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own.
-        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
-            ("DEFAULT", "pretrained"); null starts at random.
+        weights: a file, one of an installed package ("package:path/in/it"), the folder of a finished run of the same network
+            ("runs/other"), or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
         part: path of the module that is distilled, for tasks without labels; null: the whole network.
     """
+
+    sources: ClassVar[Sources] = {"torchvision, timm": ("name", "weights")}
 
     name: str | None = None
     weights: str | None = None
@@ -74,8 +77,8 @@ class Teacher(Model):
     Args:
         name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own; null where no method
             needs a teacher.
-        weights: a file, one of an installed package ("package:path/in/it"), or the library's own pre-trained name
-            ("DEFAULT", "pretrained"); null starts at random.
+        weights: a file, one of an installed package ("package:path/in/it"), the folder of a finished run of the same network
+            ("runs/other"), or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
         options: further arguments of the function that builds it.
         part: path of the module that is distilled, for tasks without labels; null: the whole network.
@@ -231,7 +234,25 @@ class Machine:
         deterministic: only algorithms that give the same bits every time, on GPUs too; what has none is an error.
         loggers: what writes the curves into the folder logs: tensorboard, csv, wandb (offline), mlflow (a store of files).
         log_every: steps between entries in the logs.
+        callbacks: Lightning callbacks of libraries or of your own, each as Lightning's command line has it:
+            {class_path: package.module.Class, init_args: {name: value}}.
     """
+
+    sources: ClassVar[Sources] = {
+        "torch": ("sync_batchnorm", "channels_last", "compile"),
+        "Lightning": (
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "precision",
+            "deterministic",
+            "loggers",
+            "log_every",
+        ),
+        "Lightning, or yours": ("callbacks",),
+    }
+    indifferent: ClassVar[frozenset[str]] = frozenset({"loggers", "log_every"})
 
     accelerator: str = "auto"
     devices: int | Literal["auto"] = 1
@@ -245,6 +266,7 @@ class Machine:
     deterministic: bool = False
     loggers: list[str] = field(default_factory=lambda: ["tensorboard", "csv"])
     log_every: int = 20
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values."""
@@ -259,6 +281,15 @@ class Machine:
                 yield f"{prefix}.loggers has {name!r}, which needs a package: pip install {LOGGERS[name]}"
             elif self.loggers.count(name) > 1:
                 yield f"{prefix}.loggers has {name!r} more than once"
+        for callback in self.callbacks:
+            # Nothing is imported here: the recipe may be of somebody else, whose run is measured or described alone.
+            path, arguments = callback.get("class_path"), callback.get("init_args", {})
+            good = isinstance(path, str) and "." in path and isinstance(arguments, dict)
+            if not good or not callback.keys() <= {"class_path", "init_args"}:
+                yield (
+                    f"{prefix}.callbacks has {callback}: expected {{class_path: package.module.Class, init_args: {{...}}}}, "
+                    "where init_args can be left out"
+                )
 
 
 @dataclass
@@ -283,7 +314,7 @@ class Comparison:
 
 @dataclass
 class Settings:
-    """What a run depends on beside its data, section by section."""
+    """What a run depends on beside its data, section by section; `objective` is the task's own, None where it has none."""
 
     task: str
     seed: int
@@ -293,3 +324,4 @@ class Settings:
     distillation: Distillation
     trainer: Machine
     compare: Comparison
+    objective: Any = field(default=None, kw_only=True)

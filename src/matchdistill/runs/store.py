@@ -20,7 +20,7 @@ from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
 from matchdistill.runs.metrics import METRICS, check_schema
 from matchdistill.runs.recipe import Recipe, resolved_config
-from matchdistill.runs.settings import Model
+from matchdistill.runs.settings import Machine, Model
 from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
 
@@ -38,14 +38,12 @@ NEEDED = {
     "results": list[object],
 }
 CELLS = "cells"  # the runs of a comparison
-# What changes nothing of a run's result: where the data is and how it comes in, the logs, and the grid around the run.
-INDIFFERENT = (
+# What changes nothing of a run's result: what its sections say so of, and the grid around the run.
+INDIFFERENT = {
     "compare",
-    *(f"data.{name}" for name in ("root", "val_root", "workers", "skip_corrupt", "download")),
-    *(f"data.{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations")),
-    "trainer.log_every",
-    "trainer.loggers",
-)
+    *(f"data.{name}" for task in TASKS.values() for name in task.data.options_type.indifferent),
+    *(f"trainer.{name}" for name in Machine.indifferent),
+}
 
 
 def save_student(student: nn.Module, recipe: Recipe, out: Path) -> None:

@@ -39,11 +39,7 @@ class Throughput(Callback):
         self._moment: dict[str, Any] = {}
 
     def __str__(self) -> str:
-        if not self.images:
-            return ""
-        found = self.plain()
-        speed, waiting = f"{found['images_per_second']:.4g} images per second", f"{found['waiting']:.0%}"
-        return f"throughput: {speed}, {waiting} of the time waiting for data"
+        return speed_in_words(self.plain()) if self.images else ""
 
     def plain(self) -> dict[str, float]:
         """As the file of costs has it, "waiting" as a share from 0 to 1."""
@@ -98,3 +94,9 @@ class Throughput(Callback):
 
         if self.images and trainer.is_global_zero:
             attempt("keep the throughput", keep)
+
+
+def speed_in_words(found: dict[str, float]) -> str:
+    """What the file of costs has, in a line."""
+    speed, waiting = f"{found['images_per_second']:.4g} images per second", f"{found['waiting']:.0%}"
+    return f"throughput: {speed}, {waiting} of the time waiting for data"

@@ -32,6 +32,7 @@ from matchdistill.runs.callbacks import (
     Signals,
     Start,
     TimeLimit,
+    own_callbacks,
 )
 from matchdistill.runs.evidence import Evidence, look
 from matchdistill.runs.history import History
@@ -107,6 +108,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         check_compiler(trainer.strategy.root_device)
     for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
         images.check_shares(trainer.world_size)
+    module.check_processes(trainer.world_size)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
@@ -131,7 +133,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         task=recipe.task,
         method=recipe.distillation.method,
         seed=recipe.seed,
-        epochs=(stop and stop.epochs) or recipe.training.all_epochs,
+        epochs=(stop and stop.epochs) or (trainer.current_epoch if trainer.should_stop else trainer.max_epochs or 0),
         student=module.result,
         teacher=module.teacher_result,
         parameters={"student": _parameters(student), "teacher": _parameters(teacher)},
@@ -204,6 +206,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback
         Narration(terminal, not on_terminal),
         Evidence(out),
         *memory,  # before the average, which leaves the student at the end of a validation
+        *own_callbacks(machine.callbacks),
         Signals(),
         checkpoints,
     ]

@@ -7,11 +7,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
+from matchdistill.data.module import Sources
 from matchdistill.messages import cause, did_you_mean, number, whole
 
 SGD = "sgd"
@@ -56,12 +57,22 @@ class Training:
         class_weights: of the loss on labels, a number for each class; "balanced": by the reciprocals of their counts.
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
+        frozen: train the head alone: the body keeps its weights and, in evaluation mode, its statistics. For a linear probe.
+        repeated_augmentation: how often each image comes in a batch, varied anew each time; an epoch is as long as with 1,
+            and takes that part of the images only.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
         stop_after: validations in a row without a better one after which the training ends; null: it takes all epochs.
         max_time: how long one call of the command trains, its teacher too: "8h", "1d12h", "90m", or "HH:MM:SS" or
             "DD:HH:MM:SS" as Lightning has it. Then it ends after the epoch, and --resume goes on; null: to the end.
         keep_best: keep, beside the last student, the one of the best validation, as best.safetensors.
     """
+
+    sources: ClassVar[Sources] = {
+        "torch": ("momentum", "nesterov", "loss", "class_weights", "patience"),
+        "timm": ("decay_norms", "layer_decay", "mixup", "cutmix", "repeated_augmentation"),
+        "torch, timm": ("optimizer", "lr", "weight_decay", "optimizer_options", "label_smoothing"),
+        "Lightning": ("epochs", "clip_grad_norm", "accumulate", "validate_every"),
+    }
 
     epochs: int = 120
     optimizer: str | None = None
@@ -87,6 +98,8 @@ class Training:
     class_weights: list[float] | Literal["balanced"] | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    frozen: bool = False
+    repeated_augmentation: int = 1
     ema: float | None = None
     stop_after: int | None = None
     max_time: str | None = None
@@ -95,7 +108,7 @@ class Training:
     @property
     def of_labels(self) -> list[str]:
         """The names of the settings, of those that are not at their defaults, that need images with one label each."""
-        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix")
+        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix", "frozen")
         return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
 
     @property
@@ -160,6 +173,7 @@ class Training:
         yield from number(f"{prefix}.label_smoothing", self.label_smoothing, 0, below=1)
         yield from number(f"{prefix}.mixup", self.mixup, 0)
         yield from number(f"{prefix}.cutmix", self.cutmix, 0)
+        yield from whole(f"{prefix}.repeated_augmentation", self.repeated_augmentation, 1)
         for weight in self.class_weights if isinstance(self.class_weights, list) else []:
             yield from number(f"{prefix}.class_weights", weight, 0)
         yield from self._optimizer_problems(prefix)

@@ -3,6 +3,7 @@
 from matchdistill.tasks.classification.task import Classification
 from matchdistill.tasks.detection.task import Detection
 from matchdistill.tasks.features.task import Features
+from matchdistill.tasks.moco.task import Moco
 from matchdistill.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection(), Features())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection(), Features(), Moco())}

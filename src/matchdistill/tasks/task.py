@@ -76,6 +76,8 @@ class Task(ABC):
         compared: the methods of a comparison, unless a recipe says otherwise.
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
+        objective: the class of its own section of recipes, "objective", with a method ``problems(prefix)``; None: there is
+            none.
         supports: what not every task does: "kd" (the output is distilled), "labels" (images have one label each),
             "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
             network by its name is), "compile" (networks are compiled).
@@ -88,6 +90,7 @@ class Task(ABC):
     compared: ClassVar[tuple[str, ...]] = ("none", "mgd-sm", "mgd-amp")
     description: ClassVar[Mapping[str, Any]] = {}
     formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+    objective: ClassVar[type[Any] | None] = None
     supports: ClassVar[frozenset[str]] = frozenset()
     learns_from: ClassVar[str] = "labels"
 

@@ -22,6 +22,7 @@ from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.classification.labels import LabelLoss
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
+from matchdistill.tasks.classification.probe import body_in_evaluation_mode
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import FrozenTeacher, shared_modules
@@ -58,6 +59,8 @@ class ClassificationModule(DistilledModule):
         super().__init__(student, settings, ACCURACIES, [_accuracy(num_classes), _accuracy(num_classes)], distiller)
         self._num_classes, self.logits_at = num_classes, logits_at
         self.label_loss = LabelLoss(self.schedule, num_classes, labels)
+        if self.schedule.frozen:
+            body_in_evaluation_mode(student)
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None
@@ -73,6 +76,13 @@ class ClassificationModule(DistilledModule):
         if self._teacher is not None:
             self._teacher.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> ClassificationModule:
+        """Training or evaluation mode; a frozen body stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.schedule.frozen:
+            body_in_evaluation_mode(self.network())
         return self
 
     def losses(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

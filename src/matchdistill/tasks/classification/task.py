@@ -21,6 +21,7 @@ from matchdistill.tasks.classification.checks import check_classes, example_imag
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.classification.predicting import ClassPredicting
+from matchdistill.tasks.classification.probe import freeze_body
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import Card, Task
 from matchdistill.trace import traced
@@ -42,6 +43,11 @@ class Classification(Task):
         yield from super().problems(settings)
         if settings.training.loss == "none" and not (method := settings.distillation).method.endswith(KD):
             yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
+        if settings.training.frozen and settings.distillation.parsed.features is not None:
+            yield (
+                f"training.frozen trains the head alone, but method {settings.distillation.method!r} teaches features of "
+                f"the body: give none or {KD}"
+            )
         if settings.teacher.training.loss == "none":
             yield "teacher.training.loss is 'none': a teacher learns from labels, give ce or bce"
 
@@ -75,6 +81,8 @@ class Classification(Task):
         if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
             prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
         labels = cast("ImageData", data).train_labels
+        if settings.training.frozen:
+            freeze_body(student, settings.student, data.num_classes)
         return ClassificationModule(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:

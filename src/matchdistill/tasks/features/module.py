@@ -5,14 +5,12 @@ Axes: N batch, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric as Measure
 
-from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import cost_of, similarity_sum, solve_assignment
 from matchdistill.matching import objective
@@ -20,18 +18,15 @@ from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.features.pooling import Pooling, part_of
 from matchdistill.tasks.metric import Metric
-from matchdistill.tasks.module import DistilledModule
-from matchdistill.tasks.neighbours import KNN, NEIGHBOURS, PROBE, Separation, neighbour_classes
+from matchdistill.tasks.neighbours import BY_LABELS, Batch, SeparatingModule, Separation
 
-BY_LABELS = (KNN, PROBE)
 WITHOUT_LABELS = (
     Metric("cosine", "cosine of matched pairs", share=False),
     Metric("loss", "held-out feature loss", higher_is_better=False, share=False),
 )
-Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
 
-class FeaturesModule(DistilledModule):
+class FeaturesModule(SeparatingModule):
     """Trains a student on its teacher's features.
 
     With labels both networks are measured by how well their pooled outputs tell the classes apart; without, the student by
@@ -93,79 +88,23 @@ class FeaturesModule(DistilledModule):
             self.distiller.student(images)
         return {"features": self.distiller.loss(captured)}
 
-    def one_image(self, batch: Batch) -> Tensor:
-        """The first image, a batch (1, 3, H, W)."""
-        return batch[0][:1]
-
-    def gallery(self, batch: Batch, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """The images, and of each the class "truth", and the one that most neighbours of "student" and "teacher" have."""
-        if not self.labelled:
-            return [], []
-        images, labels = batch
-        told = [{"truth": class_names[label]} for label in labels.tolist()]
-        for role, network in (("student", self.network()), ("teacher", self.teacher)):
-            if network is not None:
-                bank, bank_labels = (torch.cat(each) for each in zip(*self._bank(network), strict=True))
-                classes, counts = neighbour_classes(bank, bank_labels, self.pooled(network, images))
-                for own, label, count in zip(told, classes.tolist(), counts.tolist(), strict=True):
-                    own[role] = f"{class_names[label]} ({count} of {min(NEIGHBOURS, len(bank))})"
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return list(images * deviation + mean), told
-
-    def _bank(self, network: nn.Module) -> Iterator[Batch]:
-        """The pooled outputs (N, C) of this process's images to measure by, and their labels, in batches."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        with self.trainer.precision_plugin.forward_context(), torch.no_grad():
-            for batch in data.bank_dataloader():
-                images, labels = self.on_after_batch_transfer(self.transfer_batch_to_device(batch, self.device, 0), 0)
-                yield self.pooled(network, images), labels
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """The images in the networks' memory format."""
-        images, labels = batch
-        return images.to(memory_format=self.memory_format), labels
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Where no validation follows the last step of an epoch, look here at what it did to the weights."""
         if self.trainer.is_last_batch and not self.validates():
             with torch.no_grad(), scratch(part_of(self.network())) as probe:
-                self._check_output(self._poolings[0](probe.eval(), batch[0]))
-
-    def _check_output(self, output: Tensor) -> None:
-        self.check_finite({"the student's pooled output": output.detach().float().abs().amax()})
-
-    def on_validation_epoch_start(self) -> None:
-        """Fill the banks that pooled outputs are measured by."""
-        if not self.labelled:
-            return
-        fitting = self.trainer.state.fn == "fit"
-        last = self.current_epoch + 1 == self.schedule.all_epochs
-        often = self.schedule.keep_best or self.schedule.stop_after is not None  # any epoch's student may be the result
-        for measure, network in zip(self.measures, (self.network(), self.unmeasured_teacher()), strict=True):
-            if network is not None:
-                assert isinstance(measure, Separation)
-                measure.probing = last or often or not fitting or network is self.teacher
-                for features, labels in self._bank(network):
-                    measure.update(features, labels, bank=True)
+                self.check_output(self._poolings[0](probe.eval(), batch[0]))
 
     def measure(self, measure: Any, network: nn.Module, batch: Batch) -> None:
         """Take the pooled outputs of a network, or compare the features of both."""
         images, labels = batch
         if self.labelled:
-            output = self.pooled(network, images)
-            measure.update(output, labels)
-            if network is self.network() and self.trainer.state.fn == "fit":
-                self._check_output(output)
+            self.measure_neighbours(measure, network, images, labels)
             return
         compared = self._compared[0]
         assert compared is not None
         with compared.capture() as captured:
             compared.student(images)
         measure.update(captured, len(images), self.distiller is not None)
-
-    def unmeasured_teacher(self) -> nn.Module | None:
-        """The teacher, as long as it has not been measured, which it is by labels alone."""
-        return super().unmeasured_teacher() if self.labelled else None
 
 
 def _freeze_rest(student: nn.Module, distiller: FeatureDistiller) -> None:

@@ -20,9 +20,10 @@ from matchdistill.tasks.classification.checks import example_images
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.exporting import Format, export_weights
 from matchdistill.tasks.features.card import backbone_card
-from matchdistill.tasks.features.module import BY_LABELS, WITHOUT_LABELS, FeaturesModule
+from matchdistill.tasks.features.module import WITHOUT_LABELS, FeaturesModule
 from matchdistill.tasks.features.pooling import find_pooling, name_part, part_of
 from matchdistill.tasks.features.predicting import FeaturePredicting
+from matchdistill.tasks.neighbours import BY_LABELS
 from matchdistill.tasks.task import Card, Parts, Task
 
 
