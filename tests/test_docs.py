@@ -48,7 +48,7 @@ BLOCK = re.compile(
 )
 FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-BASES = {"classification": "quickstart", "detection": "coco_retinanet_r50_r18_1x"}
+BASES = {"classification": "quickstart", "detection": "coco_retinanet_r50_r18_1x", "features": "features_fashion_mnist"}
 NOT_INSTALLED = {"detectron2"}  # what blocks may import and are only checked for then
 TINY = (
     "--training.epochs 1 --teacher.training.epochs 1 --teacher.train_limit 60 --data.train_limit 60 --data.val_limit 50 "
