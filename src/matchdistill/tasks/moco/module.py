@@ -138,7 +138,7 @@ class MocoModule(SeparatingModule):
 
     def batch_losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """InfoNCE ("task"), and the loss of the distiller."""
-        query_crops, key_crops = batch[0].unbind(1)
+        query_crops, key_crops = (crops.to(memory_format=self.memory_format) for crops in batch[0].unbind(1))
         losses: dict[str, Tensor] = {}
         if self.distiller is None:
             pooled = self.network()(query_crops)
