@@ -135,6 +135,9 @@ def option_tables() -> str:
         parts += [f"## data, for {' and '.join(names)}", option_table("data", kind, names[0])]
     for section, kind in SECTION_TYPES.items():
         parts += [f"## {section}", option_table(section, kind)]
+    for name, task in TASKS.items():
+        if task.objective is not None:
+            parts += [f"## objective, for {name}", option_table("objective", task.objective, name)]
     return "\n\n".join(parts)
 
 

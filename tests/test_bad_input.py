@@ -183,6 +183,10 @@ def coco(given: str, said: str, change: Callable[[dict[str, Any]], object], *opt
 ANNOTATIONS = Path("coco/annotations/instances_train2017.json")
 
 
+def contrast(given: str, said: str, *options: str) -> Case:
+    return Case("Momentum contrast", given, said, (*FIT, "--task=moco", "--objective.queue=40", *options))
+
+
 def first(part: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content[part][0].update(changes)
 
@@ -534,6 +538,39 @@ CASES = [
         "learns masks, which the data does not give: set data.masks to true",
         lambda content: None,
         name="torchvision:maskrcnn_resnet50_fpn",
+    ),
+    contrast(
+        "a queue that is no multiple of the batches",
+        "objective.queue is 50: expected a multiple of the 20 keys of a step (data.batch_size 20), such as 60",
+        "--objective.queue=50",
+    ),
+    contrast(
+        "a batch larger than the images",
+        "a batch of 64 images is more than the 40 training images",
+        "--data.batch_size=64",
+    ),
+    contrast(
+        "a method for classes",
+        "method 'kd' distils the output of classifiers: choose one without kd for moco",
+        "--distillation.method=kd",
+        f"--teacher.name={NET}",
+    ),
+    contrast(
+        "augmentation of classifiers",
+        "data.augmentation is not for crops that are contrasted, which have their own variations",
+        "--data.augmentation=randaugment",
+    ),
+    contrast(
+        "a frozen body",
+        "training.frozen is for images with one label each, which moco has not: leave it out",
+        "--training.frozen=true",
+    ),
+    contrast("no temperature", "objective.temperature is 0.0: expected", "--objective.temperature=0"),
+    contrast(
+        "a network whose maps are not pooled",
+        "the student without its head gives (2, 3, 16, 16) for 2 images: expected pooled features (N, width)",
+        "--student.name=torch.nn:Identity",
+        "--student.options={}",
     ),
     run("a folder that holds a run", "run holds a run already: go on with it by --resume", lambda folder: None, *AGAIN),
     run(

@@ -56,7 +56,7 @@ def test_what_is_said_of_settings_is_said_of_ones_that_there_are(hooks):
         assert set(named) <= fields, kind
         assert len(set(named)) == len(named), kind
         assert getattr(kind, "indifferent", set()) <= fields, kind
-    assert {*hooks.SECTION_TYPES, "data", "task", "seed"} == set(SECTIONS)
+    assert {*hooks.SECTION_TYPES, "data", "task", "seed", "objective"} == set(SECTIONS)
 
 
 def test_a_place_of_data_may_change_on_resume():

@@ -198,7 +198,7 @@ class MatchingDistiller(FeatureDistiller):
             else:
                 returned = forward(batch)
                 mask = returned if isinstance(returned, Tensor) and returned.dtype == torch.bool else None
-        captured.teacher_values = self._teacher(captured)
+        self.whole_values(captured)
         return captured, mask
 
     def _run_student(self, images: Tensor) -> None:

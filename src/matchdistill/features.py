@@ -47,6 +47,7 @@ class FeatureDistiller(nn.Module):
         guided_share: the part of the student's body, by weights, that leads to a position; the body is what makes maps or
             tokens, without a head on pooled features.
         unguided: the paths of the body's other weights.
+        unreached: the paths of all weights that lead to no position, a head's among them.
 
     Raises:
         TypeError: an unknown option, or what is no network.
@@ -57,6 +58,7 @@ class FeatureDistiller(nn.Module):
     position_losses: Tensor
     guided_share: float
     unguided: list[str]
+    unreached: list[str]
 
     def __init__(
         self,
@@ -111,11 +113,13 @@ class FeatureDistiller(nn.Module):
         """Note which of the student's weights the positions guide; warn where it is the smaller part."""
         body = trace.body()
         whole = max(1, trace.elements(body))
-        left = body
+        left, unreached = body, (1 << len(trace.weights)) - 1
         for position, value in zip(self.positions, values, strict=True):
             position.guided_share = trace.elements(body & value.weights) / whole
             left &= ~value.weights
+            unreached &= ~value.weights
         self.guided_share, self.unguided = 1 - trace.elements(left) / whole, trace.named(left)
+        self.unreached = trace.named(unreached)
         if self.guided_share < 0.5:
             sizes: Counter[str] = Counter()
             for name in self.unguided:
@@ -288,6 +292,11 @@ class FeatureDistiller(nn.Module):
         """The teacher's values for what `capture` collected, by a run of it unless it has run."""
         if captured.teacher_values is None:
             captured.teacher_values = self._teacher(captured, self._early_use())
+        return captured.teacher_values
+
+    def whole_values(self, captured: Captured) -> dict[int, Any]:
+        """The teacher's values by another run of it, as they are and not reduced to what the loss needs."""
+        captured.teacher_values = self._teacher(captured)
         return captured.teacher_values
 
     def release(self) -> nn.Module:

@@ -80,10 +80,20 @@ class Method(NamedTuple):
 
     @property
     def learned(self) -> str:
-        """What the student learns from, for a sentence that begins with what it does."""
+        """What the student learns from beside labels, for a sentence that begins with what it does."""
+        return self.learned_beside("labels")
+
+    def learned_beside(self, beside: str) -> str:
+        """What the student learns from, for a sentence that begins with what it does.
+
+        Args:
+            beside: what it learns from beside its teacher; empty: nothing.
+        """
         taught = [] if self.family is None else [self.family.learned.format(reduction=self.reduction)]
         taught += ["its output"] if self.kd else []
-        return f"from labels, and of the teacher {' and '.join(taught)}" if taught else "from labels alone"
+        if not taught:
+            return f"from {beside} alone"
+        return f"{f'from {beside}, and' if beside else 'without labels,'} of the teacher {' and '.join(taught)}"
 
 
 def method_names() -> dict[str, Method]:

@@ -82,6 +82,8 @@ class FeaturePosition(nn.Module):
         return align_masked(*both, mask.to(student.device), self._sequences(student, teacher))
 
     def _channels_second(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        if student.ndim == teacher.ndim == 2:  # pooled: the images of the batch are what a channel varies over
+            return student.T[None], teacher.T[None]
         teacher_dim, student_dim = self.channel_dims
         if self.are_maps or self._same_tokens(student, teacher):
             return student.movedim(student_dim, 1), teacher.movedim(teacher_dim, 1)

@@ -41,7 +41,8 @@ def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     by_class = torch.split(order[labels[order].argsort(stable=True)], labels.bincount().tolist())
     counts = [min(max(round(share * len(members)), 1), len(members) - 1) if len(members) else 0 for members in by_class]
     if not sum(counts):
-        raise ValueError("no image can be split off for validation, as each class has only one: give validation images")
+        each = "each class has" if len(counts) > 1 else "there is"
+        raise ValueError(f"no image can be split off for validation, as {each} only one: give validation images")
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for members, count in zip(by_class, counts, strict=True):
         chosen[members[:count]] = True

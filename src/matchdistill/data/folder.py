@@ -55,8 +55,8 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
     train_root, val_root = root / "train", val_folder(root)
     if not train_root.exists():
         raise ValueError(f"{root} has no folder train{did_you_mean_folder(root)}")
-    train = _class_folders(train_root)
-    val = _class_folders(val_root) if val_root.exists() else None
+    train = class_folders(train_root)
+    val = class_folders(val_root) if val_root.exists() else None
     if val is not None and (strange := val.keys() - train.keys()):
         raise ValueError(
             f"{train_root} and {val_root} must have the same class folders: "
@@ -64,22 +64,21 @@ def find_images(root: Path) -> tuple[ImageFiles, ImageFiles | None, list[str]]:
             f"only in {val_root}: {some(strange)}"
         )
     class_names = sorted(train)
-    paths, labels = _scan([train[name] for name in class_names])
+    paths, labels = scan([train[name] for name in class_names])
     if empty := sorted(set(range(len(class_names))) - set(labels)):
-        raise _no_images(train_root / class_names[empty[0]])
+        raise no_images(f"class folder {train_root / class_names[empty[0]]}")
     train_files = ImageFiles(paths, torch.tensor(labels))
     if val is None:
         return train_files, None, class_names
-    paths, labels = _scan([val.get(name) for name in class_names])
+    paths, labels = scan([val.get(name) for name in class_names])
     if not labels:
-        raise _no_images(val_root / class_names[0])
+        raise no_images(f"class folder {val_root / class_names[0]}")
     return train_files, ImageFiles(paths, torch.tensor(labels)), class_names
 
 
-def _no_images(folder: Path) -> ValueError:
-    return ValueError(
-        f"class folder {folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove the folder"
-    )
+def no_images(folder: str) -> ValueError:
+    """What is wrong with a folder, given in words, that has none."""
+    return ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove the folder")
 
 
 def some(names: Iterable[str]) -> str:
@@ -102,7 +101,7 @@ def did_you_mean_folder(root: Path) -> str:
     return f"; did you mean {str(found.parent)!r}?" if found else ""
 
 
-def _class_folders(folder: Path) -> dict[str, Path]:
+def class_folders(folder: Path) -> dict[str, Path]:
     """The folders of the classes by the classes' names, which are the same whatever Unicode form they have on the disk."""
     try:
         paths = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
@@ -131,7 +130,7 @@ def same_name(name: str) -> str:
     return printable(unicodedata.normalize("NFC", name))
 
 
-def _scan(folders: Sequence[Path | None]) -> tuple[list[str], list[int]]:
+def scan(folders: Sequence[Path | None]) -> tuple[list[str], list[int]]:
     """All images of class folders in turn, and their labels; a warning tells what is left out."""
     paths: list[str] = []
     labels: list[int] = []

@@ -36,6 +36,9 @@ Images = GrayImages | ImageFiles
 Split = tuple[Images, Images | None, list[str]]  # training images, validation images if there are some, class names
 Place = Any  # the path of a data set, or what reads it; None where it is part of a library
 
+# Of `ImageData.described`, each value with its kind for `files.is_kind`.
+DESCRIPTION: dict[str, Any] = {"image_size": int, "preparation": dict, "gray": bool}
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -173,6 +176,7 @@ class ImageOptions(AugmentingOptions):
         train_limit: use that many training images, a random choice by ``seed`` with equally many of each class.
     """
 
+    cropped: ClassVar[bool] = False  # whether small images are cropped too
     sources: ClassVar[Sources] = {"torchvision": ("download",)}
     indifferent = AugmentingOptions.indifferent | {"root", "val_root", "download"}
 
@@ -206,7 +210,7 @@ class ImageOptions(AugmentingOptions):
             )
         elif self.root is None and (needed := chosen.root):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
-        elif chosen.small and self.crop_scale is not None:
+        elif chosen.small and self.crop_scale is not None and not self.cropped:
             yield f"{prefix}.crop_scale is of sets that are cropped: leave it out with {self.name}, whose images are shifted"
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         if self.options and chosen is not None and not chosen.options:
@@ -290,6 +294,10 @@ class ImageData(DataModule):
     def code(self) -> str:
         """The function of the user's own that gives the images; empty if there is none."""
         return self.options.name if self._set.own else ""
+
+    def described(self) -> dict[str, Any]:
+        """What has to be known of the images to use what was trained on them, as plain values; see `DESCRIPTION`."""
+        return {"image_size": self.image_size, "preparation": self.preparation.plain(), "gray": self.small}
 
     @property
     def small(self) -> bool:

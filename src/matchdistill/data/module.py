@@ -212,25 +212,35 @@ class DataModule(pl.LightningDataModule, ABC):
     def val_dataloader(self) -> BatchLoader:
         """This rank's share of the validation images: over all ranks, each image once."""
         self.setup()
-        batches = strided_batches(len(self.val_set), self.options.batch_size, *rank_and_world())
+        return self._each_once(self.val_set)
+
+    def _each_once(self, dataset: Any) -> BatchLoader:
+        """This rank's share of images in their order: over all ranks, each image once."""
+        batches = strided_batches(len(dataset), self.options.batch_size, *rank_and_world())
         # Nothing is random here, but without a generator of its own the loader would draw from the global one.
-        return self._loader(self.val_set, Generator(), batch_sampler=batches)
+        return self._loader(dataset, Generator(), batch_sampler=batches)
 
     def refresh_dataloader(self, max_images: int, epoch: int) -> BatchLoader:
         """This rank's share of up to ``max_images`` random training images, to solve the matching from.
 
         Which images depends on seed and epoch only, and they are varied as in training, as the paper draws them from
-        the training loader. If there are fewer images than ranks, the loader of some ranks is empty.
+        the training loader, or as `refresh_set` has them. If there are fewer images than ranks, the loader of some ranks
+        is empty.
         """
         self.setup()
         if max_images < 1:
             raise ValueError(f"max_images is {max_images}: a refresh of the matching needs at least one image")
         rank, world = rank_and_world()
         choice = Generator().manual_seed(mix_seed("refresh", self.options.seed, epoch))
-        chosen = torch.randperm(len(self.train_set), generator=choice)[:max_images]
+        chosen = torch.randperm(len(self.refresh_set), generator=choice)[:max_images]
         generator = Generator().manual_seed(mix_seed("refresh workers", self.options.seed, epoch, rank))
         sampler = ShareSampler(chosen[rank::world].tolist())
-        return self._loader(self.train_set, generator, batch_size=self.options.batch_size, sampler=sampler)
+        return self._loader(self.refresh_set, generator, batch_size=self.options.batch_size, sampler=sampler)
+
+    @property
+    def refresh_set(self) -> Any:
+        """The training images as a refresh sees them."""
+        return self.train_set
 
     def _loader(self, dataset: Dataset[Any], generator: Generator, **batching: Any) -> BatchLoader:
         # Workers are not kept from epoch to epoch (persistent_workers): they could not be seeded anew.

@@ -108,6 +108,11 @@ class Preparation:
         both = (resized, resized) if self.crop_mode == "squash" else resized
         return [v2.Resize(both, interpolation), v2.CenterCrop(size)]
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Prepared images (N, 3, H, W) with their values from 0 to 1 again."""
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return images * deviation + mean
+
     def __str__(self) -> str:
         size = "" if self.size is None else f", {self.size} px"
         return f"{self.normalised}, {self.interpolation}, crop_pct {self.crop_pct:.4g} ({self.crop_mode}){size}"

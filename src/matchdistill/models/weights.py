@@ -23,7 +23,7 @@ LISTED = 8  # differences that an error names one by one
 DEEPEST = 8  # mappings inside of each other that are searched for weights
 NESTS = ("state_dict", "model_state_dict", "model", "student", "module")  # where checkpoints usually have them
 # Names of copies that follow the weights: taken only where there are no others.
-FOLLOWERS = re.compile(r"(^|[._])(ema|averaged|shadow|momentum|teacher|target|swa|encoder_k)(?=[._]|$)")
+FOLLOWERS = re.compile(r"(^|[._])(ema|averaged|shadow|momentum|teacher|target|swa|encoder_k|queue)(?=[._]|$)")
 # Components that wrappers leave inside of names: torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 STUDENTS = ("best.safetensors", "student.safetensors")  # in the folder of a finished run, where the second always is

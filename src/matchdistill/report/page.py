@@ -27,7 +27,6 @@ from torch import Tensor
 
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
-from matchdistill.methods import parse_method
 from matchdistill.report import tables
 from matchdistill.report.charts import Chart, values
 from matchdistill.report.comparison_charts import summary
@@ -231,7 +230,7 @@ def _details(run: Run, positions: int) -> dict[str, Any]:
     """What the page shows of one run, if the runs of the page have so many positions together."""
     return {
         "name": run.name,
-        "learned": parse_method(run.method).learned,
+        "learned": run.learned,
         "notes": run.notes,
         "charts": _shown([chart(run) for chart in tables.RUN]),
         "positions": [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from matchdistill.files import open_file, read_json
 from matchdistill.messages import cause
+from matchdistill.methods import parse_method
 from matchdistill.runs import evidence
 from matchdistill.runs.best import BEST_VALUES, best_in_words
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics
@@ -20,7 +21,7 @@ from matchdistill.runs.recipe import read_recipe, task_of
 from matchdistill.runs.store import CELLS, RECIPE
 from matchdistill.runs.throughput import THROUGHPUT, speed_in_words
 from matchdistill.tasks import TASKS
-from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.metric import Metric, metrics_in
 
 
 class Point(NamedTuple):
@@ -70,9 +71,16 @@ class Run:
         return str((self.recipe.get("distillation") or {}).get("method", "none"))
 
     @property
+    def learned(self) -> str:
+        """What the student learns from, for a sentence that begins with what it does."""
+        return parse_method(self.method).learned_beside(TASKS[task_of(self.recipe)].learns_from)
+
+    @property
     def comparing(self) -> Metric | None:
-        """The metric that runs of its task are compared by; None: nothing is measured."""
-        return TASKS[task_of(self.recipe)].comparing
+        """The metric that runs are compared by: of its task's the first that it has; None: nothing is measured."""
+        task = TASKS[task_of(self.recipe)]
+        names = self.metrics.student if self.metrics else [name.removeprefix("val/") for name in self.curves]
+        return next(iter([*metrics_in(task.comparable, names), *task.comparable]), None)
 
     @cached_property
     def curves(self) -> dict[str, list[Point]]:

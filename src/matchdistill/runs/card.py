@@ -123,6 +123,7 @@ def _text(
     parameters: int,
 ) -> str:
     student, teacher, method = recipe["student"], recipe["teacher"], recipe["distillation"]["method"]
+    beside = TASKS[described["task"]].learns_from
     distilled = method != "none"
     title = _short(student["name"]) + (f" distilled from {_short(teacher['name'])}" if distilled else "")
     head: dict[str, Any] = {
@@ -137,8 +138,8 @@ def _text(
     rows = {
         "student": f"`{student['name']}`, {parameters:,} parameters; {_start(student)}",
         **({"teacher": f"`{teacher['name']}`; {_start(teacher)}{_trained(teacher)}"} if distilled else {}),
-        "learns": f"{parse_method(method).learned}: method `{method}`",
-        "data": f"{_data(recipe)}, {described['num_classes']} classes",
+        "learns": f"{parse_method(method).learned_beside(beside)}: method `{method}`",
+        "data": _data(recipe) + (f", {described['num_classes']} classes" if described["num_classes"] else ""),
         **card.rows,
         **({"training": f"{metrics.epochs} epochs, seed {metrics.seed}"} if metrics is not None else {}),
     }

@@ -27,7 +27,7 @@ from matchdistill.models.trust import check_trusted
 from matchdistill.runs.card import student_config
 from matchdistill.runs.recipe import resolved_config
 from matchdistill.runs.settings import Model
-from matchdistill.runs.store import MODEL, RECIPE, WEIGHTS, check_single, describe_student
+from matchdistill.runs.store import MODEL, RECIPE, WEIGHTS, check_single, describe_student, network_of
 from matchdistill.runs.validate import PROGRAMS
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.predicting import Found, Predicting
@@ -193,7 +193,7 @@ def _student(source: Path, trust: bool) -> tuple[nn.Module, Task, Mapping[str, A
         raise ValueError(f"{file}: torch.export can run code that is in a file: give --trust if it is your own")
     if (folder / RECIPE).is_file() and not (file and (folder / CONFIG).is_file()):
         described = describe_student(folder, trust)
-        task, network = TASKS[described["task"]], Model(described["name"], options=described["options"])
+        task, network = TASKS[described["task"]], network_of(described)
         data, weights = resolved_config(folder / RECIPE)["data"], file or folder / WEIGHTS
         model = task.build(network, described["num_classes"])
         config = student_config(task.card(model, described, data), described, data)

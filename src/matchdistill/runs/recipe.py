@@ -29,7 +29,7 @@ from matchdistill.values import OPTIONS, OptionParser, read_yaml
 
 DEFAULT_TASK = next(iter(TASKS))
 LARGEST_SEED = 2**32 - 1  # of NumPy
-SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "distillation", "trainer", "compare")
+SECTIONS = ("task", "seed", "data", "teacher", "student", "training", "objective", "distillation", "trainer", "compare")
 
 
 @dataclass
@@ -168,6 +168,8 @@ def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> Argument
     parser.add_class_arguments(Teacher, "teacher")
     parser.add_class_arguments(Model, "student")
     parser.add_class_arguments(Training, "training")
+    if (objective := TASKS[task].objective) is not None:
+        parser.add_class_arguments(objective, "objective")
     parser.add_class_arguments(Distillation, "distillation")
     parser.add_class_arguments(Machine, "trainer")
     parser.add_class_arguments(Comparison, "compare")
@@ -260,7 +262,7 @@ def plain_config(resolved: Namespace) -> dict[str, Any]:
     config = resolved.as_dict()
     # Weights that are given leave the others at their defaults.
     config["distillation"]["weights"] = {**default_weights(), **config["distillation"]["weights"]}
-    return {section: _plain(config[section]) for section in SECTIONS}
+    return {section: _plain(config[section]) for section in SECTIONS if section in config}
 
 
 def _plain(value: Any) -> Any:
@@ -282,7 +284,7 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
     yield from whole("seed", config["seed"], 0, LARGEST_SEED)
     named = list(distillation.problems("distillation")), list(settings.compare.problems("compare"))
     yield from dict.fromkeys(itertools.chain(*named))  # both may have the same wrong method
-    for section in ("training", "teacher", "student", "trainer"):
+    for section in ("training", "teacher", "student", "trainer", *(["objective"] if task.objective else [])):
         yield from getattr(settings, section).problems(section)
     if not student.name:
         yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
@@ -290,7 +292,7 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
     if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
-    if task.comparing is None:
+    if not task.comparable:
         for prefix, training in (("training", settings.training), ("teacher.training", teacher.training)):
             for what, instead in training.measuring:
                 yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"
@@ -316,6 +318,7 @@ def _settled(network: dict[str, Any], role: str, data: DataModule) -> dict[str, 
 
 def _sections(config: dict[str, Any]) -> dict[str, Any]:
     """The sections of a configuration but data, as what `Settings` takes."""
+    objective = TASKS[config["task"]].objective
     return {
         "task": config["task"],
         "seed": config["seed"],
@@ -325,4 +328,5 @@ def _sections(config: dict[str, Any]) -> dict[str, Any]:
         "distillation": Distillation(**config["distillation"]),
         "trainer": Machine(**config["trainer"]),
         "compare": Comparison(**config["compare"]),
+        "objective": objective(**config["objective"]) if objective is not None else None,
     }

@@ -38,6 +38,7 @@ class Model:
         preparation: how it wants its images, {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation: bicubic,
             crop_pct: 0.9, crop_mode: center, size: 224}, or some of these; null, and what is left out: as the library's
             weights were trained, or else as ImageNet's usually are.
+        part: path of the module that is distilled, for tasks without labels; null: the whole network.
     """
 
     sources: ClassVar[Sources] = {"torchvision, timm": ("name", "weights")}
@@ -47,6 +48,7 @@ class Model:
     fresh_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     preparation: dict[str, Any] | None = None
+    part: str | None = None
 
     @property
     def prepared(self) -> Preparation:
@@ -92,6 +94,7 @@ class Teacher(Model):
         options: further arguments of the function that builds it.
         preparation: how it wants its images, in the words of student.preparation: it sees the student's pixels, normalised
             its own way, and resized to its size where that is given or its library says that it takes no other.
+        part: path of the module that is distilled, for tasks without labels; null: the whole network.
         training: how it is trained before the student; with 0 epochs it is taken as it is.
         train_limit: how many training images it learns from; null: all, whatever the student's limit.
         train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
@@ -119,6 +122,7 @@ class Distillation:
     Args:
         method: what the student learns from its teacher, by a name of the table of methods, for example "mgd-amp+kd".
         taps: "auto", or pairs [teacher tap, student tap] from shallow to deep, each "path:input" or "path:output".
+        pooled: the pooled output as the last position, for tasks without labels.
         pyramid: of a detector, the levels of the feature pyramid too, whose margins are measured.
         weights: of the losses, by method; what is left out has the table's. A weight of features is one number for all
             positions, or a list with one for each; "paper" is the paper's form for classification.
@@ -138,6 +142,7 @@ class Distillation:
 
     method: str = "mgd-amp"
     taps: Literal["auto"] | list[tuple[str, str]] = "auto"
+    pooled: bool = False
     pyramid: bool = False
     weights: dict[str, Weight] = field(default_factory=default_weights)
     loss_reduction: Literal["mean", "sum"] = "mean"
@@ -322,7 +327,7 @@ class Comparison:
 
 @dataclass
 class Settings:
-    """What a run depends on beside its data, section by section."""
+    """What a run depends on beside its data, section by section; `objective` is the task's own, None where it has none."""
 
     task: str
     seed: int
@@ -332,3 +337,4 @@ class Settings:
     distillation: Distillation
     trainer: Machine
     compare: Comparison
+    objective: Any = field(default=None, kw_only=True)

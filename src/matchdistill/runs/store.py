@@ -54,6 +54,7 @@ def save_student(student: nn.Module, recipe: Recipe, out: Path) -> None:
         "task": task.name,
         "name": recipe.student.name,
         "options": task.bare(recipe.student.options),
+        **({"part": recipe.student.part} if recipe.student.part else {}),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
         **task.describe(data),
@@ -73,11 +74,14 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
             trusted.
     """
     described = describe_student(run, trust)
-    model = TASKS[described["task"]].build(
-        Model(described["name"], options=described["options"]), described["num_classes"]
-    )
+    model = TASKS[described["task"]].build(network_of(described), described["num_classes"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
+
+
+def network_of(described: dict[str, Any]) -> Model:
+    """The network of a student, without its weights, by its description."""
+    return Model(described["name"], options=described["options"], part=described.get("part"))
 
 
 def describe_student(run: Path, trust: bool = False) -> dict[str, Any]:

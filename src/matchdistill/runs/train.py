@@ -43,7 +43,6 @@ from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
 from matchdistill.runs.throughput import Throughput
 from matchdistill.runs.training import FAMILY, SGD, seconds_of
-from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
 
 
@@ -99,7 +98,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     student, teacher = module.network(), module.teacher
     teacher_recipe = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
     history = History(out, data, started)
-    best, stop, limit = _judges(recipe, out, started)
+    best, stop, limit = _judges(recipe, module, out, started)
     speed = Throughput(out)
     judges = [each for each in (best, stop, limit) if each is not None]
     trainer = _trainer(recipe, out, terminal, [history, *judges], speed)
@@ -109,6 +108,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         check_compiler(trainer.strategy.root_device)
     for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
         images.check_shares(trainer.world_size)
+    module.check_processes(trainer.world_size)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
@@ -167,9 +167,11 @@ def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
         yield str(module.distiller)
 
 
-def _judges(recipe: Recipe, out: Path, started: float) -> tuple[BestStudent | None, EarlyStop | None, TimeLimit | None]:
+def _judges(
+    recipe: Recipe, module: DistilledModule, out: Path, started: float
+) -> tuple[BestStudent | None, EarlyStop | None, TimeLimit | None]:
     """What decides, where the recipe says so, which student is the best and whether a run ends before its last epoch."""
-    metric, training = TASKS[recipe.task].comparing, recipe.training
+    metric, training = next(iter(module.metrics), None), recipe.training
     best = BestStudent(out, metric) if metric is not None and training.keep_best else None
     stop = EarlyStop(metric, training.stop_after) if metric is not None and training.stop_after is not None else None
     seconds = seconds_of(training.max_time or "")

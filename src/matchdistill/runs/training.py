@@ -57,6 +57,7 @@ class Training:
         class_weights: of the loss on labels, a number for each class; "balanced": by the reciprocals of their counts.
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
+        frozen: train the head alone: the body keeps its weights and, in evaluation mode, its statistics. For a linear probe.
         repeated_augmentation: how often each image comes in a batch, varied anew each time; an epoch is as long as with 1,
             and takes that part of the images only.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
@@ -97,6 +98,7 @@ class Training:
     class_weights: list[float] | Literal["balanced"] | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    frozen: bool = False
     repeated_augmentation: int = 1
     ema: float | None = None
     stop_after: int | None = None
@@ -106,7 +108,7 @@ class Training:
     @property
     def of_labels(self) -> list[str]:
         """The names of the settings, of those that are not at their defaults, that need images with one label each."""
-        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix")
+        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix", "frozen")
         return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
 
     @property

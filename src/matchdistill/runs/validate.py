@@ -7,13 +7,15 @@ from pathlib import Path
 
 from torch import nn
 
+from matchdistill.messages import cause
 from matchdistill.models import load_weights
 from matchdistill.models.trust import check_trusted, check_trusted_data
 from matchdistill.runs.build import build_teacher
 from matchdistill.runs.machine import machine_trainer, quieten
 from matchdistill.runs.recipe import Recipe
-from matchdistill.runs.store import WEIGHTS
+from matchdistill.runs.store import CHECKPOINT, WEIGHTS, AtomicCheckpoints
 from matchdistill.tasks import TASKS
+from matchdistill.tasks.module import DistilledModule
 
 PROGRAMS = (".onnx", ".pt2")  # what exported programs end in
 
@@ -54,9 +56,27 @@ def validate(
         load_weights(student, weights or run / WEIGHTS)
         task.check(student, data, "student")
     module = task.module(recipe, data, student, _teacher(recipe, run / "teacher" / WEIGHTS))
+    if module.measured_with:
+        _restore(module, run / CHECKPOINT)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
     trainer.validate(module, data, verbose=False)
     return {"student": module.result, "teacher": module.teacher_result}
+
+
+def _restore(module: DistilledModule, checkpoint: Path) -> None:
+    """Load from a checkpoint what a student is measured with.
+
+    Raises:
+        ValueError: it is missing or damaged, or of another run.
+    """
+    state = AtomicCheckpoints().load_checkpoint(checkpoint)["state_dict"]
+    rest = {name: value for name, value in state.items() if name.startswith(module.measured_with)}
+    try:
+        lacking, _ = module.load_state_dict(rest, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not fit this run ({cause(error)})") from error
+    if left := [name for name in lacking if name.startswith(module.measured_with)]:
+        raise ValueError(f"{checkpoint} does not fit this run: it lacks {', '.join(left)}")
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:

@@ -2,7 +2,9 @@
 
 from matchdistill.tasks.classification.task import Classification
 from matchdistill.tasks.detection.task import Detection
+from matchdistill.tasks.features.task import Features
+from matchdistill.tasks.moco.task import Moco
 from matchdistill.tasks.multilabel.task import Multilabel
 from matchdistill.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection(), Multilabel())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Multilabel(), Detection(), Features(), Moco())}

@@ -43,9 +43,11 @@ class DistilledModule(pl.LightningModule):
             own features.
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
+        measured_with: prefixes of what, in its state beside the student, the student is measured with.
     """
 
     memory_format = torch.preserve_format
+    measured_with: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -86,6 +88,9 @@ class DistilledModule(pl.LightningModule):
     def batch_losses(self, batch: Any) -> dict[str, Tensor]:
         """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
         raise NotImplementedError
+
+    def check_processes(self, world: int) -> None:
+        """Raise a ValueError unless so many processes can train it."""
 
     def one_image(self, batch: Any) -> Any:
         """What a network is called with for the first image of a batch."""

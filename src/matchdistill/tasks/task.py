@@ -72,13 +72,17 @@ class Task(ABC):
     Attributes:
         name: what recipes call it.
         data: its data module.
-        metrics: everything that is measured, of which a run may lack some; the first one compares methods. Empty: nothing.
+        metrics: everything that is measured, of which a run may lack some. Empty: nothing.
         compared: the methods of a comparison, unless a recipe says otherwise.
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
-        supports: what not every task does: "kd" (the output is distilled), "labels" (images have
-            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled),
-            "preparation" (the data prepares images as the student wants them, and the teacher takes (N, C, H, W)).
+        objective: the class of its own section of recipes, "objective", with a method ``problems(prefix)``; None: there is
+            none.
+        supports: what not every task does: "kd" (the output is distilled), "labels" (images have one label each),
+            "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
+            network by its name is), "compile" (networks are compiled), "preparation" (the data prepares images as the
+            student wants them, and the teacher takes (N, C, H, W)).
+        learns_from: what a student learns from beside its teacher; empty: nothing.
     """
 
     name: ClassVar[str]
@@ -87,12 +91,14 @@ class Task(ABC):
     compared: ClassVar[tuple[str, ...]] = ("none", "mgd-sm", "mgd-amp")
     description: ClassVar[Mapping[str, Any]] = {}
     formats: ClassVar[tuple[str, ...]] = ("safetensors",)
+    objective: ClassVar[type[Any] | None] = None
     supports: ClassVar[frozenset[str]] = frozenset()
+    learns_from: ClassVar[str] = "labels"
 
     @property
-    def comparing(self) -> Metric | None:
-        """The metric that methods are compared by; None: nothing is measured."""
-        return self.metrics[0] if self.metrics else None
+    def comparable(self) -> tuple[Metric, ...]:
+        """The metrics that methods are compared by; of several, the first that the runs have."""
+        return self.metrics[:1]
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task, one by one."""
@@ -102,11 +108,15 @@ class Task(ABC):
                 yield f"method {method!r} distils the output of classifiers: choose one without kd for {self.name}"
         if settings.distillation.pyramid and "pyramid" not in self.supports:
             yield f"distillation.pyramid is not for {self.name}: give taps of your own instead"
-        if settings.trainer.compile and "compile" not in self.supports:
-            yield f"trainer.compile is not for {self.name}: train without it"
+        if settings.distillation.pooled and "pooled" not in self.supports:
+            yield f"distillation.pooled is not for {self.name}: leave it out"
         for role, network in (("student", settings.student), ("teacher", settings.teacher)):
+            if network.part is not None and "part" not in self.supports:
+                yield f"{role}.part is not for {self.name}: leave it out"
             if network.preparation is not None and "preparation" not in self.supports:
                 yield f"{role}.preparation is not for {self.name}, whose networks prepare images themselves: leave it out"
+        if settings.trainer.compile and "compile" not in self.supports:
+            yield f"trainer.compile is not for {self.name}: train without it"
         if "labels" not in self.supports:
             for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
                 for name in training.of_labels:
@@ -225,9 +235,10 @@ class Task(ABC):
 
     def network_of(self, config: Mapping[str, Any]) -> Model | None:
         """The network that a config.json describes; None: it describes none of the task's."""
-        name, options = config.get("name"), config.get("options")
+        name, options, part = config.get("name"), config.get("options"), config.get("part")
         mine = config.get("task") == self.name and isinstance(name, str) and isinstance(options, dict)
-        return Model(name, options=options or {}) if mine else None
+        fits = mine and (part is None or isinstance(part, str))
+        return Model(name, options=options or {}, part=part) if fits else None
 
     def predicting(self, config: Mapping[str, Any], top: int | None = None) -> Predicting:
         """How an exported student is used on images of one's own.

@@ -26,6 +26,7 @@ def export_classifier(
     kind: Format,
     rebuilt: nn.Module | None = None,
     words: Mapping[str, Any] | None = None,
+    output: str = "logits",
 ) -> float:
     """Write a model and read it back to see that it computes the same.
 
@@ -36,6 +37,7 @@ def export_classifier(
         kind: "safetensors" (a state dict), "onnx", or "pt2" (`torch.export`).
         rebuilt: for "safetensors", the plain model to load the file into.
         words: for "onnx", how images are prepared, in timm's words: the file's metadata, each value as JSON.
+        output: for "onnx", what its output is called.
 
     Returns:
         The largest absolute difference of the outputs.
@@ -49,7 +51,7 @@ def export_classifier(
     model = model.eval().cpu()
     write, run = {
         "safetensors": lambda: _safetensors(model, images, rebuilt),
-        "onnx": lambda: _onnx(model, images, words or {}),
+        "onnx": lambda: _onnx(model, images, words or {}, output),
         "pt2": lambda: _pt2(model, images),
     }[kind]()
     with torch.no_grad():
@@ -78,7 +80,7 @@ def _pt2(model: nn.Module, images: Tensor) -> _Writer:
     return lambda path: torch.export.save(program, path), lambda path, batch: read_program(path, "pt2")(batch)
 
 
-def _onnx(model: nn.Module, images: Tensor, words: Mapping[str, Any]) -> _Writer:
+def _onnx(model: nn.Module, images: Tensor, words: Mapping[str, Any], output: str) -> _Writer:
     check_onnx()
     program = exported_program(
         "torch.onnx",
@@ -88,7 +90,7 @@ def _onnx(model: nn.Module, images: Tensor, words: Mapping[str, Any]) -> _Writer
             dynamo=True,
             verbose=False,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         ),
     )

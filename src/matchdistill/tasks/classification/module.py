@@ -21,6 +21,7 @@ from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.classification.labels import LabelLoss
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
+from matchdistill.tasks.classification.probe import body_in_evaluation_mode
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import FrozenTeacher, shared_modules
@@ -60,6 +61,8 @@ class ClassificationModule(DistilledModule):
         super().__init__(student, settings, self.measured, measures, distiller)
         self._num_classes, self.logits_at, self.preparation = num_classes, logits_at, settings.student.prepared
         self.label_loss = self.loss_of(num_classes, labels)
+        if self.schedule.frozen:
+            body_in_evaluation_mode(student)
         self._kd_weight = settings.distillation.weight(KD)
         self._capture = Capture(student, []) if teacher is not None and distiller is None else None
         self._teacher = None
@@ -91,6 +94,13 @@ class ClassificationModule(DistilledModule):
         if self._teacher is not None:
             self._teacher.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> ClassificationModule:
+        """Training or evaluation mode; a frozen body stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.schedule.frozen:
+            body_in_evaluation_mode(self.network())
         return self
 
     def losses(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,9 +147,7 @@ class ClassificationModule(DistilledModule):
             if network is not None:
                 for own, text in zip(told, self.found_names(network(images).float(), class_names), strict=True):
                     own[role] = text
-        prepared = self.preparation
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (prepared.mean, prepared.std))
-        return list(images * deviation + mean), told
+        return list(self.preparation.pixels(images)), told
 
     def true_names(self, labels: Tensor, class_names: list[str]) -> list[str]:
         """What labels say, in words."""

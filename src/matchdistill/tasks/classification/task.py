@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill.data import ImageData
+from matchdistill.data.images import DESCRIPTION
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
@@ -22,6 +23,7 @@ from matchdistill.tasks.classification.checks import check_classes, example_imag
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.classification.predicting import ClassPredicting
+from matchdistill.tasks.classification.probe import freeze_body
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.task import Card, Task
@@ -36,7 +38,7 @@ class Classification(Task):
     data = ImageData
     metrics: ClassVar[tuple[Metric, ...]] = ACCURACIES
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
-    description: ClassVar[Mapping[str, Any]] = {"image_size": int, "preparation": dict, "gray": bool}
+    description: ClassVar[Mapping[str, Any]] = DESCRIPTION
     formats = get_args(Format)
     supports = frozenset({"kd", "labels", "compile", "preparation"})
 
@@ -45,6 +47,11 @@ class Classification(Task):
         yield from super().problems(settings)
         if settings.training.loss == "none" and not (method := settings.distillation).method.endswith(KD):
             yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
+        if settings.training.frozen and settings.distillation.parsed.features is not None:
+            yield (
+                f"training.frozen trains the head alone, but method {settings.distillation.method!r} teaches features of "
+                f"the body: give none or {KD}"
+            )
         if settings.teacher.training.loss == "none":
             yield "teacher.training.loss is 'none': a teacher learns from labels, give ce or bce"
 
@@ -78,12 +85,13 @@ class Classification(Task):
         if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
             prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
         labels = cast("ImageData", data).train_labels
+        if settings.training.frozen:
+            freeze_body(student, settings.student, data.num_classes)
         return self.module_type(student, data.num_classes, settings, teacher, distiller, prepare, tried, labels)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
         """The size of the images, how they are prepared, and whether they are small gray ones."""
-        images = cast("ImageData", data)
-        return {"image_size": images.image_size, "preparation": images.preparation.plain(), "gray": images.small}
+        return cast("ImageData", data).described()
 
     def export(
         self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format

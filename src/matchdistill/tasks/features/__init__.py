@@ -1,0 +1,1 @@
+"""Features without labels: a student's body learns from a teacher's."""
