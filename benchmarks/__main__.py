@@ -1,4 +1,4 @@
-"""What the library costs beside the least that it could cost.
+"""What the library costs beside the least that it could cost, and what distilling without labels gives (`features`).
 
 From the repository's root; each command has its own --help. Results are written as JSON, from which `page` makes
 docs/speed.md.
@@ -6,7 +6,21 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, kills, memory, moco, page, profiled, projection, refresh, scale, step, taps
+from benchmarks import (
+    adaptive,
+    assign,
+    features,
+    kills,
+    memory,
+    moco,
+    page,
+    profiled,
+    projection,
+    refresh,
+    scale,
+    step,
+    taps,
+)
 
 COMMANDS = {
     "step": step.run,
@@ -20,6 +34,7 @@ COMMANDS = {
     "profile": profiled.run,
     "projection": projection.run,
     "taps": taps.run,
+    "features": features.run,
     "kills": kills.run,
     "moco": moco.run,
     "page": page.run,

@@ -51,6 +51,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 BASES = {
     "classification": "quickstart",
     "detection": "coco_retinanet_r50_r18_1x",
+    "features": "features_fashion_mnist",
     "moco": "moco_resnet50_resnet18",
 }
 NOT_INSTALLED = {"detectron2"}  # what blocks may import and are only checked for then

@@ -110,8 +110,8 @@ class Features(Task):
         return build_model(name, **options)
 
     def describe(self, data: DataModule) -> dict[str, Any]:
-        """The size of the images."""
-        return {"image_size": cast("UnlabelledData", data).image_size}
+        """The size of the images; and no classes, as the student has no head for those that it was measured by."""
+        return {"image_size": cast("UnlabelledData", data).image_size, "num_classes": 0, "class_names": []}
 
     def export(
         self, student: nn.Module, rebuilt: nn.Module, described: dict[str, Any], path: Path, kind: Format
@@ -129,6 +129,11 @@ class Features(Task):
         student = ExportedClassifier(path)
         if data is not None:
             self.check(student, data, "student")
+            if not cast("UnlabelledData", data).labelled:
+                raise ValueError(
+                    f"{path}: without labels a student is measured from its weights, whose features are compared with the "
+                    "teacher's: give a file of weights (.safetensors, .ckpt)"
+                )
         return student
 
     def predicting(self, config: Mapping[str, Any], top: int | None = None) -> FeaturePredicting:

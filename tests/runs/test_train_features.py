@@ -1,0 +1,258 @@
+"""Runs of the task features: what tests/runs/test_train*.py see to of classifiers."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from matchdistill import cli
+from matchdistill.data import UnlabelledData
+from matchdistill.models import build_model, small_resnet
+from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.evidence import PICTURES, load, read_epochs
+from matchdistill.runs.metrics import comparing
+from matchdistill.runs.predict import Predictor
+from matchdistill.runs.recipe import load_recipe
+from matchdistill.runs.store import load_student
+from matchdistill.runs.train import fit
+from matchdistill.runs.validate import validate
+from matchdistill.tasks import TASKS
+from matchdistill.tasks.features.module import FeaturesModule
+from matchdistill.tasks.neighbours import neighbour_classes
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:You are trying to `self.log", "ignore:.*taken out")
+]
+
+NET = "matchdistill.models:small_resnet"
+RECIPE = {
+    "task": "features",
+    "data": {"train_limit": 60, "val_limit": 40, "batch_size": 20, "bank_limit": 50},
+    "teacher": {"name": NET, "options": {"width": 4}},
+    "student": {"name": NET, "options": {"width": 2}},
+    "training": {"epochs": 2, "lr": 0.05},
+    "trainer": {"accelerator": "cpu", "loggers": []},
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Images without labels."""
+    root = tmp_path / "tree"
+    for number in range(24):
+        path = root / ("a", "b/c", "")[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(256, size=(18, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A function that makes the recipe, with values by section over it."""
+
+    def make(arguments=(), **sections):
+        values = {**RECIPE, **{name: {**RECIPE.get(name, {}), **own} for name, own in sections.items()}}
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+        return load_recipe(tmp_path / "r.yaml", *arguments)
+
+    return make
+
+
+@pytest.fixture
+def of_tree(recipe, tree):
+    """The recipe on images without labels."""
+    data = {
+        "name": "folder",
+        "root": str(tree),
+        "image_size": 16,
+        "train_limit": None,
+        "val_limit": None,
+        "batch_size": 9,
+    }
+    return lambda *arguments, **sections: recipe(arguments, data=data, **sections)
+
+
+def checkpoint(out):
+    return torch.load(out / "last.ckpt", weights_only=True)
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("method", ["mgd-rd", "ofd"])
+def test_a_killed_run_ends_as_it_would_have(of_tree, tmp_path, monkeypatch, method):
+    arguments = ("--training.epochs=3", "--training.ema=0.6", f"--distillation.method={method}")
+    whole = fit(of_tree(*arguments), tmp_path / "whole", quiet=True)
+
+    def killed(self, *_):
+        if self.current_epoch == 2:
+            raise KeyError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeaturesModule, "on_train_batch_end", killed)
+        with pytest.raises(KeyError):
+            fit(of_tree(*arguments), tmp_path / "run", quiet=True)
+    assert checkpoint(tmp_path / "run")["epoch"] == 1
+    run = fit(of_tree(*arguments), tmp_path / "run", resume=True, quiet=True)
+    assert run.student == whole.student
+    first, second = (checkpoint(tmp_path / name) for name in ("run", "whole"))
+    assert_equal(first["state_dict"], second["state_dict"])
+    assert_equal(first[TRAINED], second[TRAINED])
+    assert_equal(*(load_file(tmp_path / name / "student.safetensors") for name in ("run", "whole")))
+
+
+def pooled(network, images):
+    """By a hook."""
+    found = []
+    handle = network.fc.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    with torch.no_grad():
+        network.eval()(images)
+    handle.remove()
+    return found[0]
+
+
+@pytest.mark.pages
+def test_with_labels_the_classes_are_told_apart(recipe, tmp_path):
+    start = build_model(NET, width=2).fc.weight.shape
+    metrics = fit(recipe(), tmp_path / "run", quiet=True)
+    assert metrics.student.keys() == metrics.teacher.keys() == {"knn", "probe"}
+    student, described = load_student(tmp_path / "run")
+    assert (described["num_classes"], described["class_names"]) == (0, [])  # no head was trained for those of the data
+    assert student.fc.weight.shape == start  # the library's own head
+    data = UnlabelledData(**RECIPE["data"])
+    data.setup()
+    (bank, labels), (images, truth) = (each.__getitems__(range(len(each))) for each in (data.bank_set, data.val_set))
+    found = neighbour_classes(pooled(student, bank), labels, pooled(student, images))[0]
+    assert metrics.student["knn"] == pytest.approx((found == truth).float().mean().item())
+    assert validate(recipe(), tmp_path / "run")["student"] == metrics.student
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "without labels, of the teacher its features by Matching Guided Distillation" in page
+    told = load(tmp_path / "run" / PICTURES)[1]["images"]
+    assert all(own.keys() == {"truth", "student", "teacher"} for own in told)
+    assert " of 20)" in told[0]["student"]
+    first, last = read_epochs(tmp_path / "run")
+    assert "val/knn" in first
+    assert "val/probe" not in first  # which is for the end
+    assert "val/probe" in last
+
+
+@pytest.mark.parametrize("option", ["keep_best=true", "stop_after=1"])
+def test_any_epoch_may_be_the_result(recipe, tmp_path, option):
+    out = tmp_path / "run"
+    metrics = fit(recipe([f"--training.{option}", "--training.lr=0.0001"]), out, quiet=True)
+    assert metrics.student.keys() == {"knn", "probe"}
+    if option.startswith("keep"):
+        assert json.loads((out / "evidence" / "best.json").read_text())["student"].keys() == {"knn", "probe"}
+
+
+def test_without_labels_features_are_compared(of_tree, tmp_path):
+    metrics = fit(of_tree("--training.keep_best=true"), tmp_path / "run", quiet=True)
+    assert metrics.student.keys() == {"cosine", "loss"}
+    assert metrics.teacher == {}
+    best = json.loads((tmp_path / "run" / "evidence" / "best.json").read_text())["student"]
+    assert best["cosine"] == max(each["val/cosine"] for each in read_epochs(tmp_path / "run"))
+    assert comparing([metrics]) is TASKS["features"].metrics[2]
+
+
+def test_the_commands_take_it(of_tree, tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(small_resnet(width=4).state_dict(), "teacher.pt")
+    of_tree(teacher={"weights": "teacher.pt"})
+    assert cli.main(["compare", "r.yaml", "--out", "all", "--methods=fitnets,mgd-amp", "--seeds=1", "--jobs=1"]) == 0
+    assert "cosine of matched pairs" in capsys.readouterr().out
+    run = "all/cells/mgd-amp/seed0"
+    assert cli.main(["validate", run]) == 0
+    shown = capsys.readouterr().out
+    cosine = json.loads(Path(run, "metrics.json").read_text())["student"]["cosine"]
+    assert f"{cosine:.4g}" in shown
+    for kind in ("safetensors", "onnx"):
+        assert cli.main(["export", run, "--format", kind]) == 0
+    card = Path(run, "export", "model_card.md").read_text()
+    assert "pipeline_tag: image-feature-extraction" in card
+    assert "8 for an image: what the layer `fc` of the network is given" in card
+    assert "0 classes" not in card
+    config = json.loads(Path(run, "export", "config.json").read_text())
+    assert (config["task"], config["num_features"]) == ("features", 8)
+    capsys.readouterr()
+    assert cli.main(["validate", f"{run}/export/model.onnx"]) == 2
+    assert "without labels a student is measured from its weights" in capsys.readouterr().err
+    assert cli.main(["predict", run, str(tree), "--out", "found.csv"]) == 0
+    rows = list(csv.reader(Path("found.csv").read_text().splitlines()))
+    assert rows[0] == ["path", *(f"feature_{number}" for number in range(8))]
+    assert len(rows) == 25
+    predictor = Predictor(f"{run}/export/model.onnx")
+    paths = [row[0] for row in rows[1:]]
+    by_program = torch.tensor([found.features for found in predictor(paths)])
+    by_weights = torch.tensor([[float(value) for value in row[1:]] for row in rows[1:]])
+    torch.testing.assert_close(by_program, by_weights, atol=1e-4, rtol=1e-4)
+    images = torch.stack([predictor.predicting.prepare(Image.open(path).convert("RGB")) for path in paths])
+    student, _ = load_student(Path(run))
+    torch.testing.assert_close(pooled(student, images), by_weights, atol=1e-4, rtol=1e-4)
+    session = onnxruntime.InferenceSession(f"{run}/export/model.onnx")
+    assert [each.name for each in session.get_outputs()] == ["features"]
+
+
+def test_a_part_and_the_pooled_output(of_tree, tmp_path, monkeypatch):
+    """The part of a network that has a decoder too, which keeps its weights and stays in the file."""
+    (tmp_path / "nets_of_test.py").write_text(
+        "from torch import nn\nfrom matchdistill.models import small_resnet\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, width):\n"
+        "        super().__init__()\n"
+        "        self.encoder, self.decoder = small_resnet(width=width), nn.Linear(10, 3)\n\n"
+        "    def forward(self, images):\n        return self.decoder(self.encoder(images))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = {"name": "nets_of_test:Net", "options": {"width": 2}, "part": "encoder"}
+    made = of_tree("--distillation.pooled=true", "--training.weight_decay=0.1", student=own)
+    torch.manual_seed(0)
+    fit(made, tmp_path / "run", quiet=True)
+    student, described = load_student(tmp_path / "run", trust=True)
+    assert described["part"] == "encoder"
+    assert {name.partition(".")[0] for name in student.state_dict()} == {"encoder", "decoder"}
+    assert "train/features_3" in read_epochs(tmp_path / "run")[-1]  # three stages and the pooled output
+    predictor = Predictor(tmp_path / "run", trust=True)
+    assert len(predictor.predicting.columns) == 9
+
+
+def test_mixed_precision(recipe, tmp_path):
+    metrics = fit(recipe(["--trainer.precision=bf16-mixed", "--training.epochs=1"]), tmp_path / "run", quiet=True)
+    assert 0 <= metrics.student["knn"] <= 1
+
+
+def test_fine_tuning_begins_with_the_body(recipe, tmp_path):
+    fit(recipe(["--training.epochs=1"]), tmp_path / "run", quiet=True)
+    distilled = load_file(tmp_path / "run" / "student.safetensors")
+    model = build_model(NET, 7, tmp_path / "run" / "student.safetensors", fresh_head=True, width=2)
+    body = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    assert_equal(body, {name: value for name, value in distilled.items() if not name.startswith("fc.")})
+    assert isinstance(model.fc, nn.Linear)
+    assert model.fc.out_features == 7
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one(recipe, tmp_path):
+    made = recipe(["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=10"])
+    config = {key: value for key, value in made.config.items() if key != "compare"}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "matchdistill", "fit", "two.yaml", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    one = validate(recipe(["--data.batch_size=10"]), tmp_path / "run")["student"]
+    assert metrics["student"]["knn"] == pytest.approx(one["knn"])
+    assert metrics["student"]["probe"] == pytest.approx(one["probe"], abs=0.026)
