@@ -161,10 +161,10 @@ def test_any_epoch_may_be_the_result(recipe, tmp_path, option):
 
 def test_without_labels_features_are_compared(of_tree, tmp_path):
     metrics = fit(of_tree("--training.keep_best=true"), tmp_path / "run", quiet=True)
-    assert metrics.student.keys() == {"cosine", "loss"}
+    assert metrics.student.keys() == {"matched_cosine", "held_out_loss"}
     assert metrics.teacher == {}
     best = json.loads((tmp_path / "run" / "evidence" / "best.json").read_text())["student"]
-    assert best["cosine"] == max(each["val/cosine"] for each in read_epochs(tmp_path / "run"))
+    assert best["matched_cosine"] == max(each["val/matched_cosine"] for each in read_epochs(tmp_path / "run"))
     assert comparing([metrics]) is TASKS["features"].metrics[2]
 
 
@@ -177,7 +177,7 @@ def test_the_commands_take_it(of_tree, tree, tmp_path, monkeypatch, capsys):
     run = "all/cells/mgd-amp/seed0"
     assert cli.main(["validate", run]) == 0
     shown = capsys.readouterr().out
-    cosine = json.loads(Path(run, "metrics.json").read_text())["student"]["cosine"]
+    cosine = json.loads(Path(run, "metrics.json").read_text())["student"]["matched_cosine"]
     assert f"{cosine:.4g}" in shown
     for kind in ("safetensors", "onnx"):
         assert cli.main(["export", run, "--format", kind]) == 0

@@ -134,8 +134,8 @@ def test_likeness_is_that_of_a_slow_loop(matched):
                 table[i, j] = sum(found) / len(found)
         cosines.append(table[linear_sum_assignment(-table.numpy())].mean())
     found = measure.compute()
-    torch.testing.assert_close(found["cosine"], torch.stack(cosines).mean(), atol=1e-5, rtol=1e-5)
-    assert found["loss"].item() == pytest.approx(sum(losses) / len(IMAGES), rel=1e-5)
+    torch.testing.assert_close(found["matched_cosine"], torch.stack(cosines).mean(), atol=1e-5, rtol=1e-5)
+    assert found["held_out_loss"].item() == pytest.approx(sum(losses) / len(IMAGES), rel=1e-5)
 
 
 def test_what_leads_to_no_position_is_frozen():
@@ -186,4 +186,4 @@ def test_settings_that_do_not_fit():
 
 
 def test_metrics_are_in_the_order_by_which_runs_compare():
-    assert [metric.name for metric in TASKS["features"].metrics] == ["knn", "probe", "cosine", "loss"]
+    assert [metric.name for metric in TASKS["features"].metrics] == ["knn", "probe", "matched_cosine", "held_out_loss"]

@@ -80,7 +80,7 @@ class Run:
         """The metric that runs are compared by: of its task's the first that it has; None: nothing is measured."""
         task = TASKS[task_of(self.recipe)]
         names = self.metrics.student if self.metrics else [name.removeprefix("val/") for name in self.curves]
-        return next(iter(metrics_in(task.metrics, names)), task.comparing)
+        return next(iter([*metrics_in(task.comparable, names), *task.comparable]), None)
 
     @cached_property
     def curves(self) -> dict[str, list[Point]]:

@@ -64,7 +64,7 @@ class RunMetrics:
 def comparing(runs: Sequence[RunMetrics]) -> Metric | None:
     """The metric that runs of one task are compared by, the first that all have; None: there is none, or no run."""
     shared = set.intersection(*(set(run.student) for run in runs)) if runs else set()
-    return next(iter(metrics_in(TASKS[runs[0].task].metrics, shared)), None) if runs else None
+    return next(iter(metrics_in(TASKS[runs[0].task].comparable, shared)), None) if runs else None
 
 
 def write_metrics(out: Path, metrics: RunMetrics) -> None:
@@ -105,7 +105,7 @@ def read_metrics(out: Path) -> RunMetrics | None:
 
 
 def _lacks(task: Task, found: dict[str, Any]) -> bool:
-    student_lacks = bool(task.metrics) and not metrics_in(task.metrics, found["student"])
+    student_lacks = bool(task.comparable) and not metrics_in(task.comparable, found["student"])
     return student_lacks or bool(found["teacher"] and found["parameters"]["teacher"] is None)
 
 

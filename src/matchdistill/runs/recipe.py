@@ -278,7 +278,7 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
     if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
-    if task.comparing is None:
+    if not task.comparable:
         for prefix, training in (("training", settings.training), ("teacher.training", teacher.training)):
             for what, instead in training.measuring:
                 yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"

@@ -72,7 +72,7 @@ class Task(ABC):
     Attributes:
         name: what recipes call it.
         data: its data module.
-        metrics: everything that is measured, of which a run may lack some; the first one compares methods. Empty: nothing.
+        metrics: everything that is measured, of which a run may lack some. Empty: nothing.
         compared: the methods of a comparison, unless a recipe says otherwise.
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
@@ -95,9 +95,9 @@ class Task(ABC):
     learns_from: ClassVar[str] = "labels"
 
     @property
-    def comparing(self) -> Metric | None:
-        """The metric that methods are compared by; None: nothing is measured."""
-        return self.metrics[0] if self.metrics else None
+    def comparable(self) -> tuple[Metric, ...]:
+        """The metrics that methods are compared by; of several, the first that the runs have."""
+        return self.metrics[:1]
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task, one by one."""

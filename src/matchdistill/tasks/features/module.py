@@ -20,10 +20,9 @@ from matchdistill.tasks.features.pooling import Pooling, part_of
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.neighbours import BY_LABELS, Batch, SeparatingModule, Separation
 
-WITHOUT_LABELS = (
-    Metric("cosine", "cosine of matched pairs", share=False),
-    Metric("loss", "held-out feature loss", higher_is_better=False, share=False),
-)
+LIKENESS = Metric("matched_cosine", "cosine of matched pairs", share=False)
+HELD_OUT = Metric("held_out_loss", "held-out feature loss", higher_is_better=False, share=False)
+WITHOUT_LABELS = (LIKENESS, HELD_OUT)
 
 
 class FeaturesModule(SeparatingModule):
@@ -119,9 +118,9 @@ def _freeze_rest(student: nn.Module, distiller: FeatureDistiller) -> None:
 class Likeness(Measure):
     """How like its teacher's a student's features are, over the images of all processes.
 
-    The "cosine" is the one of student channels and the teacher channels that resemble them most on these images, each
+    The cosine is the one of student channels and the teacher channels that resemble them most on these images, each
     matched once: a mean over the pairs of a position and over the positions. So methods with and without a matching of
-    their own can be compared. The "loss" is the method's own.
+    their own can be compared. The loss is the method's own.
 
     Args:
         distiller: of both.
@@ -165,5 +164,5 @@ class Likeness(Measure):
         for number in range(len(self._distiller[0].positions)):
             cost = cost_of(getattr(self, f"cosines{number}"), int(getattr(self, f"maps{number}")))
             found.append(1 - objective(cost, solve_assignment(cost, 1)) / 2)
-        values = {"cosine": torch.tensor(found).mean()}
-        return values | ({"loss": self.loss / self.count} if self.loss else {})
+        values = {LIKENESS.name: torch.tensor(found).mean()}
+        return values | ({HELD_OUT.name: self.loss / self.count} if self.loss else {})

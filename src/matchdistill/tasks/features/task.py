@@ -20,10 +20,11 @@ from matchdistill.tasks.classification.checks import example_images
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.exporting import Format, export_weights
 from matchdistill.tasks.features.card import backbone_card
-from matchdistill.tasks.features.module import WITHOUT_LABELS, FeaturesModule
+from matchdistill.tasks.features.module import LIKENESS, WITHOUT_LABELS, FeaturesModule
 from matchdistill.tasks.features.pooling import find_pooling, name_part, part_of
 from matchdistill.tasks.features.predicting import FeaturePredicting
-from matchdistill.tasks.neighbours import BY_LABELS
+from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.neighbours import BY_LABELS, KNN
 from matchdistill.tasks.task import Card, Parts, Task
 
 
@@ -38,6 +39,11 @@ class Features(Task):
     formats = get_args(Format)
     supports = frozenset({"pooled", "part"})
     learns_from = ""
+
+    @property
+    def comparable(self) -> tuple[Metric, ...]:
+        """Neighbours where there are labels, else the likeness to the teacher."""
+        return KNN, LIKENESS
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""

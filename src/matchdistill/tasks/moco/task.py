@@ -22,7 +22,7 @@ from matchdistill.tasks.features.predicting import FeaturePredicting
 from matchdistill.tasks.moco.card import encoder_card
 from matchdistill.tasks.moco.module import INFO_NCE, MocoModule
 from matchdistill.tasks.moco.objective import Contrast
-from matchdistill.tasks.neighbours import BY_LABELS
+from matchdistill.tasks.neighbours import BY_LABELS, KNN
 from matchdistill.tasks.predicting import Predicting
 from matchdistill.tasks.task import Card, Task
 
@@ -33,6 +33,7 @@ class Moco(Task):
     name = "moco"
     data = CropData
     metrics = (*BY_LABELS, INFO_NCE)
+    comparable = (KNN, INFO_NCE)
     compared = ("none", "mgd-amp")
     description: ClassVar[Mapping[str, Any]] = {"image_size": int}
     formats = get_args(Format)
