@@ -6,7 +6,20 @@ docs/speed.md.
 
 from jsonargparse import auto_cli
 
-from benchmarks import adaptive, assign, kills, memory, page, profiled, projection, refresh, scale, step, taps
+from benchmarks import (
+    adaptive,
+    assign,
+    kills,
+    memory,
+    page,
+    profiled,
+    projection,
+    refresh,
+    scale,
+    segmentation,
+    step,
+    taps,
+)
 
 COMMANDS = {
     "step": step.run,
@@ -21,6 +34,7 @@ COMMANDS = {
     "projection": projection.run,
     "taps": taps.run,
     "kills": kills.run,
+    "segmentation": segmentation.run,
     "page": page.run,
 }
 

@@ -1,8 +1,19 @@
-"""Networks by name, weights loaded safely, detectors, and the small network of the quickstart."""
+"""Networks by name, weights loaded safely, detectors, segmenters, and the small network of the quickstart."""
 
 from matchdistill.models.build import build_model, weights_file
 from matchdistill.models.detection import build_detector, detector
+from matchdistill.models.segmentation import build_segmenter, segmenter
 from matchdistill.models.small import small_resnet
 from matchdistill.models.weights import load_weights, save_weights
 
-__all__ = ["build_detector", "build_model", "detector", "load_weights", "save_weights", "small_resnet", "weights_file"]
+__all__ = [
+    "build_detector",
+    "build_model",
+    "build_segmenter",
+    "detector",
+    "load_weights",
+    "save_weights",
+    "segmenter",
+    "small_resnet",
+    "weights_file",
+]

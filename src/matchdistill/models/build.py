@@ -14,12 +14,14 @@ from torch import nn
 from matchdistill.files import path_of
 from matchdistill.lookup import own_function
 from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.smp import build_smp, smp_names
 from matchdistill.models.weights import load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice among its pretrained weights
 # Arguments by which models over another network download that one's weights, if they are not told otherwise.
 BACKBONE_WEIGHTS = {"weights_backbone": None, "encoder_weights": None, "pretrained_backbone": False}
+WEIGHTS_OF_PARTS = ("backbone_weights", *BACKBONE_WEIGHTS)
 COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
 
 
@@ -212,6 +214,7 @@ class Source(NamedTuple):
 SOURCES = {
     "torchvision": Source(_torchvision_names, _build_torchvision),
     "timm": Source(_timm_names, _build_timm, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")),
+    "smp": Source(smp_names, build_smp),
 }
 
 
@@ -274,4 +277,4 @@ def _not_loaded(name: str, weights: str, error: Exception) -> ValueError:
 
 def weightless(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a network without the weights that its backbone starts from."""
-    return {name: value for name, value in options.items() if name not in ("backbone_weights", "weights_backbone")}
+    return {name: value for name, value in options.items() if name not in WEIGHTS_OF_PARTS}

@@ -2,6 +2,7 @@
 
 from matchdistill.tasks.classification.task import Classification
 from matchdistill.tasks.detection.task import Detection
+from matchdistill.tasks.segmentation.task import Segmentation
 from matchdistill.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Detection(), Segmentation())}

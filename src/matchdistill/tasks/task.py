@@ -77,7 +77,9 @@ class Task(ABC):
         description: what `describe` gives, by name, each with its kind for `files.is_kind`.
         formats: that a student is exported in.
         supports: what not every task does: "kd" (the output is distilled), "labels" (images have
-            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled).
+            one label each), "pyramid" (the levels of a feature pyramid are distilled), "compile" (networks are compiled),
+            "resize" (`export` takes where the output is resized); and names of the settings of `Training.of_labels` that it
+            has without "labels".
     """
 
     name: ClassVar[str]
@@ -105,7 +107,7 @@ class Task(ABC):
             yield f"trainer.compile is not for {self.name}: train without it"
         if "labels" not in self.supports:
             for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
-                for name in training.of_labels:
+                for name in (each for each in training.of_labels if each not in self.supports):
                     yield f"{section}.{name} is for images with one label each, which {self.name} has not: leave it out"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
