@@ -87,8 +87,8 @@ def segmenter(
     aux = FCNHead(others[0], num_classes) if aux_loss else None
     deep = architecture == "deeplabv3"
     head = DeepLabHead(channels, num_classes, list(atrous_rates)) if deep else FCNHead(channels, num_classes)
-    model = (segmentation.DeepLabV3 if deep else segmentation.FCN)(encoder, head, aux)
-    return model
+    kind: type[nn.Module] = segmentation.DeepLabV3 if deep else segmentation.FCN
+    return kind(encoder, head, aux)
 
 
 def _check_choices(architecture: str, backbone: str, output_stride: int) -> None:

@@ -50,17 +50,13 @@ def outputs_in(output: Any) -> Outputs:
         >>> outputs_in({"out": torch.zeros(1, 5, 8, 8), "aux": torch.ones(1, 5, 8, 8)}).aux.shape
         torch.Size([1, 5, 8, 8])
     """
-    if isinstance(output, Tensor):
-        return Outputs(output)
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return Outputs(output[0])
-    logits, aux = (
-        next((value for name in names if (value := _entry(output, name)) is not None), None) for names in (MAIN, AUX)
-    )
-    if logits is None:
-        raise ValueError(
-            f"gives a {type(output).__name__}: expected logits (N, classes, H, W), alone or as 'out' or 'logits'"
-        )
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    names = [(_entry(output, name) for name in each) for each in (MAIN, AUX)]
+    logits, aux = (next((value for value in each if value is not None), None) for each in names)
+    logits = first if isinstance(first, Tensor) else logits
+    if logits is None or logits.ndim != 4:
+        found = type(output).__name__ if logits is None else tuple(logits.shape)
+        raise ValueError(f"it gives {found}: expected logits (N, classes, H, W), alone or as 'out' or 'logits'")
     return Outputs(logits, aux)
 
 
