@@ -48,7 +48,11 @@ BLOCK = re.compile(
 )
 FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-BASES = {"classification": "quickstart", "detection": "coco_retinanet_r50_r18_1x"}
+BASES = {
+    "classification": "quickstart",
+    "detection": "coco_retinanet_r50_r18_1x",
+    "segmentation": "segmentation_scenes",
+}
 NOT_INSTALLED = {"detectron2"}  # what blocks may import and are only checked for then
 TINY = (
     "--training.epochs 1 --teacher.training.epochs 1 --teacher.train_limit 60 --data.train_limit 60 --data.val_limit 50 "

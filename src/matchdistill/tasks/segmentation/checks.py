@@ -5,14 +5,12 @@ Axes: N batch, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from matchdistill.messages import cause
 from matchdistill.probing import scratch
-from matchdistill.tasks.segmentation.outputs import Outputs, fitted, outputs_in, segment
+from matchdistill.tasks.segmentation.outputs import Outputs, fitted, outputs_in
 
 
 def check_segmenter(network: nn.Module, images: Tensor, num_classes: int, role: str) -> None:
@@ -25,7 +23,7 @@ def check_segmenter(network: nn.Module, images: Tensor, num_classes: int, role: 
         role: "student" or "teacher".
     """
     with torch.no_grad(), scratch(network) as probe:
-        found = _tried(lambda: segment(probe.eval(), images), images, role)
+        found = _outputs(probe.eval(), images, role)
     _check_shape(found.logits, images, num_classes, role)
 
 
@@ -39,18 +37,22 @@ def check_training(network: nn.Module, images: Tensor, num_classes: int) -> None
     """
     role = "student in training mode"
     with torch.no_grad(), scratch(network) as probe:
-        found = _tried(lambda: outputs_in(probe.train()(fitted([network], images))), images, role)
+        found = _outputs(probe.train(), images, role)
     for logits in (found.logits, *([] if found.aux is None else [found.aux])):
         _check_shape(logits, images, num_classes, role)
 
 
-def _tried(run: Callable[[], Outputs], images: Tensor, role: str) -> Outputs:
+def _outputs(network: nn.Module, images: Tensor, role: str) -> Outputs:
     try:
-        return run()
+        output = network(fitted([network], images))
     except Exception as error:  # user code can fail in every way
         raise ValueError(
             f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}"
         ) from error
+    try:
+        return outputs_in(output)
+    except ValueError as error:
+        raise ValueError(f"the {role} {error}") from error
 
 
 def _check_shape(logits: Tensor, images: Tensor, num_classes: int, role: str) -> None:

@@ -56,7 +56,7 @@ def outputs_in(output: Any) -> Outputs:
     logits = first if isinstance(first, Tensor) else logits
     if logits is None or logits.ndim != 4:
         found = type(output).__name__ if logits is None else tuple(logits.shape)
-        raise ValueError(f"it gives {found}: expected logits (N, classes, H, W), alone or as 'out' or 'logits'")
+        raise ValueError(f"gives {found}: expected logits (N, classes, H, W), alone or as 'out' or 'logits'")
     return Outputs(logits, aux)
 
 
