@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -40,10 +41,15 @@ def build_smp(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn
     given = {"encoder_weights": None, **options}
     if "num_classes" in given:
         given["classes"] = given.pop("num_classes")
+    kind = getattr(smp, known[entry.lower()])
+    takes = list(inspect.signature(kind).parameters)
+    strange = [option for option in given if option not in takes]
+    # Further ones are of the encoder: of timm's ("tu-NAME") they are used, others lose them without a word.
+    if strange and not str(given.get("encoder_name", "")).startswith("tu-"):
+        hint = did_you_mean(strange[0], takes)
+        raise ValueError(f"model {name!r} cannot be built with the option {strange[0]!r}{hint}")
     try:
-        model: nn.Module = getattr(smp, known[entry.lower()])(**given)
-    except TypeError as error:
-        raise ValueError(f"model {name!r} cannot be built with these options ({cause(error)})") from error
+        model: nn.Module = kind(**given)
     except Exception as error:  # each encoder fails in a way of its own
         raise ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}") from error
     return model
