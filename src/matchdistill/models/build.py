@@ -22,6 +22,7 @@ ANY_PRETRAINED = {"true", "pretrained", "default"}  # the library's own choice a
 # Arguments by which models over another network download that one's weights, if they are not told otherwise.
 BACKBONE_WEIGHTS = {"weights_backbone": None, "encoder_weights": None, "pretrained_backbone": False}
 WEIGHTS_OF_PARTS = ("backbone_weights", *BACKBONE_WEIGHTS)
+OTHER_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # options of timm's
 COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
 
 
@@ -213,8 +214,8 @@ class Source(NamedTuple):
 
 SOURCES = {
     "torchvision": Source(_torchvision_names, _build_torchvision),
-    "timm": Source(_timm_names, _build_timm, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")),
-    "smp": Source(smp_names, build_smp),
+    "timm": Source(_timm_names, _build_timm, OTHER_FILES),
+    "smp": Source(smp_names, build_smp, OTHER_FILES),  # whose encoders are timm's, too
 }
 
 
