@@ -18,6 +18,7 @@ from benchmarks import (
     projection,
     refresh,
     scale,
+    segmentation,
     step,
     taps,
 )
@@ -37,6 +38,7 @@ COMMANDS = {
     "features": features.run,
     "kills": kills.run,
     "moco": moco.run,
+    "segmentation": segmentation.run,
     "page": page.run,
 }
 

@@ -9,6 +9,8 @@ import yaml
 from detectors import SMALL, write_coco
 from matchdistill.models import build_detector, small_resnet
 from matchdistill.runs.recipe import Recipe, load_recipe
+from pixelsets import SMALL as SMALL_PIXELS
+from pixelsets import write_pixels
 from records import TINY
 
 
@@ -80,3 +82,23 @@ def small_file(tmp_path: Path, coco: Path, detector_weights: Path) -> Path:
 def small(small_file: Path, one_thread: None) -> Callable[..., Recipe]:
     """The recipe of `small_file` with arguments of the command line over it."""
     return functools.partial(load_recipe, small_file)
+
+
+@pytest.fixture(scope="session")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set of images and masks."""
+    return write_pixels(tmp_path_factory.mktemp("pixels") / "pixels")
+
+
+@pytest.fixture
+def pixelset_file(tmp_path: Path, pixels: Path) -> Path:
+    """A recipe of seconds for images with a class for every pixel in a file."""
+    path = tmp_path / "pixels.yaml"
+    path.write_text(yaml.safe_dump({**SMALL_PIXELS, "data": {**SMALL_PIXELS["data"], "root": str(pixels)}}))
+    return path
+
+
+@pytest.fixture
+def pixelset(pixelset_file: Path, one_thread: None) -> Callable[..., Recipe]:
+    """The recipe of `pixelset_file` with arguments of the command line over it."""
+    return functools.partial(load_recipe, pixelset_file)

@@ -180,6 +180,29 @@ def coco(given: str, said: str, change: Callable[[dict[str, Any]], object], *opt
     return Case("COCO files", given, said, FIT + options, make)
 
 
+def pixels(given: str, said: str, change: Callable[[Path], object], *options: str) -> Case:
+    """Images with masks of three classes."""
+
+    def make() -> None:
+        for split in ("train", "val"):
+            for kind, mode in (("images", "RGB"), ("masks", "L")):
+                Path("pixels", split, kind).mkdir(parents=True)
+                for number in range(2):
+                    Image.new(mode, (40, 30)).save(f"pixels/{split}/{kind}/{number}.png")
+        Path("pixels/classes.txt").write_text("ground\ncross\ndisc\n")
+        change(Path("pixels"))
+        student = {"name": "torchvision:lraspp_mobilenet_v3_large"}
+        write_recipe(task="segmentation", data={"root": "pixels", "crop": [32, 32], "batch_size": 2}, student=student)
+
+    return Case("Masks of pixels", given, said, FIT + options, make)
+
+
+def masked(
+    value: int = 0, size: tuple[int, int] = (40, 30), mode: str = "L", name: str = "1.png"
+) -> Callable[[Path], object]:
+    return lambda root: Image.new(mode, size, value).save(root / "train/masks" / name)
+
+
 ANNOTATIONS = Path("coco/annotations/instances_train2017.json")
 
 
@@ -486,6 +509,57 @@ CASES = [
     ),
     labels("no label at all", "images/t.csv has validation images of classes without training images", ""),
     table("validation images alone", "images/t.csv has no training images", TABLE.replace("train\n", "val\n")),
+    pixels(
+        "a mask that is missing",
+        "1 of 2 images of pixels/train/images have no mask: 1; expected",
+        lambda root: (root / "train/masks/1.png").unlink(),
+    ),
+    pixels(
+        "a class that is not known",
+        "masks/1.png cannot be used (ValueError: it has the value 3, which is no class: expected 0 to 2, 255)",
+        masked(3),
+    ),
+    pixels(
+        "a mask of another size than its image", "it is of 20 x 30 pixels, its image of 40 x 30", masked(size=(20, 30))
+    ),
+    pixels("a mask in colours", "it is in colours (RGB): expected a number for every pixel", masked(mode="RGB")),
+    pixels(
+        "a mask that is damaged",
+        "masks/1.png cannot be used",
+        lambda root: (root / "train/masks/1.png").write_bytes(b"PNG"),
+    ),
+    pixels(
+        "a mask that is a pipe",
+        "is a pipe, not a file",
+        lambda root: ((root / "train/masks/1.png").unlink(), os.mkfifo(root / "train/masks/1.png")),
+    ),
+    pixels(
+        "no names of classes",
+        "pixels has no classes.txt: write the names",
+        lambda root: (root / "classes.txt").unlink(),
+    ),
+    pixels(
+        "no folder of masks", "pixels has no folder val/masks: expected", lambda root: shutil.rmtree(root / "val/masks")
+    ),
+    pixels("another layout", "ImageSets/Segmentation/train.txt does not exist", lambda root: None, "--data.name=voc"),
+    pixels(
+        "a layout that is not known",
+        "data.name is 'cityscape': expected folder, voc, cityscapes",
+        lambda root: None,
+        "--data.name=cityscape",
+    ),
+    pixels(
+        "a value to ignore that is no class",
+        "data.ignore has 7, but the masks of pixels have the values 0 to 2",
+        lambda root: None,
+        "--data.ignore=[7]",
+    ),
+    pixels(
+        "a network of single labels",
+        "the student gives (2, 3): expected logits (N, classes, H, W)",
+        lambda root: None,
+        "--student.name=timm:resnet18",
+    ),
     coco("no annotations", "instances_train2017.json does not exist", lambda content: True),
     coco("annotations that are no JSON", "is damaged or no JSON", lambda content: ANNOTATIONS.write_text("{")),
     coco(

@@ -54,6 +54,7 @@ BASES = {
     "multilabel": "quickstart",
     "features": "features_fashion_mnist",
     "moco": "moco_resnet50_resnet18",
+    "segmentation": "segmentation_scenes",
 }
 NOT_INSTALLED = {"detectron2"}  # what blocks may import and are only checked for then
 TINY = (

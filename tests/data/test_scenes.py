@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from matchdistill.data import DetectionData
 from matchdistill.data import tensors as tensors_module
-from matchdistill.data.scenes import compose, encode_runs, main, outlines, write_scenes
+from matchdistill.data.masks import runs_of
+from matchdistill.data.scenes import compose, main, outlines, write_scenes
 from matchdistill.data.tensors import DEBIAN_FASHION_MNIST, GrayImages
 
 pycocotools = pytest.importorskip("pycocotools.mask")
@@ -169,7 +170,7 @@ def test_runs_are_read_by_pycocotools_as_the_mask():
     random = np.random.default_rng(0)
     masks = [random.random((5, 7)) < share for share in (0, 0.3, 0.7, 1)]
     for mask in [*masks, np.eye(4, dtype=bool)]:
-        runs = encode_runs(mask)
+        runs = runs_of(mask)
         assert json.loads(json.dumps(runs)) == runs
         assert np.array_equal(pycocotools.decode(pycocotools.frPyObjects(runs, *mask.shape)), mask)
 

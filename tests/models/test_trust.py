@@ -47,4 +47,4 @@ def test_other_code_is_named(tmp_path, name, options, told):
 
 
 def test_the_networks_of_this_package_are_its_own():
-    assert {name.rpartition(":")[2] for name in OWN} == {"small_resnet", "detector", "shufflenet_v2_x1_0"}
+    assert {name.rpartition(":")[2] for name in OWN} == {"small_resnet", "detector", "segmenter", "shufflenet_v2_x1_0"}

@@ -21,13 +21,15 @@ SHOWN_ROWS = 20
 def predict(arguments: Sequence[str]) -> None:
     """Say what a student finds in images of your own: as a table, CSV, JSON or drawn on the images."""
     options = _parser().parse_args(list(arguments))
-    from matchdistill.runs.predict import FORMATS, Predictor, drawn_paths, find_pictures, write_found
+    from matchdistill.runs.predict import FORMATS, Predictor, drawn_paths, find_pictures, mask_paths, write_found
 
     if options.out is not None and options.out.suffix.lower() not in FORMATS:
         raise ValueError(f"--out {options.out}: expected a name that ends in {' or '.join(FORMATS)}")
     paths = find_pictures(options.paths)
     if options.draw is not None:
         drawn_paths(paths, options.draw)  # none is one of the images
+    if options.masks is not None:
+        mask_paths(paths, options.masks)
     predictor = Predictor(
         options.run,
         top=options.top,
@@ -45,10 +47,12 @@ def predict(arguments: Sequence[str]) -> None:
         write_found(options.out, predictor.predicting, found)
     if options.draw is not None:
         predictor.draw(found, options.draw)
+    if options.masks is not None:
+        predictor.write_masks(found, options.masks)
     _show(predictor, found)
     skipped = f", {len(paths) - len(found)} skipped" if len(found) < len(paths) else ""
     print(f"{len(found)} images in {seconds:.1f} s, {len(found) / seconds:.0f} images per second{skipped}")
-    for place in (options.out, options.draw):
+    for place in (options.out, options.draw, options.masks):
         if place is not None:
             print(place)
 
@@ -63,8 +67,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=path_option, default=None, help="a .csv or .json file; detectors: COCO's results")
     parser.add_argument("--draw", type=path_option, default=None, help="a folder for the images with what was found")
-    parser.add_argument("--top", type=int, default=None, help="classes per image, default 1; boxes, default all")
-    parser.add_argument("--batch_size", type=int, default=None, help="images at a time; default: 32, detectors 1")
+    parser.add_argument("--masks", type=path_option, default=None, help="a folder for PNGs of the class of every pixel")
+    parser.add_argument(
+        "--top", type=int, default=None, help="classes per image, default 1; boxes, or classes of pixels, default all"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=None, help="images at a time; default: 32, or 1 where images keep their sizes"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images; 0: this one")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--skip_corrupt", action="store_true", help="leave out images that cannot be read")

@@ -123,3 +123,15 @@ def _decompressed(text: str) -> NDArray[np.int64]:
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
+
+
+def runs_of(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask (H, W) as COCO's run lengths, not compressed.
+
+    Examples:
+        >>> runs_of(np.array([[False, True, False], [True, True, False]]))
+        {'size': [2, 3], 'counts': [1, 3, 2]}
+    """
+    column_wise = mask.T.flatten()
+    changes = np.flatnonzero(np.diff(column_wise, prepend=False))  # the first run is outside, of no length if need be
+    return {"size": list(mask.shape), "counts": np.diff(changes, prepend=0, append=mask.size).tolist()}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from matchdistill.data.masks import runs_of
 from matchdistill.data.tensors import FASHION_CLASSES, GrayImages, find_fashion_mnist, load_fashion_mnist
 
 SMALLEST = 16  # pixels: the least side of an item and of its 28 x 28 source
@@ -190,19 +191,7 @@ def _region(mask: NDArray[np.bool_]) -> dict[str, Any]:
     left, top = int(columns.min()), int(rows.min())
     box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
     whole = np.array_equal(ndimage.binary_fill_holes(mask), mask)
-    return {"bbox": box, "area": len(rows), "segmentation": outlines(mask) if whole else encode_runs(mask)}
-
-
-def encode_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask (H, W) as COCO's run lengths.
-
-    Examples:
-        >>> encode_runs(np.array([[False, True, False], [True, True, False]]))
-        {'size': [2, 3], 'counts': [1, 3, 2]}
-    """
-    column_wise = mask.T.flatten()
-    changes = np.flatnonzero(np.diff(column_wise, prepend=False))  # the first run is outside, of no length if need be
-    return {"size": list(mask.shape), "counts": np.diff(changes, prepend=0, append=mask.size).tolist()}
+    return {"bbox": box, "area": len(rows), "segmentation": outlines(mask) if whole else runs_of(mask)}
 
 
 # Around a pixel: the neighbour beyond an edge, and where the edge starts and ends, clockwise; all (down, right).

@@ -22,11 +22,14 @@ from matchdistill.models.pretrained import (
     torchvision_wants,
     torchvision_weights,
 )
+from matchdistill.models.smp import build_smp, smp_names
 from matchdistill.models.weights import STUDENTS, load_weights, no_file
 
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 # Arguments by which models over another network download that one's weights, if they are not told otherwise.
 BACKBONE_WEIGHTS = {"weights_backbone": None, "encoder_weights": None, "pretrained_backbone": False}
+WEIGHTS_OF_PARTS = ("backbone_weights", *BACKBONE_WEIGHTS)
+OTHER_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # options of timm's
 COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
 
 
@@ -250,9 +253,8 @@ class Source(NamedTuple):
 
 SOURCES = {
     "torchvision": Source(_torchvision_names, _build_torchvision, wants=torchvision_wants),
-    "timm": Source(
-        _timm_names, _build_timm, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), timm_wants
-    ),
+    "timm": Source(_timm_names, _build_timm, OTHER_FILES, timm_wants),
+    "smp": Source(smp_names, build_smp, OTHER_FILES),  # whose encoders are timm's, too
 }
 
 
@@ -315,4 +317,4 @@ def _not_loaded(name: str, weights: str, error: Exception) -> ValueError:
 
 def weightless(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a network without the weights that its backbone starts from."""
-    return {name: value for name, value in options.items() if name not in ("backbone_weights", "weights_backbone")}
+    return {name: value for name, value in options.items() if name not in WEIGHTS_OF_PARTS}

@@ -180,18 +180,10 @@ def _maps(output: Any) -> list[Tensor]:
 
 def _body(name: str, weights: str | None) -> tuple[nn.Module, list[int]]:
     """What makes C2 to C5 of a classifier, and their widths."""
-    file = None if weights is None else weights_file(weights)
     if name.startswith("timm:"):
-        options: dict[str, Any] = {"features_only": True}
-        if file is not None:
-            # timm loads what fits and says nothing of the rest, which this does.
-            build_model(name, None, file, fresh_head=True)
-            options["pretrained_cfg_overlay"] = {"file": str(file)}
-            weights = "pretrained"
-        with torch.device("meta"):  # only to look at
-            strides = build_model(name, features_only=True).feature_info.reduction()  # type: ignore[union-attr, operator]
+        strides = timm_strides(name)
         _check_strides(name, strides)
-        body = build_model(name, None, weights, out_indices=[strides.index(stride) for stride in STRIDES], **options)
+        body = timm_body(name, weights, out_indices=[strides.index(stride) for stride in STRIDES])
     else:
         model = build_model(name, None, weights, fresh_head=True)
         whole = getattr(model, "features", model)
@@ -208,6 +200,30 @@ def _body(name: str, weights: str | None) -> tuple[nn.Module, list[int]]:
         found = ", ".join(map(str, shapes))
         raise ValueError(f"backbone {name!r} gives {found} for an image of {EXAMPLE_SIZE} px: expected (N, C, H, W)")
     return body, [shape[1] for shape in shapes]
+
+
+def timm_strides(name: str, **options: Any) -> list[int]:
+    """The strides of the maps that one of timm's networks gives as a body."""
+    with torch.device("meta"):  # only to look at
+        strides: list[int] = build_model(name, features_only=True, **options).feature_info.reduction()  # type: ignore[union-attr, operator]
+    return strides
+
+
+def timm_body(name: str, weights: str | None, **options: Any) -> nn.Module:
+    """What makes the maps of one of timm's networks.
+
+    Args:
+        name: of the network, with "timm:" in front.
+        weights: of the whole network, as `build_model` takes them; its head may be for any classes.
+        options: of timm's, such as `out_indices` and `output_stride`.
+    """
+    file = None if weights is None else weights_file(weights)
+    if file is not None:
+        # timm loads what fits and says nothing of the rest, which this does.
+        build_model(name, None, file, fresh_head=True)
+        options["pretrained_cfg_overlay"] = {"file": str(file)}
+        weights = "pretrained"
+    return build_model(name, None, weights, features_only=True, **options)
 
 
 def _check_strides(name: str, strides: Any) -> None:

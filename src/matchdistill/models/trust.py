@@ -12,12 +12,13 @@ from typing import Any
 
 from matchdistill.models.build import SOURCES
 from matchdistill.models.detection import detector
+from matchdistill.models.segmentation import segmenter
 from matchdistill.models.shufflenet import shufflenet_v2_x1_0
 from matchdistill.models.small import small_resnet
 
 OWN = {
     f"{module}:{function.__name__}"
-    for function in (small_resnet, detector, shufflenet_v2_x1_0)
+    for function in (small_resnet, detector, segmenter, shufflenet_v2_x1_0)
     for module in ("matchdistill.models", function.__module__)
 }
 

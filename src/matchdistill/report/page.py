@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.colors
 import plotly.io
 import yaml
@@ -30,6 +28,7 @@ from matchdistill.messages import cause
 from matchdistill.report import tables
 from matchdistill.report.charts import Chart, values
 from matchdistill.report.comparison_charts import summary
+from matchdistill.report.gallery import embedded, gallery
 from matchdistill.report.runs import Run, cells
 from matchdistill.runs.metrics import METRICS
 from matchdistill.runs.store import CELLS, RECIPE
@@ -243,7 +242,7 @@ def _details(run: Run, positions: int) -> dict[str, Any]:
             for number, each in enumerate(run.positions if positions <= MOST_POSITIONS else ())
         ],
         "left_out": positions > MOST_MAPS,
-        "pictures": _pictures(run),
+        "pictures": gallery(run),
         "recipe": (run.folder / RECIPE).read_text(encoding="utf-8"),
         "environment": run.environment,
     }
@@ -279,42 +278,6 @@ def _channels(run: Run, number: int) -> list[dict[str, Any]]:
     return found
 
 
-def _pictures(run: Run) -> list[dict[str, Any]]:
-    """The shown validation images with what is true, and what student and teacher make of them."""
-    if run.pictures is None:
-        return []
-    tensors, told = run.pictures
-    found = []
-    for number, described in enumerate(told["images"]):
-        picture = tensors[f"image{number}"]
-        roles = [role for role in ("truth", "teacher", "student") if role in described]
-        found.append(
-            {
-                "source": _picture(picture),
-                "width": picture.shape[2],
-                "height": picture.shape[1],
-                "alt": f"validation image {number + 1}",
-                "words": {role: described[role] for role in roles if isinstance(described[role], str)},
-                "boxes": {role: _boxes(described[role]) for role in roles if not isinstance(described[role], str)},
-            }
-        )
-    return found
-
-
-def _boxes(found: list[list[Any]]) -> list[dict[str, Any]]:
-    """Boxes as shares of the image, with what they are called."""
-    return [
-        {
-            "text": label if score is None else f"{label} {score:.0%}",
-            "x": left,
-            "y": top,
-            "width": right - left,
-            "height": bottom - top,
-        }
-        for label, score, left, top, right, bottom in found
-    ]
-
-
 @functools.cache
 def _palette() -> list[int]:
     """Blue for negative values, white for zero, red for positive ones, as bytes."""
@@ -328,18 +291,7 @@ def _map(values: Tensor) -> str:
     relative = values / values.abs().max().clamp_min(1e-6)
     image = Image.fromarray(((relative + 1) * (LEVELS // 2)).round().byte().numpy(), "P")
     image.putpalette(_palette())
-    return _embedded(image, "PNG")
-
-
-def _picture(pixels: Tensor) -> str:
-    """An image (3, H, W) of bytes."""
-    return _embedded(Image.fromarray(np.ascontiguousarray(pixels.movedim(0, 2).numpy())), "JPEG", quality=85)
-
-
-def _embedded(image: Image.Image, form: str, **options: Any) -> str:
-    written = io.BytesIO()
-    image.save(written, form, optimize=True, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
+    return embedded(image, "PNG")
 
 
 def _shown(found: Sequence[Chart | None]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from matchdistill.messages import attempt, cause
 from matchdistill.position import MatchedPosition
 from matchdistill.probing import evaluating, unchanged
 from matchdistill.tasks.module import DistilledModule
+from matchdistill.tasks.picture import Picture
 
 FOLDER = "evidence"
 ENVIRONMENT, REFRESHES, COSTS = f"{FOLDER}/environment.json", f"{FOLDER}/refreshes.json", f"{FOLDER}/costs.json"
@@ -202,7 +203,12 @@ def _measure(module: DistilledModule, batch: Any, out: Path) -> None:
 def _take_pictures(module: DistilledModule, batch: Any, class_names: list[str], out: Path) -> None:
     pictures, described = module.gallery(batch, class_names)
     tensors, told = _maps(module, batch)
-    tensors |= {f"image{number}": _small(picture) for number, picture in enumerate(pictures)}
+    for number, picture in enumerate(pictures):
+        tensors[f"image{number}"] = _small(picture)
+        for role, drawn in described[number].items():
+            if isinstance(drawn, Picture):
+                tensors[f"drawn {role}{number}"] = _small(drawn.pixels)
+                described[number][role] = {"words": drawn.words}
     save(out / PICTURES, tensors, {"images": described, "positions": told})
 
 

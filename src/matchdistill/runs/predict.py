@@ -8,6 +8,7 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class Predictor:
 
         Returns:
             For each image, in their order, what was found: of a classifier ``path``, ``label``, ``score``, ``labels`` and
-            ``scores``; of a detector ``path``, ``labels``, ``scores`` and ``boxes``. Images that are skipped are left out.
+            ``scores``; of a detector ``path``, ``labels``, ``scores`` and ``boxes``; of a network that gives every pixel a
+            class ``path``, ``labels``, ``shares`` and ``values``. Images that are skipped are left out.
 
         Raises:
             ValueError: an image that cannot be read, or none that can; or the student does not take them.
@@ -143,6 +145,17 @@ class Predictor:
         """
         for own, target in zip(found, drawn_paths([own.path for own in found], folder), strict=True):
             picture = own.drawn(read_picture(own.path, self.white, self.max_pixels).image)
+            atomic_write(target, lambda temporary, picture=picture: picture.save(temporary))  # type: ignore[misc]
+
+    def write_masks(self, found: Sequence[Found], folder: Path) -> None:
+        """Write the class of every pixel as PNGs, under the names of the images in a folder.
+
+        Raises:
+            ValueError: the student finds no such thing, or a mask would replace an image.
+            OSError: the folder cannot be written.
+        """
+        for own, target in zip(found, mask_paths([own.path for own in found], folder), strict=True):
+            picture = own.mask()
             atomic_write(target, lambda temporary, picture=picture: picture.save(temporary))  # type: ignore[misc]
 
 
@@ -274,12 +287,27 @@ def drawn_paths(paths: Sequence[str], folder: Path) -> list[Path]:
     Raises:
         ValueError: a copy would replace an image.
     """
+    return _targets(
+        paths, folder, lambda path: path if path.suffix.lower() in DRAWN else path.with_name(f"{path.name}.png")
+    )
+
+
+def mask_paths(paths: Sequence[str], folder: Path) -> list[Path]:
+    """Where masks of images go in a folder: as `drawn_paths` has it, but with the suffix .png in place of theirs.
+
+    Raises:
+        ValueError: a mask would replace an image, or two images have the same name but for the suffix.
+    """
+    targets = _targets(paths, folder, lambda path: path.with_suffix(".png"))
+    if twice := [target for target, count in Counter(targets).items() if count > 1]:
+        raise ValueError(f"{printable(str(twice[0]))} would be the mask of two images: give them one after the other")
+    return targets
+
+
+def _targets(paths: Sequence[str], folder: Path, named: Callable[[Path], Path]) -> list[Path]:
     places = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - links keep their names
     around = os.path.commonpath([os.path.dirname(place) for place in places]) if places else ""  # noqa: PTH120
-    inside = [Path(place).relative_to(around) for place in places]
-    targets = [
-        folder / (path if path.suffix.lower() in DRAWN else path.with_name(f"{path.name}.png")) for path in inside
-    ]
+    targets = [folder / named(Path(place).relative_to(around)) for place in places]
     originals = {os.path.realpath(place) for place in places}
     if lost := [target for target in targets if os.path.realpath(target) in originals]:
         raise ValueError(f"{printable(str(lost[0]))} is one of the images: draw into another folder")

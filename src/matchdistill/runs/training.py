@@ -51,8 +51,9 @@ class Training:
         warmup_steps: steps at the start of the epochs in which it rises from a thousandth of what it would be.
         validate_every: epochs between validations; the last epoch is always validated.
         accumulate: batches whose gradients make one step; at the end of an epoch those that are left do.
-        loss: on the labels: "ce", cross-entropy; "bce", binary cross-entropy of each class, its mean; "none": the student
-            learns from its teacher alone, by a method with "kd".
+        loss: on the labels: "ce", cross-entropy; "bce", binary cross-entropy of each class, its mean; "ce+dice", of pixels
+            also one minus the mean Dice coefficient; "none": the student learns from its teacher alone, by a method with
+            "kd".
         label_smoothing: the share of a label that is spread over all classes.
         class_weights: of the loss on labels, a number for each class; "balanced": by the reciprocals of their counts.
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
@@ -93,7 +94,7 @@ class Training:
     warmup_steps: int = 0
     validate_every: int = 1
     accumulate: int = 1
-    loss: Literal["ce", "bce", "none"] = "ce"
+    loss: Literal["ce", "bce", "ce+dice", "none"] = "ce"
     label_smoothing: float = 0.0
     class_weights: list[float] | Literal["balanced"] | None = None
     mixup: float = 0.0

@@ -5,6 +5,9 @@ from matchdistill.tasks.detection.task import Detection
 from matchdistill.tasks.features.task import Features
 from matchdistill.tasks.moco.task import Moco
 from matchdistill.tasks.multilabel.task import Multilabel
+from matchdistill.tasks.segmentation.task import Segmentation
 from matchdistill.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Multilabel(), Detection(), Features(), Moco())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classification(), Multilabel(), Detection(), Segmentation(), Features(), Moco())
+}

@@ -99,7 +99,8 @@ class DistilledModule(pl.LightningModule):
     def gallery(self, batch: Any, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """The images of a batch (3, H, W) in 0..1, and for each what it shows, and what student and teacher find.
 
-        Both networks are in evaluation mode.
+        Each of "truth", "student" and "teacher" is words, or boxes [name, score or None, x0, y0, x1, y1] in shares of width
+        and height, or a `Picture` that the task draws. Both networks are in evaluation mode.
         """
         return [], []
 

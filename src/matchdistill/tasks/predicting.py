@@ -40,6 +40,14 @@ class Found(ABC):
     def drawn(self, image: Image.Image) -> Image.Image:
         """A copy of the image in RGB, with what was found drawn on it."""
 
+    def mask(self) -> Image.Image:
+        """What was found as a picture of numbers, one for each pixel of the image.
+
+        Raises:
+            ValueError: the task's students find no such thing.
+        """
+        raise ValueError("masks are of students that give every pixel a class: this one finds something else")
+
 
 class Predicting(ABC):
     """How a task's student sees pictures, and what it makes of them.

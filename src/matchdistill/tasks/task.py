@@ -81,7 +81,8 @@ class Task(ABC):
         supports: what not every task does: "kd" (the output is distilled), "labels" (images have one label each),
             "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
             network by its name is), "compile" (networks are compiled), "preparation" (the data prepares images as the
-            student wants them, and the teacher takes (N, C, H, W)).
+            student wants them, and the teacher takes (N, C, H, W)), "resize" (`export` takes where the output is resized);
+            and names of the settings of `Training.of_labels` that it has without "labels".
         learns_from: what a student learns from beside its teacher; empty: nothing.
     """
 
@@ -119,7 +120,7 @@ class Task(ABC):
             yield f"trainer.compile is not for {self.name}: train without it"
         if "labels" not in self.supports:
             for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
-                for name in training.of_labels:
+                for name in (each for each in training.of_labels if each not in self.supports):
                     yield f"{section}.{name} is for images with one label each, which {self.name} has not: leave it out"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:

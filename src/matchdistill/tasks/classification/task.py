@@ -29,6 +29,8 @@ from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.task import Card, Task
 from matchdistill.trace import traced
 
+LOSSES = ("ce", "bce", "none")
+
 
 class Classification(Task):
     """Images with one label each."""
@@ -45,6 +47,9 @@ class Classification(Task):
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
         yield from super().problems(settings)
+        for prefix, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
+            if training.loss not in LOSSES:
+                yield f"{prefix}.loss is {training.loss!r}, which is of pixels: {self.name} has {', '.join(LOSSES)}"
         if settings.training.loss == "none" and not (method := settings.distillation).method.endswith(KD):
             yield f"training.loss is 'none': give a method with {KD}, as method {method.method!r} teaches no outputs"
         if settings.training.frozen and settings.distillation.parsed.features is not None:

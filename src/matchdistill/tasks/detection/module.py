@@ -21,9 +21,7 @@ from matchdistill.matching import Matching
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.detection.parts import padded_batches, pixel_mask
 from matchdistill.tasks.metric import Metric
-from matchdistill.tasks.module import DistilledModule
-from matchdistill.teacher import shared_modules, training_kept
-from matchdistill.trace import tensors_in
+from matchdistill.tasks.parted import PartModule
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]  # images (3, H, W), targets: boxes (n, 4), labels (n,), ...
 
@@ -41,10 +39,9 @@ PRECISIONS = tuple(
     for name in OF_TORCHMETRICS
 )
 SHOWN_SCORE = 0.3
-PART = "distiller.student."  # in a state dict: the part of the student that is there as "student." too
 
 
-class DetectionModule(DistilledModule):
+class DetectionModule(PartModule):
     """Trains a detector on boxes (and masks), and on its teacher's backbone.
 
     The teacher's part is run on exactly the resized and padded batch that the student's was; its heads are run only to
@@ -66,22 +63,8 @@ class DetectionModule(DistilledModule):
         teacher: nn.Module | None = None,
         distiller: FeatureDistiller | None = None,
     ) -> None:
-        super().__init__(student, settings, PRECISIONS, [average_precision(masks), average_precision(masks)], distiller)
-        if teacher is not None:
-            with training_kept(shared_modules(teacher, student)):
-                teacher.eval()
-        self._teacher = (teacher,)  # in a tuple: neither trained nor saved with the student
-
-    @property
-    def teacher(self) -> nn.Module | None:
-        """The whole teacher, if there is one."""
-        return self._teacher[0]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> DetectionModule:
-        if (teacher := self.teacher) is not None:
-            teacher._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+        measures = [average_precision(masks), average_precision(masks)]
+        super().__init__(student, settings, PRECISIONS, measures, teacher, distiller)
 
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The student's own losses, by torchvision's names, and that of the distiller."""
@@ -153,32 +136,6 @@ class DetectionModule(DistilledModule):
         if several:
             found |= {f"mask_{name}": float(computed[f"segm_{key}"]) for name, key in OF_TORCHMETRICS.items()}
         return {name: value for name, value in found.items() if value >= 0}
-
-    def on_train_epoch_end(self) -> None:
-        """See that the weights are finite too: a detector drops what is not from its output."""
-        weights = [value for value in tensors_in(self.student.state_dict()) if value.is_floating_point()]
-        largest = torch.stack([value.detach().abs().amax().float() for value in weights if value.numel()])
-        self.check_finite({"the largest of the student's weights": largest.amax()})
-        super().on_train_epoch_end()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the distilled part once."""
-        super().on_save_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(PART)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the distilled part where it is looked for."""
-        super().on_load_checkpoint(checkpoint)
-        if self.distiller is not None:
-            part = self.distiller.student
-            path = next(
-                path
-                for path, module in self.named_modules(remove_duplicate=False)
-                if module is part and path != PART[:-1]
-            )
-            state = checkpoint["state_dict"]
-            state.update({f"{PART}{name}": state[f"{path}.{name}"] for name in part.state_dict()})
 
 
 class AveragePrecision(MeanAveragePrecision):

@@ -1,0 +1,37 @@
+"""What the model card and the config.json of a network that gives every pixel a class say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matchdistill.models.preparation import IMAGENET_MEAN, IMAGENET_STD
+from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
+
+
+def segmenter_card(described: dict[str, Any]) -> Card:
+    """What goes with an exported student, described as in `model.json`."""
+    size, library = described["size"], described["name"].partition(":")[0]
+    config = {
+        "name": described["name"],
+        "options": described["options"],
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "size": size,
+    }
+    resized = "" if size is None else f"resized so that the shorter side has {size} px, "
+    images = (
+        f"Images (N, 3, H, W) of any height and width: {resized}scaled to 0..1 and normalised by mean {IMAGENET_MEAN} and "
+        f"deviation {IMAGENET_STD}. The class of a pixel is the largest of its logits; `{CONFIG}` has the names of the "
+        "classes. Logits of a coarser map are resized to the image first, by bilinear interpolation."
+    )
+
+    def use(kind: str, file: str) -> str:
+        if kind == "safetensors":
+            return weights_code("build_segmenter", described, file)
+        return python_block(
+            f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n'
+            'logits = session.run(None, {"images": images.numpy()})[0]'
+        )
+
+    known = library if library == "torchvision" else "matchdistill"
+    return Card("image-segmentation", known, config, {}, images, use)
