@@ -22,7 +22,7 @@ from matchdistill import MatchingDistiller
 from matchdistill.files import atomic_write
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.matching import CostAccumulator
-from matchdistill.position import MatchedPosition
+from matchdistill.matched import MatchedPosition
 
 # Of a single loss: teacher channels (the student has half), images, pixels of a side, positions; and what the others are.
 SWEEPS = {

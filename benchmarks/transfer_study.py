@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
-from matchdistill.position import FeaturePosition, MatchedPosition
+from matchdistill.matched import MatchedPosition
+from matchdistill.position import FeaturePosition
 from matchdistill.runs.metrics import RunMetrics, read_metrics
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS

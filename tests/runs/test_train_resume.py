@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import folder_arguments, write_images
 
 from matchdistill import files
-from matchdistill.position import MatchedPosition
+from matchdistill.matched import MatchedPosition
 from matchdistill.runs import train as training
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.compare import compare
