@@ -33,9 +33,7 @@ def networks(teacher: int = 8, student: int = 4, seed: int = 0) -> tuple[Plain, 
 
 
 def ready(teacher: int = 8, student: int = 4, count: int = 24, **options: Any) -> MatchingDistiller:
-    distiller = MatchingDistiller(
-        *networks(teacher, student), reduction="align", example=values(2, 3, 8, 8), **options
-    )
+    distiller = MatchingDistiller(*networks(teacher, student), reduction="align", example=values(2, 3, 8, 8), **options)
     distiller.refresh([values(count, 3, 8, 8, seed=1)])
     return distiller
 
@@ -131,7 +129,9 @@ def test_the_distiller_against_numpy(widths: tuple[int, int]) -> None:
         margins = targets.mean(1) - targets.std(1) ** 2 * normal.pdf(0) / np.maximum(share, 1e-3)
         margins = np.where(share > 1e-3, margins, -3 * targets.std(1))
         np.testing.assert_allclose(position.margin.numpy(), margins, rtol=1e-3, atol=1e-4)
-        values_of = (now[number] - now[number].mean(1, keepdims=True)) / np.sqrt(now[number].var(1, keepdims=True) + 1e-5)
+        values_of = (now[number] - now[number].mean(1, keepdims=True)) / np.sqrt(
+            now[number].var(1, keepdims=True) + 1e-5
+        )
         goal = np.maximum(rotation @ goals[number], margins[:, None])
         losses.append((((values_of - goal) ** 2) * ((values_of > goal) | (goal > 0))).mean())
     distiller.train()
@@ -200,7 +200,7 @@ def test_what_assigns_channels_has_no_place(options: dict[str, Any]) -> None:
 def test_features_that_are_not_finite_are_named() -> None:
     distiller = ready()
     distiller.student.conv1.weight.data[0] = torch.nan
-    with pytest.raises(ValueError, match="position relu1.* not finite"):
+    with pytest.raises(ValueError, match=r"position relu1.* not finite"):
         distiller.refresh([values(4, 3, 8, 8)])
 
 

@@ -81,6 +81,9 @@ class AlignedPosition(RefreshedPosition):
         rotation: the map R (Cs, Ct), zeros before the first refresh. Where the teacher is narrower, R' R = I.
     """
 
+    partners = "targets"
+    first_members = "heaviest"
+
     rotation: Tensor
 
     def __init__(
@@ -91,7 +94,7 @@ class AlignedPosition(RefreshedPosition):
         margin_norm: tuple[str, nn.Module] | None,
         options: MatchingOptions,
     ) -> None:
-        super().__init__(teacher, student, values, margin_norm, options)
+        super().__init__(teacher, student, values, None, options)  # margins are the targets', not the norm's
         self.register_buffer("rotation", torch.zeros(self.student_channels, self.teacher_channels))
 
     @property
@@ -165,7 +168,9 @@ class AlignedPosition(RefreshedPosition):
     def _told(self, sums: CovarianceSums, rotation: Tensor, changed: float | None) -> Matching:
         """What is shown: each student channel is paired with its own target, at a cost of 2 - 2 times their correlation."""
         cost = 2 - 2 * sums.correlation(rotation)
-        return Matching(self.name, torch.arange(len(cost), device=cost.device)[:, None], cost.float(), sums.count, changed)
+        return Matching(
+            self.name, torch.arange(len(cost), device=cost.device)[:, None], cost.float(), sums.count, changed
+        )
 
     def extra_repr(self) -> str:
         """Taps, widths and map sizes."""

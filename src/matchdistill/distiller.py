@@ -16,10 +16,10 @@ from matchdistill.aligned import AlignedPosition
 from matchdistill.capture import Captured
 from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
+from matchdistill.matched import MatchedPosition
 from matchdistill.matching import FeatureSums, Matching
 from matchdistill.messages import cause
 from matchdistill.options import MatchingOptions, Taps
-from matchdistill.matched import MatchedPosition
 from matchdistill.probing import evaluating
 from matchdistill.reduction import ALIGN, Reduction
 from matchdistill.refresh import RankBatches, images_of

@@ -233,7 +233,8 @@ def orthogonal_map(covariance: Tensor) -> Tensor:
     identity = torch.eye(*matrix.shape, dtype=matrix.dtype, device=matrix.device)
     scale = torch.linalg.matrix_norm(matrix)
     left, _, right = torch.linalg.svd(matrix + OPEN * scale.where(scale > 0, 1) * identity, full_matrices=False)
-    return left @ right
+    found: Tensor = left @ right
+    return found
 
 
 def reduce_channels(

@@ -118,7 +118,9 @@ def get_reduction(reduction: str | Reduction) -> Reduction:
     if isinstance(reduction, Reduction):
         return reduction
     if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}: expected one of {', '.join([*REDUCTIONS, ALIGN])}, or a Reduction")
+        raise ValueError(
+            f"unknown reduction {reduction!r}: expected one of {', '.join([*REDUCTIONS, ALIGN])}, or a Reduction"
+        )
     return REDUCTIONS[reduction]
 
 

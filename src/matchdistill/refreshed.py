@@ -47,6 +47,10 @@ class RefreshedPosition(FeaturePosition):
         matching: what the last refresh found, to look at; None before the first one.
     """
 
+    # What is said of a matching: what student channels are paired with, and which members of a target come first.
+    partners = "teacher channels"
+    first_members = "most similar"
+
     margin: Tensor
     signature: Tensor
 

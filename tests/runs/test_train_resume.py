@@ -205,6 +205,14 @@ def test_a_killed_run_that_matches_by_its_own_steps(tiny, tmp_path, moment, coun
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_killed_run_that_is_aligned(tiny, tmp_path):
+    arguments = (*RANDOM, "--distillation.method=mgd-align")
+    fit(tiny(*arguments), tmp_path / "whole", quiet=True)
+    killed("step", 11, tiny(*arguments), tmp_path / "run")
+    fit(tiny(*arguments), tmp_path / "run", resume=True, quiet=True)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again(tiny, tmp_path, whole):
     out = tmp_path / "run"

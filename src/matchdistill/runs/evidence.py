@@ -256,6 +256,7 @@ def save_matched(
                 "student": str(position.student),
                 "teacher channels": position.teacher_channels,
                 "student channels": position.student_channels,
+                "partners": position.partners,
                 "mean cost": matching.mean_cost,
                 "margins": position.margin_norm or "measured",
             }
@@ -328,6 +329,7 @@ def _maps(module: DistilledModule, batch: Any) -> tuple[dict[str, Tensor], list[
                 "similarity": similarity[chosen].tolist(),
                 "members": members.tolist(),
                 "group": position.group_size,
+                "first": position.first_members,
             }
         )
     return tensors, told
