@@ -21,8 +21,8 @@ from benchmarks.pairs import Pair, chosen, random_batch
 from matchdistill import MatchingDistiller
 from matchdistill.files import atomic_write
 from matchdistill.functional import random_assignment, solve_assignment
+from matchdistill.matched import MatchedPosition
 from matchdistill.matching import CostAccumulator
-from matchdistill.position import MatchedPosition
 
 # Of a single loss: teacher channels (the student has half), images, pixels of a side, positions; and what the others are.
 SWEEPS = {

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, write_json
-from matchdistill.position import FeaturePosition, MatchedPosition
+from matchdistill.matched import MatchedPosition
+from matchdistill.position import FeaturePosition
 from matchdistill.runs.metrics import RunMetrics, read_metrics
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import WEIGHTS
@@ -180,8 +181,8 @@ def run(config: dict[str, Any], variant: str, seed: int, out: Path) -> RunMetric
     return fit(recipe, folder_of(out, variant, seed), resume=True, quiet=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(program: str = "python benchmarks/transfer_study.py", about: str = __doc__ or "") -> None:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--recipe", default="transfer_fashion_mnist")
     parser.add_argument("--name", help="of the results; default: the recipe's")
@@ -208,20 +209,27 @@ def main() -> None:
                 told = str(error)
                 write_json(folder_of(options.out, variant, seed) / DIVERGED, {"error": told})
             print(f"{variant}, seed {seed}: {told}", flush=True)
-    write(options.name or options.recipe, options.recipe, options.set, collect(options.out))
+    found = collect(options.out)
+    name, chosen = options.name or options.recipe, [variant for variant in found if len(found) < len(VARIANTS)]
+    write(name, options.recipe, options.set, found, command(program, name, options.recipe, options.set, chosen), about)
 
 
-def write(name: str, recipe: str, given: list[str], found: dict[str, dict[str, float | None]]) -> None:
-    """Keep the results of a recipe, as JSON and as a table."""
-    results = Path(__file__).parent / "results"
-    write_json(results / f"{name}_study.json", {"recipe": recipe, "set": given, "base": BASE, "top1": found})
-    about = (__doc__ or "").partition("    python")[0].strip()
+def command(program: str, name: str, recipe: str, given: list[str], chosen: list[str]) -> str:
+    """The command that gives the results of a recipe."""
     named = [f"--name {name}"] if name != recipe else []
     more = [f"--recipe {recipe}", *named, *([f"--set {' '.join(given)}"] if given else [])]
-    if named and len(found) < len(VARIANTS):  # not one that grows, variant by variant
-        more.append("-- " + " ".join(f'"{variant}"' for variant in found))
-    command = f"`python benchmarks/transfer_study.py --out runs/{name} {' '.join(more)}`"
-    text = f"# The study of {name}\n\n{command}\n\n{about}\n\n{markdown(found)}"
+    if named and chosen:  # not one that grows, variant by variant
+        more.append("-- " + " ".join(f'"{variant}"' for variant in chosen))
+    return f"{program} --out runs/{name} {' '.join(more)}"
+
+
+def write(
+    name: str, recipe: str, given: list[str], found: dict[str, dict[str, float | None]], run: str, about: str
+) -> None:
+    """Keep the results of a recipe, which a command has given, as JSON and as a table."""
+    results = Path(__file__).parent / "results"
+    write_json(results / f"{name}_study.json", {"recipe": recipe, "set": given, "base": BASE, "top1": found})
+    text = f"# The study of {name}\n\n`{run}`\n\n{about.partition('    python')[0].strip()}\n\n{markdown(found)}"
     atomic_write(results / f"{name}_study.md", lambda path: path.write_text(text))
 
 

@@ -75,6 +75,13 @@ def refreshed(made: MatchingDistiller, loader: Any, **options: Any) -> dict[str,
     }
 
 
+def aligned(count: int = IMAGES) -> dict[str, Any]:
+    """The maps and margins of an alignment by a refresh, with batches of which ranks get unequally many."""
+    made = distiller(reduction="align")
+    made.refresh(plain_loader(count))
+    return {name: value for name, value in made.state_dict().items() if "rotation" in name or "margin" in name}
+
+
 def plain_loader(count: int = IMAGES) -> DataLoader:
     return DataLoader(TensorDataset(images(count), torch.arange(count)), BATCH)
 
@@ -98,6 +105,7 @@ def all_at_once(rank: int) -> dict[str, Any]:
     made = distiller()
     found["padded"] = refreshed(made, plain_loader(), forward=padding(made))
     found["random"] = refreshed(drawing(rank), plain_loader())
+    found["aligned"] = aligned()
     found["again"] = refreshed(made, plain_loader())
     found["step"] = step(rank)
     found |= adaptive()

@@ -23,7 +23,7 @@ from matchdistill import MatchingDistiller, Reduction, Tap
 from matchdistill.features import FeatureDistiller
 from matchdistill.functional import batchnorm_margin, matching_cost, partial_loss, reduce_channels, solve_assignment
 from matchdistill.norms import FeatureNorm, group_norm
-from matchdistill.position import Reduced
+from matchdistill.refreshed import Reduced
 from networks import PLAIN_TAPS, Plain, as_if_trained, conv_bn, losses_of_garbage
 
 pytestmark = pytest.mark.usefixtures("one_thread")

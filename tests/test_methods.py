@@ -30,8 +30,8 @@ def test_every_method_says_what_is_learned():
 
 def test_matched_methods_alone_have_reductions():
     for name, family in METHODS.items():
-        own = [method for method in method_names() if method.partition("-")[0].removesuffix("+kd") == name]
-        assert len(own) == 2 * (len(REDUCTIONS) if family.matcher else 1)
+        own = [method for method, parsed in method_names().items() if parsed.features == name]
+        assert len(own) == 2 * (len(REDUCTIONS) if family.takes_reduction else 1)
         assert (family.position is None) == (family.matcher is not None)
 
 

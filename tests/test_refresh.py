@@ -314,6 +314,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return distributed.run(distributed.all_at_once, tmp_path_factory.mktemp("ranks"))
 
 
+def test_two_processes_find_the_same_map(ranks: list[dict[str, Any]]) -> None:
+    alone = distributed.aligned()
+    assert alone
+    for name, value in alone.items():
+        assert torch.equal(ranks[0]["aligned"][name], ranks[1]["aligned"][name])
+        torch.testing.assert_close(ranks[0]["aligned"][name], value, rtol=1e-6, atol=1e-9)
+
+
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Equal indices, and costs and margins but for the order of sums."""
     assert found["total"] == expected["total"]

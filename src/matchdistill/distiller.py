@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matchdistill.aligned import AlignedPosition
 from matchdistill.capture import Captured
 from matchdistill.distributed import from_rank_0
 from matchdistill.features import FeatureDistiller
-from matchdistill.functional import is_guided
-from matchdistill.matching import CostAccumulator, Matching, regret
+from matchdistill.matched import MatchedPosition
+from matchdistill.matching import FeatureSums, Matching
 from matchdistill.messages import cause
 from matchdistill.options import MatchingOptions, Taps
-from matchdistill.position import MatchedPosition, Reduced
 from matchdistill.probing import evaluating
-from matchdistill.reduction import Reduction
+from matchdistill.reduction import ALIGN, Reduction
 from matchdistill.refresh import RankBatches, images_of
+from matchdistill.refreshed import Reduced, RefreshedPosition
 
 
 class MatchingDistiller(FeatureDistiller):
@@ -37,7 +38,7 @@ class MatchingDistiller(FeatureDistiller):
         student: the narrow network, or a part of one.
         taps: "auto", or pairs (teacher tap, student tap) from shallow to deep.
         reduction: how a group of teacher channels becomes one target channel: "amp", "rd", "sm", "max", "mean", or a
-            `Reduction`.
+            `Reduction`; or "align", by which each target is made of all of them.
         options: further fields of `MatchingOptions`, which documents each of them: loss_weight, norm, matcher, hysteresis,
             example, loss_reduction, prepare, online.
 
@@ -64,7 +65,7 @@ class MatchingDistiller(FeatureDistiller):
         (torch.Size([16, 16]), True)
     """
 
-    positions: Sequence[MatchedPosition]
+    positions: Sequence[RefreshedPosition]
 
     def __init__(
         self,
@@ -75,9 +76,8 @@ class MatchingDistiller(FeatureDistiller):
         **options: Any,
     ) -> None:
         checked = MatchingOptions.of(taps=taps, reduction=reduction, **options)
-        super().__init__(
-            teacher, student, position=functools.partial(MatchedPosition, options=checked), **checked.of_features()
-        )
+        position = functools.partial(AlignedPosition if reduction == ALIGN else MatchedPosition, options=checked)
+        super().__init__(teacher, student, position=position, **checked.of_features())
         self.has_matching = False
         self.online = checked.online
         self.forget()
@@ -171,7 +171,7 @@ class MatchingDistiller(FeatureDistiller):
                 batches.took(len(captured.values[0]))
         return self._solve(halves)
 
-    def add_up(self, captured: Captured, mask: Tensor | None, sums: Sequence[CostAccumulator]) -> None:
+    def add_up(self, captured: Captured, mask: Tensor | None, sums: Sequence[FeatureSums]) -> None:
         """Add the features of a pass, of the student's and the teacher's values as they were captured, to the sums."""
         values = self.teacher_values(captured)
         for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
@@ -193,7 +193,7 @@ class MatchingDistiller(FeatureDistiller):
         mask = None
         with self.capture() as captured:
             if forward is None:
-                images = images_of(batch)[:count].to(self.positions[0].index.device, non_blocking=True)
+                images = images_of(batch)[:count].to(self.positions[0].margin.device, non_blocking=True)
                 self._run_student(images)
             else:
                 returned = forward(batch)
@@ -212,7 +212,7 @@ class MatchingDistiller(FeatureDistiller):
                 f"{cause(error)}. Give forward=, which runs the student on a batch"
             ) from error
 
-    def _settled(self, halves: Sequence[Sequence[CostAccumulator]], tolerance: float | None, next_check: float) -> bool:
+    def _settled(self, halves: Sequence[Sequence[FeatureSums]], tolerance: float | None, next_check: float) -> bool:
         """Whether the images so far are enough; not before a next check that they have come to as well."""
         assert tolerance is not None
         for place, position in enumerate(self.positions):
@@ -220,12 +220,11 @@ class MatchingDistiller(FeatureDistiller):
             counts = [total.count for total in sums]
             if not all(counts) or sum(counts) >= next_check:
                 return False
-            found = regret([total.compute() for total in sums], position.assignment)
-            if from_rank_0(torch.tensor(found, device=position.index.device)) > tolerance:
+            if from_rank_0(torch.tensor(position.regret(sums), device=position.margin.device)) > tolerance:
                 return False
         return True
 
-    def _solve(self, parts: Sequence[Sequence[CostAccumulator]]) -> list[Matching]:
+    def _solve(self, parts: Sequence[Sequence[FeatureSums]]) -> list[Matching]:
         """Match by the sums over all parts of the images and over all processes."""
         totals = [sum(rest, first) for first, *rest in zip(*parts, strict=True)]
         pairs = zip(self.positions, totals, strict=True)
@@ -237,4 +236,4 @@ class MatchingDistiller(FeatureDistiller):
 
 def _look_for_matching(distiller: nn.Module, _: Any) -> None:
     assert isinstance(distiller, MatchingDistiller)
-    distiller.has_matching = all(bool(is_guided(position.index).any()) for position in distiller.positions)
+    distiller.has_matching = all(position.has_matching for position in distiller.positions)

@@ -31,6 +31,7 @@ __all__ = [
     "margin_of",
     "matching_cost",
     "negative_sum",
+    "orthogonal_map",
     "partial_loss",
     "random_assignment",
     "reduce_channels",
@@ -40,6 +41,8 @@ __all__ = [
     "solve_assignment",
     "wide",
 ]
+
+OPEN = 1e-10  # of a covariance's length: below it, float64 does not tell directions from noise
 
 
 def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -193,6 +196,45 @@ def random_assignment(cost: Tensor, group_size: int | None = None, generator: Ge
         torch.Size([2, 3])
     """
     return solve_assignment(torch.rand(cost.shape, generator=generator), group_size).to(cost.device)
+
+
+def orthogonal_map(covariance: Tensor) -> Tensor:
+    """The orthogonal map of teacher channels whose images are nearest to the student's: the Procrustes problem.
+
+    It maximises ``trace(R K')`` over all R with ``R R' = I`` (``R' R = I`` where the teacher is narrower), for the
+    covariance K: ``R = U V'`` of its singular value decomposition ``U S V'``.
+
+    Source: P. Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31 (1966).
+
+    Args:
+        covariance: of student and teacher channels (Cs, Ct), finite.
+
+    Returns:
+        R (Cs, Ct), float64 where there is one, on the covariance's device. Channels that do not vary together with any
+        other leave R open there; they get the part that is nearest to the first channels in order.
+
+    Raises:
+        ValueError: a covariance that is not a matrix or not finite.
+
+    Examples:
+        >>> orthogonal_map(torch.tensor([[0.0, -2.0, 0.0], [1.0, 0.0, 0.0]])).round()
+        tensor([[ 0., -1.,  0.],
+                [ 1.,  0.,  0.]], dtype=torch.float64)
+    """
+    if covariance.ndim != 2 or 0 in covariance.shape or covariance.is_complex():
+        raise ValueError(
+            f"covariance must be a real matrix (Cs, Ct) with at least one entry, got {covariance.dtype} of shape "
+            f"{tuple(covariance.shape)}"
+        )
+    if not covariance.isfinite().all():
+        raise ValueError("covariance has values that are not finite: the features must be finite")
+    matrix = covariance.detach().to(wide(covariance.device))
+    # So little of the identity decides what the covariance leaves open, and nothing else.
+    identity = torch.eye(*matrix.shape, dtype=matrix.dtype, device=matrix.device)
+    scale = torch.linalg.matrix_norm(matrix)
+    left, _, right = torch.linalg.svd(matrix + OPEN * scale.where(scale > 0, 1) * identity, full_matrices=False)
+    found: Tensor = left @ right
+    return found
 
 
 def reduce_channels(

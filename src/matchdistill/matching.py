@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,29 +16,40 @@ from torch import Tensor
 
 from matchdistill.functional import cost_of, is_guided, margin_of, negative_sum, similarity_sum, wide
 
+Sums = TypeVar("Sums", bound="FeatureSums")
 
-class CostAccumulator:
-    """Matching cost and empirical margins over many batches, and over all ranks, in memory that does not grow.
+
+class FeatureSums:
+    """Sums over many batches, and over all ranks, in memory that does not grow.
 
     Everything is summed in float64 on the features' device, without waiting for it.
 
-    Args:
-        margins: whether the margins are measured too.
+    Attributes:
+        count: number of images.
     """
 
-    def __init__(self, margins: bool = True) -> None:
-        self._margins = margins
+    def __init__(self) -> None:
         self._sums: list[Tensor] = []
         self.count = 0
+
+    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """What a batch adds, in the order of `shapes`."""
+        raise NotImplementedError
+
+    def shapes(self, students: int, teachers: int) -> list[tuple[int, ...]]:
+        """The shapes of the sums for so many channels; the first one is (Cs, Ct)."""
+        raise NotImplementedError
+
+    def empty(self: Sums) -> Sums:
+        """Sums of the same kind over no images."""
+        return type(self)()
 
     def update(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch of student (N, Cs, *) and teacher (N, Ct, *) features of the same images and positions.
 
         A mask (N, *), bool, is True at the positions that count.
         """
-        batch = [similarity_sum(student, teacher, mask)]
-        if self._margins:
-            batch += negative_sum(teacher, mask)
+        batch = self.parts(student, teacher, mask)
         if not self._sums:
             self._start(student.shape[1], teacher.shape[1], student.device)
         if batch[0].shape != self._sums[0].shape:
@@ -49,30 +61,56 @@ class CostAccumulator:
             total += part
         self.count += len(student)
 
-    def over_ranks(self, students: int, teachers: int, device: torch.device) -> CostAccumulator:
+    def over_ranks(self: Sums, students: int, teachers: int, device: torch.device) -> Sums:
         """The sums over the images of all ranks, on every rank; a rank may have seen none."""
         if not self._sums:
             self._start(students, teachers, device)
-        reduced = self + CostAccumulator()
+        reduced = self + self.empty()
         count = torch.tensor(self.count, device=device)
         for total in (*reduced._sums, count):
             dist.all_reduce(total)
         reduced.count = int(count)
         return reduced
 
-    def __add__(self, other: CostAccumulator) -> CostAccumulator:
+    def __add__(self: Sums, other: Sums) -> Sums:
         """The sums over the images of both, which stay as they are."""
-        both = CostAccumulator(self._margins)
+        both = self.empty()
         parts = [sums for sums in (self._sums, other._sums) if sums]
         both._sums = [sum(totals[1:], totals[0].clone()) for totals in zip(*parts, strict=True)]
         both.count = self.count + other.count
         return both
 
     def _start(self, students: int, teachers: int, device: torch.device) -> None:
-        shapes: list[tuple[int, ...]] = [(students, teachers)]
-        if self._margins:
-            shapes += [(teachers,), (teachers,)]
-        self._sums = [torch.zeros(shape, dtype=wide(device), device=device) for shape in shapes]
+        self._sums = [torch.zeros(s, dtype=wide(device), device=device) for s in self.shapes(students, teachers)]
+
+    def _check_seen(self) -> None:
+        if self.count == 0:
+            raise ValueError("no image was seen: a matching needs at least one batch")
+
+
+class CostAccumulator(FeatureSums):
+    """Matching cost and empirical margins over many batches, and over all ranks; see `FeatureSums`.
+
+    Args:
+        margins: whether the margins are measured too.
+    """
+
+    def __init__(self, margins: bool = True) -> None:
+        super().__init__()
+        self._margins = margins
+
+    def empty(self) -> CostAccumulator:
+        """Sums of the same kind over no images."""
+        return CostAccumulator(self._margins)
+
+    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Similarities (Cs, Ct), and sum and number of the teacher's negative values (Ct,)."""
+        similarity = similarity_sum(student, teacher, mask)
+        return [similarity, *negative_sum(teacher, mask)] if self._margins else [similarity]
+
+    def shapes(self, students: int, teachers: int) -> list[tuple[int, ...]]:
+        """(Cs, Ct), and twice (Ct,) where margins are measured."""
+        return [(students, teachers), *[(teachers,)] * (2 * self._margins)]
 
     def compute(self) -> Tensor:
         """Cost (Cs, Ct), float64: mean over the images of ``2 - 2 cos``.
@@ -93,10 +131,6 @@ class CostAccumulator:
         if len(self._sums) == 1:
             raise ValueError("the margins were not measured: expected CostAccumulator(margins=True)")
         return margin_of(*self._sums[1:])
-
-    def _check_seen(self) -> None:
-        if self.count == 0:
-            raise ValueError("no image was seen: a matching needs at least one batch")
 
 
 @dataclass(frozen=True)
@@ -184,6 +218,11 @@ def regret(halves: Sequence[Tensor], solve: Callable[[Tensor], Tensor]) -> float
         sum(objective(cost, index) for cost, index in zip(halves, order, strict=True))
         for order in (indices, indices[::-1])
     )
+    return regret_of(own, swapped)
+
+
+def regret_of(own: float, swapped: float) -> float:
+    """`regret`, of the objectives of two halves by the solutions of their own, and by each other's."""
     if swapped <= own:
         return 0.0
     return (swapped - own) / own / 2 if own > 0 else math.inf

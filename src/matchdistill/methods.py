@@ -11,7 +11,7 @@ from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.messages import did_you_mean
 from matchdistill.options import Matcher
 from matchdistill.position import FeaturePosition
-from matchdistill.reduction import REDUCTIONS
+from matchdistill.reduction import ALIGN, REDUCTIONS
 
 Weight = float | list[float] | Literal["paper"]
 KD = "kd"  # the name of the loss on the outputs
@@ -27,8 +27,9 @@ class FeatureMethod:
             name of the reduction.
         weight: of each position's loss, unless a recipe says otherwise.
         position: makes a position, given the arguments of `FeaturePosition`; None: it is matched.
-        matcher: assigns teacher channels to student channels, where positions are matched. The method's full name then
-            ends in a reduction, "mgd-amp".
+        matcher: assigns teacher channels to student channels, where positions are matched.
+        reduction: of the teacher's channels, where the method has one of its own. The full name of other methods that match
+            ends in one, "mgd-amp".
         refreshes: whether the matching is solved anew in training.
         weighed_as: the method whose weight it has, where it is that one's control.
     """
@@ -37,8 +38,14 @@ class FeatureMethod:
     weight: float
     position: Callable[..., FeaturePosition] | None = None
     matcher: Matcher | None = None
+    reduction: str | None = None
     refreshes: bool = True
     weighed_as: str | None = None
+
+    @property
+    def takes_reduction(self) -> bool:
+        """Whether the method's full name ends in a reduction."""
+        return self.matcher is not None and self.reduction is None
 
 
 METHODS: dict[str, FeatureMethod] = {
@@ -46,6 +53,12 @@ METHODS: dict[str, FeatureMethod] = {
         "its features by Matching Guided Distillation (channels matched, reduced by `{reduction}`)",
         5.0,
         matcher=solve_assignment,
+    ),
+    "mgd-align": FeatureMethod(
+        "its features through an orthogonal map of its channels, found in closed form",
+        5.0,
+        matcher=solve_assignment,
+        reduction=ALIGN,
     ),
     "random": FeatureMethod(
         "its features by random groups of channels (reduced by `{reduction}`)",
@@ -100,8 +113,8 @@ def method_names() -> dict[str, Method]:
     """All methods by their full names."""
     known: dict[str, Method] = {}
     for name, family in METHODS.items():
-        if family.matcher is None:
-            known[name] = Method(name)
+        if not family.takes_reduction:
+            known[name] = Method(name, family.reduction)
         else:
             known |= {f"{name}-{reduction}": Method(name, reduction) for reduction in REDUCTIONS}
     known |= {f"{name}+{KD}": own._replace(kd=True) for name, own in known.items()}

@@ -17,7 +17,7 @@ from matchdistill.functional import solve_assignment
 from matchdistill.messages import did_you_mean
 from matchdistill.norms import FeatureNorm
 from matchdistill.prepare import Prepare
-from matchdistill.reduction import Reduction, get_reduction
+from matchdistill.reduction import ALIGN, Reduction, get_reduction
 from matchdistill.taps import Tap
 
 Matcher = Callable[[Tensor, int], Tensor]
@@ -132,7 +132,8 @@ class MatchingOptions(FeatureOptions):
 
     Attributes:
         reduction: "amp" (absolute max pooling), "rd" (random drop), "sm" (sparse matching, one to one), "max", "mean", or
-            a `Reduction`. "rd" draws from torch's default generator, as dropout does.
+            a `Reduction`; "align" maps all teacher channels by an orthogonal matrix instead of groups of them (see
+            `aligned.AlignedPosition`). "rd" draws from torch's default generator, as dropout does.
         norm: builds the normalisation that student features pass, from the number of channels; default: batch norm.
             `norms.group_norm` is for small batches. The statistics of a masked batch count the padding as zeros.
         matcher: solves the matching, (cost (Cs, Ct), G) -> index (Cs, G); `random_assignment` is the control that ignores
@@ -155,7 +156,10 @@ class MatchingOptions(FeatureOptions):
     online: int = 0
 
     def __post_init__(self) -> None:
-        get_reduction(self.reduction)
+        if self.reduction != ALIGN:
+            get_reduction(self.reduction)
+        elif self.matcher is not solve_assignment or self.hysteresis:
+            raise ValueError(f"reduction {ALIGN!r} assigns no channels: leave out matcher and hysteresis")
         super().__post_init__()
         if not isinstance(self.online, int) or self.online < 0:
             raise ValueError(f"online={self.online!r}: expected a number of steps, or 0")

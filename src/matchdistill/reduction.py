@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+ALIGN = "align"  # in a reduction's place: no groups of channels, but a map of all of them
+
 
 class Reduction(NamedTuple):
     """A rule for the matched channels and one for their margins (Yue et al. 2020, section 3.3).
@@ -116,7 +118,9 @@ def get_reduction(reduction: str | Reduction) -> Reduction:
     if isinstance(reduction, Reduction):
         return reduction
     if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}: expected one of {', '.join(REDUCTIONS)}, or a Reduction")
+        raise ValueError(
+            f"unknown reduction {reduction!r}: expected one of {', '.join([*REDUCTIONS, ALIGN])}, or a Reduction"
+        )
     return REDUCTIONS[reduction]
 
 

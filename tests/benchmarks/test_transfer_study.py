@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.functional import empirical_margin, matching_cost, reduce_margin, solve_assignment
-from matchdistill.position import FeaturePosition, MatchedPosition
+from matchdistill.matched import MatchedPosition
+from matchdistill.position import FeaturePosition
 from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.tasks.classification.module import ClassificationModule
 from networks import PLAIN_TAPS, Plain, as_if_trained

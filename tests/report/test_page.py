@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from matchdistill import cli
+from matchdistill.matching import Matching
 from matchdistill.report import comparison_charts, run_charts
 from matchdistill.report.page import _si, networks, report, write_report
 from matchdistill.report.runs import Run, cells
@@ -335,7 +336,7 @@ class Matched:
     """What is kept of a position, of this width."""
 
     def __init__(self, students, teachers):
-        self.index = torch.randperm(teachers).reshape(students, -1)
+        self.partners, self.index = "teacher channels", torch.randperm(teachers).reshape(students, -1)
         self.margin, self.margin_norm = torch.zeros(students), None
         self.name, self.teacher, self.student = "teacher -> student", "teacher", "student"
         self.teacher_channels, self.student_channels = teachers, students
@@ -350,8 +351,9 @@ def test_pages_of_large_networks_are_small(runs, tmp_path):
     for folder in folders:
         shutil.copytree(runs / "cells/mgd-amp/seed0", folder)
         costs = [torch.rand(width, 4 * width) * 4 for width in widths]
+        found = [Matching(each.name, each.index, cost, 1) for each, cost in zip(positions, costs, strict=True)]
         for name in (evidence.FIRST, evidence.LAST, evidence.FINAL):
-            evidence.save_matched(folder / name, positions, costs, {"ignored": [0.5] * 8, "images": 1})
+            evidence.save_matched(folder / name, positions, found, {"ignored": [0.5] * 8, "images": 1})
         tensors = {f"image{number}": torch.randint(256, (3, 224, 224), dtype=torch.uint8) for number in range(4)}
         for number, side in enumerate(sides):
             tensors |= {f"{name}{number}": torch.randn(8, 4, side, side) for name in ("student", "target")}

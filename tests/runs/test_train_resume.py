@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import folder_arguments, write_images
 
 from matchdistill import files
-from matchdistill.position import MatchedPosition
+from matchdistill.matched import MatchedPosition
 from matchdistill.runs import train as training
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.compare import compare
@@ -201,6 +201,14 @@ def test_a_killed_run_that_matches_by_its_own_steps(tiny, tmp_path, moment, coun
     arguments = (*RANDOM, "--distillation.refresh_online=2", f"--distillation.refresh_every={every}")
     fit(tiny(*arguments), tmp_path / "whole", quiet=True)
     killed(moment, count, tiny(*arguments), tmp_path / "run")
+    fit(tiny(*arguments), tmp_path / "run", resume=True, quiet=True)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_killed_run_that_is_aligned(tiny, tmp_path):
+    arguments = (*RANDOM, "--distillation.method=mgd-align")
+    fit(tiny(*arguments), tmp_path / "whole", quiet=True)
+    killed("step", 11, tiny(*arguments), tmp_path / "run")
     fit(tiny(*arguments), tmp_path / "run", resume=True, quiet=True)
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 

@@ -87,7 +87,7 @@ def _table(distiller: MatchingDistiller, title: str) -> Table:
             *(Text.assemble(str(tap), "\n", (str(tap.reason), "dim")) for tap in (position.teacher, position.student)),
             f"{position.teacher_channels} -> {position.student_channels}",
             " -> ".join(dict.fromkeys("x".join(map(str, size)) for size in position.spatial)),
-            str(position.index.shape[1]),
+            str(position.group_size),
             position.margin_norm or "measured",
             f"{position.guided_share:.0%}",
         )

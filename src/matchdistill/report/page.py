@@ -25,6 +25,7 @@ from torch import Tensor
 
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
+from matchdistill.refreshed import RefreshedPosition
 from matchdistill.report import tables
 from matchdistill.report.charts import Chart, values
 from matchdistill.report.comparison_charts import summary
@@ -254,6 +255,7 @@ def _channels(run: Run, number: int) -> list[dict[str, Any]]:
         return []
     tensors, told = run.pictures
     about = told["positions"][number]
+    first = about.get("first", RefreshedPosition.first_members)  # earlier versions do not say it
     student, members, target = (tensors[f"{name}{number}"].float() for name in ("student", "members", "target"))
     found = []
     for place, channel in enumerate(about["channels"]):
@@ -264,7 +266,7 @@ def _channels(run: Run, number: int) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": f"{channel}, cosine {similarity:.2f}",
-                "more": f", the {len(group)} most similar of {about['group']}" if left_out else "",
+                "more": f", the {len(group)} {first} of {about['group']}" if left_out else "",
                 "rows": [
                     [
                         (f"{head}, image {image + 1}", _map(maps_[image]))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 from torch import Tensor
 
+from matchdistill.aligned import AlignedPosition
+from matchdistill.refreshed import RefreshedPosition
 from matchdistill.report.charts import COLOURS, Chart, colour, layout
 from matchdistill.report.runs import Run
 from matchdistill.runs.evidence import most_similar_first
@@ -27,8 +30,9 @@ def _heat(run: Run, number: int, moment: str) -> Chart:
     """The costs of a position with the matching on the diagonal."""
     tensors, told = run.matchings[moment]
     about, values = told["positions"][number], tensors[f"heat{number}"].float()
-    students, teachers = about["student channels"], about["teacher channels"]
-    blocks = [math.ceil(size / cells) for size, cells in zip((students, teachers), values.shape, strict=True)]
+    students, partners = about["student channels"], _partners(about)
+    columns = students if partners == AlignedPosition.partners else about["teacher channels"]
+    blocks = [math.ceil(size / cells) for size, cells in zip((students, columns), values.shape, strict=True)]
     figure = go.Figure(
         go.Heatmap(
             z=values.numpy(),
@@ -40,7 +44,7 @@ def _heat(run: Run, number: int, moment: str) -> Chart:
             hovertemplate="cost %{z:.2f}<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text=f"{teachers} teacher channels", showticklabels=False)
+    figure.update_xaxes(title_text=f"{columns} {partners}", showticklabels=False)
     figure.update_yaxes(title_text=f"{students} student channels", showticklabels=False, autorange="reversed")
     when = WHEN[moment]
     each = "" if max(blocks) == 1 else f" Each cell is the mean of up to {blocks[0]} x {blocks[1]} pairs."
@@ -56,6 +60,7 @@ def similarity(run: Run, number: int) -> list[Chart]:
     """The similarity of every student channel to its group, before and after the training."""
     figure = go.Figure()
     moments = [(name, run.matchings[name]) for name in run.moments]
+    partners = _partners(moments[-1][1][1]["positions"][number])
     order = most_similar_first(moments[-1][1][0][f"similarity{number}"].float())
     said = []
     for place, (moment, (tensors, _)) in enumerate(moments):
@@ -63,7 +68,7 @@ def similarity(run: Run, number: int) -> list[Chart]:
         when = WHEN[moment].partition(",")[0]
         figure.add_scatter(
             y=values[order].numpy(),
-            customdata=[f"student channel {own}<br>{_members(index[own])}" for own in order.tolist()],
+            customdata=[f"student channel {own}<br>{_members(index[own], partners)}" for own in order.tolist()],
             hovertemplate="%{y:.2f}<br>%{customdata}",
             name=when,
             mode="markers",
@@ -75,15 +80,20 @@ def similarity(run: Run, number: int) -> list[Chart]:
     figure.update_layout(yaxis_title="cosine")
     chart = Chart(
         layout(figure, 320),
-        "Mean cosine of each student channel to its teacher channels; least, median and most: " + "; ".join(said) + ".",
+        f"Mean cosine of each student channel to its {partners}; least, median and most: " + "; ".join(said) + ".",
     )
     return [chart]
 
 
-def _members(index: Tensor) -> str:
+def _partners(about: dict[str, Any]) -> str:
+    """What student channels are paired with at a position, as runs of earlier versions do not say."""
+    return str(about.get("partners", RefreshedPosition.partners))
+
+
+def _members(index: Tensor, partners: str) -> str:
     members = [str(member) for member in index.tolist() if member >= 0]
     more = f" and {len(members) - 8} more" if len(members) > 8 else ""
-    return f"teacher channels {', '.join(members[:8])}{more}" if members else "no teacher channel"
+    return f"{partners} {', '.join(members[:8])}{more}" if members else "nothing"
 
 
 def margins(run: Run, number: int) -> list[Chart]:

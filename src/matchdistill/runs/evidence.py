@@ -31,8 +31,8 @@ from matchdistill.losses import ignored
 from matchdistill.matching import Matching
 from matchdistill.measuring import network_costs, watch_memory
 from matchdistill.messages import attempt, cause
-from matchdistill.position import MatchedPosition
 from matchdistill.probing import evaluating, unchanged
+from matchdistill.refreshed import RefreshedPosition
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.tasks.picture import Picture
 
@@ -111,9 +111,8 @@ class Evidence(Callback):
         }
         # Of a run that was cut after a refresh, it is the same once more.
         refreshes = [*(each for each in read_refreshes(self.out) if each["step"] < found["step"]), found]
-        costs = [matching.cost for matching in matchings]
         for place in (FIRST, LAST) if len(refreshes) == 1 else (LAST,):
-            save_matched(self.out / place, pl_module.distiller.positions, costs, found)
+            save_matched(self.out / place, pl_module.distiller.positions, matchings, found)
         write_json(self.out / REFRESHES, {"refreshes": refreshes})
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -239,23 +238,23 @@ def _compare(module: DistilledModule, data: Any, out: Path) -> None:
                     left = left.movedim(1, -1)[counted]
                 counts[number] += torch.tensor([int(left.sum()), left.numel()])
     told = {"images": sums[0].count, "ignored": (counts[:, 0] / counts[:, 1].clamp_min(1)).tolist()}
-    save_matched(out / FINAL, distiller.positions, [each.compute().float() for each in sums], told)
+    found = [position.found(total) for position, total in zip(distiller.positions, sums, strict=True)]
+    save_matched(out / FINAL, distiller.positions, found, told)
 
 
 def save_matched(
-    path: Path, positions: Sequence[MatchedPosition], costs: Sequence[Tensor], told: dict[str, Any]
+    path: Path, positions: Sequence[RefreshedPosition], matchings: Sequence[Matching], told: dict[str, Any]
 ) -> None:
     """Write the matching in force at every position.
 
-    Of each: ``index`` (Cs, G), ``similarity`` (Cs,) by the given costs (Cs, Ct), ``margin`` (Cs,), and ``heat``, these
-    costs reordered and averaged to at most `HEAT` cells.
+    Of each: ``index`` (Cs, G), ``similarity`` (Cs,) by the costs (Cs, Ct), ``margin`` (Cs,), and ``heat``, the costs
+    reordered and averaged to at most `HEAT` cells.
     """
     tensors: dict[str, Tensor] = {}
     described = []
-    for number, (position, cost) in enumerate(zip(positions, costs, strict=True)):
-        matching = Matching(position.name, position.index, cost, 0)
-        found = {"index": position.index, "similarity": matching.similarity, "margin": position.margin}
-        found["heat"] = heat_map(cost, position.index)
+    for number, (position, matching) in enumerate(zip(positions, matchings, strict=True)):
+        found = {"index": matching.index, "similarity": matching.similarity, "margin": position.margin}
+        found["heat"] = heat_map(matching.cost, matching.index)
         tensors |= {f"{name}{number}": value for name, value in found.items()}
         described.append(
             {
@@ -263,6 +262,7 @@ def save_matched(
                 "student": str(position.student),
                 "teacher channels": position.teacher_channels,
                 "student channels": position.student_channels,
+                "partners": position.partners,
                 "mean cost": matching.mean_cost,
                 "margins": position.margin_norm or "measured",
             }
@@ -312,18 +312,15 @@ def _maps(module: DistilledModule, batch: Any) -> tuple[dict[str, Tensor], list[
         sums = position.accumulator()
         student, teacher, counted = position.masked_maps(captured.values[number], values[number], mask)
         sums.update(student, teacher, counted)
-        cost = sums.compute().float()
-        similarity = Matching(position.name, position.index, cost, 0).similarity
+        fit = position.found(sums)
+        similarity = fit.similarity
         order = most_similar_first(similarity)[: int(similarity.isfinite().sum())]
         few = min(SHOWN_CHANNELS, len(order) // 2) or len(order)
         chosen = torch.cat([order[:few], order[few:][-few:]])
         target = student.new_zeros(student.shape)
         guided = position.guided()
         target[:, slice(None) if guided is None else guided] = position.target(teacher).to(target)
-        # The most similar of a group first.
-        group = position.index[chosen]
-        group = group.gather(1, cost[chosen].gather(1, group).argsort(1))
-        members = group[:, :SHOWN_MEMBERS]
+        members = position.members(chosen, fit, SHOWN_MEMBERS)
         found = {
             "student": student[:, chosen],
             "target": target[:, chosen],
@@ -337,7 +334,8 @@ def _maps(module: DistilledModule, batch: Any) -> tuple[dict[str, Tensor], list[
                 "channels": chosen.tolist(),
                 "similarity": similarity[chosen].tolist(),
                 "members": members.tolist(),
-                "group": position.index.shape[1],
+                "group": position.group_size,
+                "first": position.first_members,
             }
         )
     return tensors, told

@@ -183,7 +183,8 @@ def recipe_parser(prog: str | None = None, task: str = DEFAULT_TASK) -> Argument
 def _help_of_methods() -> dict[str, str]:
     """The help of the options that the table of methods says more of than their docstrings."""
     families = [
-        f"{name}-REDUCTION ({', '.join(REDUCTIONS)})" if family.matcher else name for name, family in METHODS.items()
+        f"{name}-REDUCTION ({', '.join(REDUCTIONS)})" if family.takes_reduction else name
+        for name, family in METHODS.items()
     ]
     weights = ", ".join(f"weights.{name} ({weight:g})" for name, weight in default_weights().items())
     return {
