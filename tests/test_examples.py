@@ -58,6 +58,14 @@ def test_accelerate(example, tmp_path):
         assert (teacher.eval()(images).argmax(1) == labels).float().mean() > 0.5
 
 
+def test_the_trainer_of_transformers(example, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    accuracies = example("transformers_trainer")["main"](epochs=4, width=16)
+    assert accuracies.keys() == {"teacher", "student alone", "student with MGD"}
+    assert accuracies["student alone"] != accuracies["student with MGD"]
+    transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "runs/transformers_trainer/student")
+
+
 @pytest.mark.slow
 def test_accelerate_on_two_processes(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import from_rank_0, rank_and_world
+from matchdistill.integrations.optimizers import group_of_scales
 from matchdistill.matching import logged
 from matchdistill.options import MatchingOptions
 from matchdistill.probing import copy_of_model
@@ -275,29 +276,15 @@ def _has_loss(output: Any) -> bool:
 class _Guests:
     """The parameters of the normalisation, which are in the module's optimiser only while it steps.
 
-    They belong to the parameter group of the student's scales and biases, else to its first group. In a group of their own
-    a scheduler that was made before could not set their learning rate; and callbacks look the parameters of an optimiser up
-    among those of the module.
+    They belong to the parameter group of the student's scales and biases. Callbacks look the parameters of an optimiser up
+    among those of the module: therefore they are there only for the step.
 
     Raises:
         ValueError: the optimiser trains no parameter of the student, though some are to be trained.
     """
 
     def __init__(self, distiller: MatchingDistiller, optimizer: Optimizer) -> None:
-        of_student = {id(parameter) for parameter in distiller.student.parameters()}
-        shares = [
-            [parameter for parameter in group["params"] if id(parameter) in of_student]
-            for group in optimizer.param_groups
-        ]
-        # A student that is frozen at first may come to the optimiser later.
-        if not any(shares) and any(parameter.requires_grad for parameter in distiller.student.parameters()):
-            raise ValueError(
-                "the optimiser of configure_optimizers trains no parameter of the student: expected one that does, to train "
-                "the student-side normalisation with"
-            )
-        scales = [any(parameter.ndim == 1 for parameter in share) for share in shares]
-        chosen = scales if any(scales) else [bool(share) for share in shares]
-        self._place = chosen.index(True) if any(chosen) else 0
+        self._place = group_of_scales(distiller.student, optimizer)
         self._optimizer, self._inside = optimizer, False
         self._parameters = list(_positions(distiller).parameters())
         self._states: dict[Tensor, Any] = {}
