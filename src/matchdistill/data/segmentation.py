@@ -24,7 +24,7 @@ from matchdistill.data.pixels import PADDED, check_masks
 from matchdistill.data.reading import FileDataset
 from matchdistill.files import path_of
 from matchdistill.messages import did_you_mean, number, whole
-from matchdistill.models.preparation import IMAGENET_MEAN, IMAGENET_STD
+from matchdistill.models.preparation import IMAGENET, Preparation
 
 LARGEST_SIDE = 16_384
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N, H, W)
@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N, H, W)
 
 @dataclass
 class SegmentationOptions(DataOptions):
-    """Images with a class for every pixel, as three channels with ImageNet's mean and deviation.
+    """Images with a class for every pixel, as three channels with the mean and deviation that the network wants.
 
     `SegmentationData` takes these options and the ones of `DataOptions`.
 
@@ -56,6 +56,8 @@ class SegmentationOptions(DataOptions):
         check_masks: read all masks before anything starts, and name those with unknown values or another size than their
             image; false: each is checked when it is used.
     """
+
+    indifferent = DataOptions.indifferent | {"root", "check_masks"}
 
     name: str = "folder"
     root: Path | None = None
@@ -150,6 +152,7 @@ class SegmentationData(DataModule):
             self.options.skip_corrupt,
             self.fewest if training else 1,
             self.read,
+            self.preparation,
         )
 
 
@@ -190,9 +193,9 @@ def joint_transform(options: SegmentationOptions, training: bool) -> Callable[..
     return transform
 
 
-def normalised(image: Tensor) -> Tensor:
-    """An image (3, H, W) of bytes, in 0..1 and with ImageNet's mean and deviation."""
-    scaled: Tensor = v2.functional.normalize(image.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+def normalised(image: Tensor, preparation: Preparation = IMAGENET) -> Tensor:
+    """An image (3, H, W) of bytes, in 0..1 and with a network's mean and deviation."""
+    scaled: Tensor = v2.functional.normalize(image.float() / 255, list(preparation.mean), list(preparation.std))
     return scaled
 
 
@@ -212,6 +215,7 @@ class PixelDataset(FileDataset):
         skip_corrupt: as :class:`FileDataset` has it, for images; a mask that cannot be used is an error.
         fewest: likewise.
         read: what reads a file.
+        preparation: whose mean and deviation images get.
     """
 
     def __init__(
@@ -221,9 +225,10 @@ class PixelDataset(FileDataset):
         skip_corrupt: bool,
         fewest: int = 1,
         read: Callable[[Place], Picture] = read_picture,
+        preparation: Preparation = IMAGENET,
     ) -> None:
         super().__init__(images.paths, skip_corrupt, fewest, read)
-        self.images, self.transform = images, transform
+        self.images, self.transform, self.preparation = images, transform, preparation
 
     def _sample(self, index: int, picture: Picture) -> Sample:
         labels = self.images.masks.read(index, picture.image.size, picture.orientation)
@@ -231,7 +236,7 @@ class PixelDataset(FileDataset):
             tv_tensors.Image(v2.functional.pil_to_tensor(picture.image)),
             tv_tensors.Mask(torch.from_numpy(labels.copy())),
         )
-        return Sample(normalised(image.as_subclass(Tensor)), mask.as_subclass(Tensor).long())
+        return Sample(normalised(image.as_subclass(Tensor), self.preparation), mask.as_subclass(Tensor).long())
 
     def _batch(self, samples: list[Sample]) -> Batch:
         """Images and labels, padded at the bottom and on the right where they are of several sizes."""

@@ -125,7 +125,7 @@ def build_teacher(recipe: Recipe, weights: str | Path | None) -> nn.Module:
     model = _build(recipe, teacher, None if needs_head and of_library else recipe.data.num_classes, needs_head)
     task = TASKS[recipe.task]
     if "preparation" in task.supports:
-        convert_images(model, recipe.data.preparation, recipe.teacher.prepared)
+        convert_images(task.seeing(model), recipe.data.preparation, recipe.teacher.prepared)
     task.check(model, recipe.data, "teacher")
     return model
 

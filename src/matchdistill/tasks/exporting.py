@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -101,6 +102,16 @@ def open_onnx(path: Path) -> Any:
         raise missing(error) from error
     except Exception as error:  # readers of damaged files fail in every way
         raise ValueError(f"{path}: not an exported model, or a damaged one ({cause(error)})") from error
+
+
+def add_metadata(path: Path, values: Mapping[str, Any]) -> None:
+    """Add values to an ONNX file's metadata, each as JSON."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for name, value in values.items():
+        model.metadata_props.add(key=name, value=json.dumps(value))
+    onnx.save(model, str(path))
 
 
 def missing(error: ImportError) -> ValueError:

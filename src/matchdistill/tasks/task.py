@@ -137,6 +137,10 @@ class Task(ABC):
         assert model.name is not None
         return build_model(model.name, num_classes, model.weights, model.fresh_head, **model.options)
 
+    def seeing(self, network: nn.Module) -> nn.Module:
+        """The module that is given the images, whether all of a network runs or the part that is distilled."""
+        return network
+
     def bare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of a network without the weights that its backbone starts from: its own are loaded afterwards."""
         return weightless(options)

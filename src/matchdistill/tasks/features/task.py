@@ -60,6 +60,10 @@ class Features(Task):
         assert model.name is not None
         return name_part(build_model(model.name, None, model.weights, fresh_head=True, **model.options), model.part)
 
+    def seeing(self, network: nn.Module) -> nn.Module:
+        """The part that is distilled, which alone is run."""
+        return part_of(network)
+
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""
         return example_images(cast("UnlabelledData", data))

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from matchdistill.models.preparation import IMAGENET_MEAN, IMAGENET_STD
+from matchdistill.models import Preparation
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
 def segmenter_card(described: dict[str, Any]) -> Card:
     """What goes with an exported student, described as in `model.json`."""
+    preparation = Preparation.of(described["preparation"])
     size, library = described["size"], described["name"].partition(":")[0]
     config = {
         "name": described["name"],
         "options": described["options"],
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        "mean": list(preparation.mean),
+        "std": list(preparation.std),
         "size": size,
     }
     resized = "" if size is None else f"resized so that the shorter side has {size} px, "
     images = (
-        f"Images (N, 3, H, W) of any height and width: {resized}scaled to 0..1 and normalised by mean {IMAGENET_MEAN} and "
-        f"deviation {IMAGENET_STD}. The class of a pixel is the largest of its logits; `{CONFIG}` has the names of the "
-        "classes. Logits of a coarser map are resized to the image first, by bilinear interpolation."
+        f"Images (N, 3, H, W) of any height and width: {resized}scaled to 0..1 and normalised by mean {preparation.mean} "
+        f"and deviation {preparation.std}. The class of a pixel is the largest of its logits; `{CONFIG}` has the names "
+        "of the classes. Logits of a coarser map are resized to the image first, by bilinear interpolation."
     )
 
     def use(kind: str, file: str) -> str:

@@ -5,6 +5,7 @@ Axes: N batch, C classes, H height, W width; h, w of a program's map.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from matchdistill.models import load_weights, save_weights
-from matchdistill.tasks.exporting import Format, check_onnx, exported_program, open_onnx, write_checked
+from matchdistill.tasks.exporting import Format, add_metadata, check_onnx, exported_program, open_onnx, write_checked
 from matchdistill.tasks.segmentation.outputs import Outputs, divisor_of, outputs_in, segment
 
 Resize = Literal["inside", "outside"]
@@ -22,7 +23,12 @@ SIZES = ((2, 64, 96), (1, 96, 64), (3, 80, 72))  # N, H, W of what a program is 
 
 
 def export_segmenter(
-    model: nn.Module, rebuilt: nn.Module, path: Path, kind: Format, resize: Resize = "inside"
+    model: nn.Module,
+    rebuilt: nn.Module,
+    path: Path,
+    kind: Format,
+    resize: Resize = "inside",
+    words: Mapping[str, Any] | None = None,
 ) -> float:
     """Write a network and read it back to see that it computes the same.
 
@@ -33,6 +39,7 @@ def export_segmenter(
         kind: "safetensors", or "onnx": a program for images (N, 3, H, W) of any number and size that gives "logits".
         resize: where the logits of the program's last map are resized to the images: "inside" the program, which gives
             (N, C, H, W), or "outside": it gives that map (N, C, h, w), and whoever runs it resizes.
+        words: how images are prepared: the program's metadata, each value as JSON.
 
     Returns:
         The largest absolute difference of the logits.
@@ -72,6 +79,7 @@ def export_segmenter(
                 dynamic_axes={"images": [0, 2, 3], "logits": [0, 2, 3]},
             ),
         )
+        add_metadata(temporary, words or {})
 
     return write_checked(path, write, lambda temporary: logits(ExportedSegmenter(temporary)), logits(model))
 

@@ -20,7 +20,6 @@ from matchdistill.data.pixels import IGNORED, PADDED
 from matchdistill.data.segmentation import Batch
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
-from matchdistill.models.preparation import IMAGENET_MEAN, IMAGENET_STD
 from matchdistill.probing import evaluating
 from matchdistill.runs.settings import Settings
 from matchdistill.tasks.metric import Metric
@@ -62,7 +61,7 @@ class SegmentationModule(PartModule):
     ) -> None:
         measures = [pixel_measures(len(class_names)) for _ in range(2)]
         super().__init__(student, settings, PIXELS, measures, teacher, distiller)
-        self.class_names = class_names
+        self.class_names, self.preparation = class_names, settings.student.prepared
         self._kd_weight = settings.distillation.weight(KD)
         weights = self.schedule.class_weights
         if isinstance(weights, list) and len(weights) != len(class_names):
@@ -146,10 +145,9 @@ class SegmentationModule(PartModule):
 
     def gallery(self, batch: Batch, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
         """The images, and of each "truth", "student" and "teacher" as pictures with the classes in colours."""
-        mean, deviation = (batch[0].new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
         whole, told = [], []
         for image, labels in alone(*batch):
-            shown = image[0] * deviation + mean
+            shown = self.preparation.pixels(image[0])
             found = {"truth": labels[0], "student": predicted(self.network(), image)[0]}
             if self.teacher is not None:
                 found["teacher"] = predicted(self.teacher, image)[0]

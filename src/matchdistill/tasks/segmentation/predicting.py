@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from matchdistill.data.masks import runs_of
 from matchdistill.data.segmentation import LARGEST_SIDE, normalised
 from matchdistill.files import is_kind
+from matchdistill.models import Preparation
 from matchdistill.tasks.predicting import PADDING, Found, Predicting, label_names, text_size, write_text
 from matchdistill.tasks.segmentation.colours import colours, overlay
 from matchdistill.tasks.segmentation.outputs import Outputs, segment
@@ -95,6 +96,7 @@ class PixelPredicting(Predicting):
     Attributes:
         names: of the classes.
         size: pixels of the shorter side that the network sees; None: as the picture has them.
+        preparation: whose mean and deviation images get.
         top: the most classes that are named for an image; None: all that it shows.
     """
 
@@ -102,6 +104,7 @@ class PixelPredicting(Predicting):
 
     names: list[str]
     size: int | None
+    preparation: Preparation
     top: int | None
 
     @classmethod
@@ -118,7 +121,8 @@ class PixelPredicting(Predicting):
         size = config.get("size")
         if not is_kind(size, int | None) or not (size is None or 1 <= size <= LARGEST_SIDE):
             raise ValueError(f"size is {size!r}: expected pixels of the shorter side, or null")
-        return cls(label_names(config), size, top)
+        preparation = Preparation.of({name: config[name] for name in ("mean", "std") if name in config})
+        return cls(label_names(config), size, preparation, top)
 
     @property
     def columns(self) -> list[str]:
@@ -139,7 +143,7 @@ class PixelPredicting(Predicting):
 
     def _segmented(self, network: nn.Module, path: str, image: Tensor) -> Segmented:
         seen = image if self.size is None else v2.functional.resize(image, [self.size], antialias=True)
-        logits = segment(network, normalised(seen)[None]).logits
+        logits = segment(network, normalised(seen, self.preparation)[None]).logits
         if logits.shape[1] != len(self.names):
             raise ValueError(f"it gives {logits.shape[1]} classes, but there are the names of {len(self.names)}")
         found = Outputs(logits.float()).resized((image.shape[1], image.shape[2])).logits.argmax(1)[0].cpu()

@@ -15,7 +15,7 @@ from matchdistill.data import SegmentationData
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
-from matchdistill.models import build_segmenter
+from matchdistill.models import Preparation, build_segmenter
 from matchdistill.models.segmentation import backbone_of
 from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
@@ -41,9 +41,9 @@ class Segmentation(Task):
     data = SegmentationData
     metrics = PIXELS
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
-    description: ClassVar[Mapping[str, Any]] = {"size": int | None}
+    description: ClassVar[Mapping[str, Any]] = {"size": int | None, "preparation": dict}
     formats = ("safetensors", "onnx")
-    supports = frozenset({"kd", "loss", "label_smoothing", "class_weights", "resize"})
+    supports = frozenset({"kd", "loss", "label_smoothing", "class_weights", "preparation", "resize"})
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
@@ -63,6 +63,10 @@ class Segmentation(Task):
         """A network by name; see `build_segmenter`."""
         assert model.name is not None
         return build_segmenter(model.name, num_classes, model.weights, model.fresh_head, **model.options)
+
+    def seeing(self, network: nn.Module) -> nn.Module:
+        """The backbone, which is given the images as they come."""
+        return network.get_submodule(backbone_of(network))
 
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the size of the training images, up to a limit: zeros."""
@@ -123,8 +127,8 @@ class Segmentation(Task):
         return network.get_submodule(backbone_of(network))
 
     def describe(self, data: DataModule) -> dict[str, Any]:
-        """The shorter side of the images."""
-        return {"size": data.options.size}
+        """The shorter side of the images, and how they are prepared."""
+        return {"size": data.options.size, "preparation": data.preparation.plain()}
 
     def export(
         self,
@@ -136,7 +140,7 @@ class Segmentation(Task):
         resize: Literal["inside", "outside"] = "inside",
     ) -> float:
         """Write a network and read it back to see that it computes the same; see `export_segmenter`."""
-        return export_segmenter(student, rebuilt, path, kind, resize)
+        return export_segmenter(student, rebuilt, path, kind, resize, _words(described))
 
     def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
         """An exported program (.onnx) as a student."""
@@ -152,6 +156,12 @@ class Segmentation(Task):
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported network."""
         return segmenter_card(described)
+
+
+def _words(described: dict[str, Any]) -> dict[str, Any]:
+    """How images are prepared, for whoever runs an exported program."""
+    preparation = Preparation.of(described["preparation"])
+    return {"mean": list(preparation.mean), "std": list(preparation.std), "size": described["size"]}
 
 
 def _reaches(body: nn.Module, text: str) -> bool:
