@@ -1,8 +1,8 @@
 """MoCo-v2 alone and with MGD, small: Fashion-MNIST without its labels, which serve to measure alone.
 
 The teacher learns by MoCo-v2 from 5,000 images, then the student from 3,000 others: alone, and by MGD-AMP with the weight
-that equals the paper's at 224 px. Images have 16 px, for which the networks are made.
-Interrupted, the same command goes on with what is missing.
+that equals the paper's at 224 px. Images have 16 px, for which the networks are made. Interrupted, the same command goes on
+with what is missing.
 """
 
 from __future__ import annotations
