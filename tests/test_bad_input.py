@@ -210,6 +210,13 @@ def contrast(given: str, said: str, *options: str) -> Case:
     return Case("Momentum contrast", given, said, (*FIT, "--task=moco", "--objective.queue=40", *options))
 
 
+def features(given: str, said: str, *options: str, change: Callable[[Path], object] = lambda root: None) -> Case:
+    data = {"name": "folder", "root": "images", "image_size": 16, "batch_size": 2}
+    values = {"task": "features", "teacher": RECIPE["student"], "distillation": {"method": "mgd-amp"}}
+    make = lambda: (write_images(), change(Path("images")), write_recipe(data=data, **values))  # noqa: E731
+    return Case("Features without labels", given, said, FIT + options, make)
+
+
 def first(part: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content[part][0].update(changes)
 
@@ -646,6 +653,35 @@ CASES = [
         "--student.name=torch.nn:Identity",
         "--student.options={}",
     ),
+    features("a root that is not there", "image folder images does not exist", change=shutil.rmtree),
+    features(
+        "a tree without images",
+        "image folder images has no images",
+        change=lambda root: (shutil.rmtree(root), root.mkdir()),
+    ),
+    features("no root", "data.name is 'folder': give the folder with the images as data.root", "--data.root=null"),
+    features("an empty bank", "data.bank_limit is 0: expected a whole number from 1 on", "--data.bank_limit=0"),
+    features("no method", "method 'none' distils no features", "--distillation.method=none"),
+    features("a method for classes", "method 'kd' distils the output of classifiers", "--distillation.method=kd"),
+    features("a teacher to train", "teacher.training.epochs is for tasks with labels", "--teacher.training.epochs=1"),
+    features(
+        "a part that is not there",
+        "SmallResNet has no module 'layer9'; did you mean",
+        "--student.part=layer9",
+    ),
+    features(
+        "a part that gives no features",
+        "the student does not take images of shape (3, 16, 16)",
+        "--student.part=fc",
+    ),
+    features(
+        "a pooled output of maps",
+        "distillation.pooled: the student gives maps",
+        "--student.part=stem",
+        "--distillation.pooled=true",
+    ),
+    option("student.part=layer1", "student.part is not for classification: leave it out"),
+    option("distillation.pooled=true", "distillation.pooled is not for classification: leave it out"),
     run("a folder that holds a run", "run holds a run already: go on with it by --resume", lambda folder: None, *AGAIN),
     run(
         "another recipe than its own",

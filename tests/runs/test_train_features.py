@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from matchdistill import cli
 from matchdistill.data import UnlabelledData
 from matchdistill.models import build_model, small_resnet
 from matchdistill.runs.averaging import TRAINED
+from matchdistill.runs.build import build_module
 from matchdistill.runs.evidence import PICTURES, load, read_epochs
 from matchdistill.runs.metrics import comparing
 from matchdistill.runs.predict import Predictor
@@ -235,13 +235,21 @@ def test_mixed_precision(recipe, tmp_path):
 
 
 def test_fine_tuning_begins_with_the_body(recipe, tmp_path):
+    """The classes that served to measure are no classes that a head was trained for."""
     fit(recipe(["--training.epochs=1"]), tmp_path / "run", quiet=True)
     distilled = load_file(tmp_path / "run" / "student.safetensors")
-    model = build_model(NET, 7, tmp_path / "run" / "student.safetensors", fresh_head=True, width=2)
-    body = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    tuning = {"data": {"train_limit": 60, "val_limit": 40, "batch_size": 20}, "distillation": {"method": "none"}}
+    values = {
+        **tuning,
+        "student": {**RECIPE["student"], "weights": str(tmp_path / "run")},
+        "trainer": RECIPE["trainer"],
+    }
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(values))
+    with pytest.warns(UserWarning, match=r"starts untrained \(fc.weight, fc.bias\)"):
+        state = build_module(load_recipe(tmp_path / "tune.yaml")).network().state_dict()
+    assert state["fc.weight"].shape == (10, 8)
+    body = {name: value for name, value in state.items() if not name.startswith("fc.")}
     assert_equal(body, {name: value for name, value in distilled.items() if not name.startswith("fc.")})
-    assert isinstance(model.fc, nn.Linear)
-    assert model.fc.out_features == 7
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from detectors import as_found
 from matchdistill.data.pixels import IGNORED, PADDED
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.models import build_segmenter, segmenter
+from matchdistill.models.preparation import IMAGENET
 from matchdistill.runs.build import build_module
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_kd_loss
@@ -179,6 +180,42 @@ def test_a_step_is_the_loss_on_labels_and_the_partial_loss_where_the_images_are(
         squares = ((values.numpy() - goal) ** 2 * ((values.numpy() > goal) | (goal > 0)) * mask).sum()
         total += 5.0 * squares / (mask.sum() * maps.shape[1])
     assert losses["features"].item() == pytest.approx(total, rel=2e-3)
+
+
+HALF = "{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
+
+
+@pytest.mark.parametrize("method", ["mgd-amp", "mgd-amp+kd", "kd"])
+def test_each_network_sees_the_same_pixels_by_its_own_mean(pixelset, method):
+    """The teacher's backbone alone is distilled without kd; with it, and in validation, all of the teacher runs."""
+    arguments = (f"--distillation.method={method}", "--data.flip=false", "--data.scale=[1, 1]")
+    usual = pixelset(*arguments).data
+    recipe = pixelset(*arguments, f"--student.preparation={HALF}")
+    module = build_module(recipe)
+    usual.setup()
+    if isinstance(module.distiller, MatchingDistiller):
+        module.refresh(recipe.data.refresh_dataloader(8, 0))
+    seen = {"student": [], "teacher": []}
+    for role, network in (("student", module.network()), ("teacher", module.teacher)):
+        first = next(each for each in network.modules() if isinstance(each, nn.Conv2d))
+        first.register_forward_pre_hook(lambda _, args, role=role: seen[role].append(args[0].clone()))
+    (images, labels), (expected, _) = (next(iter(data.val_dataloader())) for data in (recipe.data, usual))
+    inside = (labels != PADDED)[:, None].expand_as(images)
+    assert not torch.allclose(images[inside], expected[inside])
+    module.train().batch_losses((images, labels))
+    module.eval()
+    with torch.no_grad():
+        module.teacher(images)
+    assert len(seen["teacher"]) == 2
+    for found in seen["teacher"]:
+        torch.testing.assert_close(found[inside], expected[inside], rtol=0, atol=1e-5)
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (IMAGENET.mean, IMAGENET.std))
+    whole = expected * deviation + mean
+    torch.testing.assert_close(seen["student"][0][inside], ((whole - 0.5) / 0.25)[inside], rtol=0, atol=1e-5)
+    described = TASKS["segmentation"].describe(recipe.data)
+    card = TASKS["segmentation"].card(module.network(), {**described, "name": "a:b", "options": {}}, {})
+    predicting = TASKS["segmentation"].predicting({**card.config, "label_names": ["a", "b", "c"], "num_classes": 3})
+    assert predicting.preparation.mean == (0.5, 0.5, 0.5)
 
 
 def test_kd_alone_needs_no_features(pixelset):
