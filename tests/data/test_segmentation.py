@@ -7,7 +7,7 @@ from PIL import Image
 
 from matchdistill.data import SegmentationData
 from matchdistill.data.pixels import IGNORED, PADDED
-from matchdistill.data.tensors import IMAGENET_MEAN, IMAGENET_STD
+from matchdistill.models.preparation import IMAGENET_MEAN, IMAGENET_STD
 from pixelsets import write_pixels
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
