@@ -1,6 +1,5 @@
 """Runs of networks that want their images otherwise than ImageNet's: each sees the same pixels its own way, everywhere."""
 
-import csv
 import dataclasses
 import json
 
@@ -166,21 +165,6 @@ def test_a_run_feeds_the_teacher_the_students_pixels(of_folder, pretrained, tmp_
     for found in of_teacher:  # in steps, refreshes and the validation
         expected = [(images * std + mean - own_mean) / own_std for images in of_student]
         assert min((found - each).abs().max() for each in expected) < 1e-5
-
-
-@pytest.mark.slow
-def test_a_compiled_run_is_the_same(of_folder, pretrained, tmp_path):
-    pretrained("test_resnet", CLIP)
-    pretrained("test_efficientnet", HALF)
-    losses = []
-    for compiled in ("false", "true"):
-        options = ("--distillation.method=mgd-amp+kd", f"--trainer.compile={compiled}", "--trainer.log_every=1")
-        fit(of_folder(*NETWORKS, *options), tmp_path / compiled, quiet=True)
-        text = next((tmp_path / compiled / "logs").glob("version_*/metrics.csv")).read_text()
-        rows = csv.DictReader(text.splitlines())
-        losses.append([float(row["train/kd_step"]) for row in rows if row.get("train/kd_step")])
-    assert len(losses[0]) == 4
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_what_is_settled_is_kept_and_resumed(of_folder, pretrained, tmp_path, capsys):
