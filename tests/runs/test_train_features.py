@@ -218,7 +218,7 @@ def test_a_part_and_the_pooled_output(of_tree, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     own = {"name": "nets_of_test:Net", "options": {"width": 2}, "part": "encoder"}
-    made = of_tree("--distillation.pooled=true", "--training.weight_decay=0.1", student=own)
+    made = of_tree("--distillation.pooled=true", student=own)
     start = {name: value.clone() for name, value in build_module(made).network().state_dict().items()}
     fit(made, tmp_path / "run", quiet=True)
     student, described = load_student(tmp_path / "run", trust=True)
@@ -226,7 +226,7 @@ def test_a_part_and_the_pooled_output(of_tree, tmp_path, monkeypatch):
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, start[name])}
     assert student.state_dict().keys() == start.keys()
     assert "encoder.stem.0.weight" in changed
-    assert not any(name.startswith(("decoder.", "encoder.fc.")) for name in changed)  # no decay either
+    assert not any(name.startswith(("decoder.", "encoder.fc.")) for name in changed)
     assert "train/features_3" in read_epochs(tmp_path / "run")[-1]  # three stages and the pooled output
     predictor = Predictor(tmp_path / "run", trust=True)
     assert len(predictor.predicting.columns) == 9
