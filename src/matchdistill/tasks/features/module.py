@@ -107,7 +107,7 @@ class FeaturesModule(SeparatingModule):
 
 
 def _freeze_rest(student: nn.Module, distiller: FeatureDistiller) -> None:
-    """Nothing trains what leads to no position: it would be an error with several processes, and decay with one."""
+    """Nothing trains what leads to no position: several processes would wait for its gradients."""
     unreached = set(distiller.unreached)
     trained = {id(each) for name, each in distiller.student.named_parameters() if name not in unreached}
     for parameter in student.parameters():
