@@ -11,6 +11,7 @@ from matchdistill.tasks import TASKS
 
 PACKAGE = Path(matchdistill.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+OF_COCO = {"segmentation"}  # a field of its annotations, which is no task there
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 
 
@@ -45,7 +46,8 @@ def strings(path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.parent != PACKAGE / "tasks"], ids=name_of)
 def test_no_file_outside_of_its_folder_names_a_task(path):
-    assert [text for text in strings(path) if text in TASKS] == []
+    fields = OF_COCO if name_of(path) in ("data/annotations.py", "data/scenes.py") else set()
+    assert [text for text in strings(path) if text in TASKS and text not in fields] == []
 
 
 def test_the_folders_of_tasks():
