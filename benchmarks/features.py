@@ -168,8 +168,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"{scale['images']:,} other images without labels (epochs: {scale['epochs']}), and are then fine-tuned on yet "
         "others with labels (epochs, and one to warm up: "
         + ", ".join(f"{epochs} on {labels:,} images" for labels, epochs in LABELS.items())
-        + f"). Accuracy in percent on {scale['val']:,} test images, ± half of the 95% interval over the seeds, each with "
-        "images of its own; differences to the same student without distilling are paired by seed."
+        + f"). Accuracy in percent on {scale['val']:,} test images, ± half of the 95% interval over "
+        "the seeds (none: a single seed), each with images of its own; differences to the same student without distilling "
+        "are paired by seed."
     )
     lines = [
         "# Distilling without labels",

@@ -556,10 +556,9 @@ CASES = [
         "--data.name=cityscape",
     ),
     pixels(
-        "a value to ignore that is no class",
-        "data.ignore has 7, but the masks of pixels have the values 0 to 2",
-        lambda root: None,
-        "--data.ignore=[7]",
+        "a gap in the names of classes",
+        "classes.txt has no name in line 2: give each value of the masks a name",
+        lambda root: (root / "classes.txt").write_text("one\n\ntwo\n"),
     ),
     pixels(
         "a network of single labels",

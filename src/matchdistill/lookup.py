@@ -13,13 +13,14 @@ from typing import Any
 from matchdistill.messages import cause, did_you_mean
 
 
-def own_function(name: str, what: str, others: Iterable[str] = ()) -> Callable[..., Any]:
+def own_function(name: str, what: str, others: Iterable[str] = (), kind: str = "function") -> Callable[..., Any]:
     """The function, or other callable, that ``package.module:function`` names. The current folder is searched too.
 
     Args:
         name: two parts with a colon between; the second one may be ``Class.method``.
         what: what errors call it.
         others: names that could have been meant in place of the module.
+        kind: what is looked for, for errors.
 
     Raises:
         ValueError: there is no such module or function (the nearest are suggested), or the import fails.
@@ -47,7 +48,7 @@ def own_function(name: str, what: str, others: Iterable[str] = ()) -> Callable[.
         function = None
     if not callable(function):
         hint = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
-        raise ValueError(f"{what} {name!r}: module {module_name!r} has no function {function_name!r}{hint}")
+        raise ValueError(f"{what} {name!r}: module {module_name!r} has no {kind} {function_name!r}{hint}")
     return function
 
 

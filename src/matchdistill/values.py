@@ -23,7 +23,9 @@ class OptionParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error of arguments that do not fit."""
-        if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message, re.IGNORECASE):
+        if "did you mean" not in message and (
+            found := re.match(r"unrecognized arguments: (--[^\s=]+)", message, re.IGNORECASE)
+        ):
             known = [name for action in self._actions for name in action.option_strings if not name.endswith("+")]
             message += did_you_mean(found[1], known)
         super().error(message, ex)

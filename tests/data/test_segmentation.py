@@ -1,5 +1,7 @@
 """The data module of images with a class for every pixel: what is done to an image is done to its mask."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -129,8 +131,22 @@ def test_options_that_do_not_fit(options, said):
         SegmentationData(**{"name": "folder", "root": "x", **options})
 
 
-def test_a_folder_that_is_not_there_and_a_value_that_is_no_class(tmp_path):
+def test_a_value_that_is_no_class_can_be_ignored(tmp_path):
+    root = write_pixels(tmp_path / "set")
+    path = next((root / "train/masks").iterdir())
+    values = np.array(Image.open(path))
+    values[:2] = 200
+    Image.fromarray(values).save(path)
+    with pytest.raises(ValueError, match=r"it has the value 200, which is no class.*or add the value to data.ignore"):
+        SegmentationData("folder", root).setup()
+    ignoring = SegmentationData("folder", root, ignore=[200])
+    ignoring.setup()
+    place = [Path(each).stem for each in ignoring.train_set.paths].index(path.stem)
+    labels = ignoring.train_set.images.masks.read(place)
+    assert (labels[:2] == IGNORED).all()
+    assert (labels[2:] != IGNORED).any()
+
+
+def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         data(tmp_path / "none").setup()
-    with pytest.raises(ValueError, match=r"data.ignore has 9, but the masks .* have the values 0 to 2"):
-        SegmentationData("folder", write_pixels(tmp_path / "set"), ignore=[9]).setup()

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from matchdistill.data import LabelsData
 from matchdistill.models import load_weights, small_resnet
 from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.train import fit
-from matchdistill.tasks.multilabel.module import MultilabelLoss, binary_kd_loss
+from matchdistill.tasks.multilabel.module import MultilabelLoss, MultilabelModule, binary_kd_loss
+from matchdistill.tasks.multilabel.predicting import Labelled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -207,6 +209,32 @@ def run(colours, tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     fit(load_recipe(folder / "recipe.yaml", "--distillation.method=mgd-amp+kd"), folder / "run", quiet=True)
     return folder
+
+
+def test_a_class_that_no_image_has_is_not_measured():
+    shares = torch.tensor([[0.9, 0.2, 0.8], [0.1, 0.7, 0.6], [0.3, 0.9, 0.7]])
+    labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    measure = MultilabelModule.measure_of(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure.update(shares, labels)
+        found = measure.compute()["mean_ap"]
+    expected = [average_precision_score(labels[:, at].numpy(), shares[:, at].numpy()) for at in (0, 1)]
+    assert found.item() == pytest.approx(sum(expected) / 2)
+    nothing = Labelled("a.png", [], [])
+    assert (nothing.label, nothing.score, nothing.rows()) == ("", 0.0, [["a.png", "", ""]])
+
+
+def test_validation_images_without_any_class_are_refused(tmp_path, colours):
+    lines = (colours / "table.csv").read_text().splitlines()
+    split = lines[0].split(",").index("split"), lines[0].split(",").index("label")
+    rows = [line.split(",") for line in lines[1:]]
+    for row in rows:
+        row[split[1]] = "" if row[split[0]] == "val" else row[split[1]]
+    table = colours / "unlabelled.csv"
+    table.write_text("\n".join([lines[0], *map(",".join, rows)]))
+    with pytest.raises(ValueError, match="no validation image has any class"):
+        batches(root=table)
 
 
 def test_the_metric_is_scikit_learns(run, colours):

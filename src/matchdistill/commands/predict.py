@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matchdistill.runs.predict import Predictor
     from matchdistill.tasks.predicting import Found
 
+MOST_COLUMNS = 12  # of the table on the terminal
 SHOWN_ROWS = 20
 
 
@@ -51,7 +52,7 @@ def predict(arguments: Sequence[str]) -> None:
         predictor.write_masks(found, options.masks)
     _show(predictor, found)
     skipped = f", {len(paths) - len(found)} skipped" if len(found) < len(paths) else ""
-    print(f"{len(found)} images in {seconds:.1f} s, {len(found) / seconds:.0f} images per second{skipped}")
+    print(f"{len(found)} images in {seconds:.3g} s, {len(found) / seconds:.3g} images per second{skipped}")
     for place in (options.out, options.draw, options.masks):
         if place is not None:
             print(place)
@@ -100,11 +101,18 @@ def _show(predictor: Predictor, found: Sequence[Found]) -> None:
 
     from matchdistill.messages import console, printable
 
-    rows = [row for own in found for row in own.rows()]
+    rows = [_narrow(row) for own in found for row in own.rows()]
     more = len(rows) - SHOWN_ROWS
     table = Table(caption=f"and {more:,} more rows" if more > 0 else None)
-    for name in predictor.predicting.columns:
+    for name in _narrow(predictor.predicting.columns):
         table.add_column(name, overflow="fold")
     for row in rows[:SHOWN_ROWS]:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else printable(str(value)) for value in row))
     console().print(table)
+
+
+def _narrow(row: Sequence[str | float]) -> list[str | float]:
+    """A row as the terminal shows it: of many numbers the first ones, and how many more there are."""
+    if len(row) <= MOST_COLUMNS:
+        return list(row)
+    return [*row[: MOST_COLUMNS - 1], f"{len(row) - MOST_COLUMNS + 1} more"]

@@ -45,6 +45,14 @@ class LabelsOptions(ImageOptions):
         name: ``csv`` for a table of paths and labels in ``.csv``, ``.tsv`` or ``.parquet``; ``datasets`` for a data set of
             Hugging Face with a column of lists of classes; ``package.module:function`` for a function of your own, whose
             items have a vector with a 1 for each class of the image and a 0 for each other one.
+        root: the file or folder with the data.
+        augment: whether training images are varied at all: cropped and mirrored, and as the other options say.
+        val_root: of csv the file with the validation images, where ``root`` has the training images alone.
+        val_share: where there are no validation images, this share of the training images is taken out for them; the choice
+            is the same for every ``seed``.
+        train_part: [first, last]: of the training images in a random order that is the same for every ``seed``, those from
+            ``first`` to before ``last``; ``train_limit`` chooses among them.
+        train_limit: use that many training images, a random choice by ``seed``.
         label_separator: between the names of the classes in a table.
     """
 
@@ -83,6 +91,12 @@ class LabelsData(ImageData):
     """
 
     options_type = LabelsOptions
+
+    def _read(self) -> tuple[Images, Images, list[str]]:
+        train, val, class_names = super()._read()
+        if not val.labels.any():
+            raise ValueError("no validation image has any class, so nothing can be measured: label some of them")
+        return train, val, class_names
 
     def _groups(self, images: Images) -> Tensor:
         return torch.zeros(len(images.labels), dtype=torch.int64)

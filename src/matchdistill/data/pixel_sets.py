@@ -81,7 +81,9 @@ def _class_names(wanted: Wanted) -> list[str]:
                 f"{wanted.root} has no {CLASSES_FILE}: write the names of the classes into it, a line for each value of the "
                 "masks from 0 on, or give them as data.classes"
             )
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        if "" in names:
+            raise ValueError(f"{path} has no name in line {names.index('') + 1}: give each value of the masks a name")
     if not 1 < len(names) <= MOST_CLASSES or len(set(names)) < len(names):
         raise ValueError(f"{source} has {len(names)} names: expected 2 to {MOST_CLASSES}, each once")
     return list(names)

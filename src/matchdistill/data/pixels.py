@@ -89,9 +89,11 @@ class PixelMasks(ABC):
             found: Values = self.labels[values]
             if (unknown := np.unique(values[found == UNKNOWN])).size:
                 known = np.flatnonzero(self.labels != UNKNOWN)
+                several = len(unknown) > 1
                 raise ValueError(
-                    f"it has the value{'s' * (len(unknown) > 1)} {', '.join(map(str, unknown[:5]))}, which "
-                    f"{'are no classes' if len(unknown) > 1 else 'is no class'}: expected {_ranges(known.tolist())}"
+                    f"it has the value{'s' * several} {', '.join(map(str, unknown[:5]))}, which "
+                    f"{'are no classes' if several else 'is no class'}: expected {_ranges(known.tolist())}; name the class, "
+                    "or add the value to data.ignore"
                 )
             if size is not None and found.shape != size[::-1] and orientation in LYING and found.shape == size:
                 found = np.asarray(Image.fromarray(found.astype(np.int32)).transpose(UPRIGHT[orientation]), np.int16)

@@ -276,7 +276,7 @@ def _build_own(name: str, pretrained: str | None, options: dict[str, Any]) -> nn
     if pretrained is not None:
         if "weights" not in signature.parameters:
             raise ValueError(
-                f"model {name!r}: expected weights from a file, got {pretrained!r} and there is no such file"
+                f"model {name!r}: expected weights from a file, got {pretrained!r}: {no_file(path_of(pretrained))}"
             )
         options["weights"] = pretrained
     try:

@@ -92,6 +92,8 @@ def of_student(folder: Path) -> Wanted | None:
             ("mean", "std") if said.get("gray") is True else ("mean", "std", "interpolation", "crop_pct", "crop_mode")
         )
         words = said.get("preparation", said.get("pretrained_cfg", said))
+        if "preparation" in said and not (isinstance(words, dict) and {"mean", "std"} <= words.keys()):
+            raise ValueError(f"{path} has the preparation {words!r}: expected its mean and std, and the rest of it")
         if isinstance(words, dict) and {"mean", "std"} <= words.keys():
             values = {name: words[name] for name in names if name in words}
             if problems := list(preparation_problems(str(path), values)):

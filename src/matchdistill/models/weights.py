@@ -195,7 +195,7 @@ def _differ_by_classes(shapes: list[tuple[Size, Size]]) -> bool:
 def no_file(path: Path) -> str:
     """What is said of a path where a file of weights is expected and is not."""
     if path.is_dir():
-        return "a folder, not a weights file, without the student of a finished run"
+        return "it is a folder without a finished run: finish the run with --resume, or name a file of weights"
     return "no file, but a device or a pipe" if path.exists() else "there is no such file"
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import subprocess
 import time
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,13 +38,29 @@ def own_callbacks(settings: list[dict[str, Any]]) -> list[Callback]:
 
 def _own_callback(path: str, arguments: dict[str, Any]) -> Callback:
     module, _, name = path.rpartition(".")
-    found = own_function(f"{module}:{name}", "trainer.callbacks")
+    found = own_function(f"{module}:{name}", "trainer.callbacks", kind="class")
     if not isinstance(found, type) or not issubclass(found, Callback):
-        raise ValueError(f"trainer.callbacks: {path} is no class of callbacks: expected a pytorch_lightning.Callback")
+        raise ValueError(f"trainer.callbacks: {path} is not a pytorch_lightning.Callback: expected a class of them")
     try:
-        return found(**arguments)
+        return _named(found(**arguments), path)
     except Exception as error:  # user code can fail in every way
         raise ValueError(f"trainer.callbacks: {path} cannot be built with these init_args ({cause(error)})") from error
+
+
+def _named(callback: Callback, path: str) -> Callback:
+    """A callback whose errors say that they are its own."""
+    for hook in (name for name in dir(Callback) if name.startswith("on_")):
+        if getattr(type(callback), hook) is not getattr(Callback, hook):
+            setattr(callback, hook, functools.partial(_run_hook, getattr(callback, hook), f"{path} failed in {hook}"))
+    return callback
+
+
+def _run_hook(hook: Callable[..., Any], failed: str, *arguments: Any, **options: Any) -> Any:
+    try:
+        return hook(*arguments, **options)
+    except Exception as error:  # user code can fail in every way
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(f"trainer.callbacks: {failed} ({cause(error)}, {frame.filename}:{frame.lineno})") from error
 
 
 class Start(Callback):

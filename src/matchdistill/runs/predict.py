@@ -309,6 +309,8 @@ def _targets(paths: Sequence[str], folder: Path, named: Callable[[Path], Path]) 
     around = os.path.commonpath([os.path.dirname(place) for place in places]) if places else ""  # noqa: PTH120
     targets = [folder / named(Path(place).relative_to(around)) for place in places]
     originals = {os.path.realpath(place) for place in places}
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{printable(str(folder))} is a file: name a folder for the pictures")
     if lost := [target for target in targets if os.path.realpath(target) in originals]:
         raise ValueError(f"{printable(str(lost[0]))} is one of the images: draw into another folder")
     return targets

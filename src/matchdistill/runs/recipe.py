@@ -291,6 +291,8 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
     if distillation.needs_teacher and teacher.name is None:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
+    if settings.training.repeated_augmentation > 1 and not config["data"].get("augment", True):
+        yield "training.repeated_augmentation varies each image several times, but data.augment is false: give one of them"
     if settings.training.epochs == 0:
         yield "training.epochs is 0: expected at least 1"
     if not task.comparable:

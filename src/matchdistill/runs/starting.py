@@ -78,7 +78,7 @@ def load_from_run(
     network.load_state_dict({key: state[key] for key in own if key not in untrained}, strict=False)
     if untrained:
         ordered = [key for key in own if key in untrained]
+        had = "other classes" if described["class_names"] else "no classes"
         warnings.warn(
-            f"the student of {run} had other classes: what depends on them starts untrained ({listed(ordered)})",
-            stacklevel=3,
+            f"the student of {run} had {had}: what depends on them starts untrained ({listed(ordered)})", stacklevel=3
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -151,9 +152,15 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
 
 def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
     """What was chosen where the recipe gives nothing, in lines for the terminal."""
+    if module.teacher is not None and recipe.teacher.weights is None and not recipe.teacher.training.epochs:
+        yield (
+            "the teacher has no weights and is not trained, so it teaches what is random unless its function loads weights "
+            "itself (teacher.weights, teacher.training.epochs)"
+        )
     seen, wanted = recipe.data.preparation, recipe.teacher.prepared
     if recipe.student.preparation is not None and not seen.usual:
-        yield f"images as {recipe.student.name} wants them: {seen} (student.preparation)"
+        shown = dataclasses.replace(seen, size=None) if recipe.config["data"].get("image_size") else seen
+        yield f"images as {recipe.student.name} wants them: {shown} (student.preparation)"
     if module.teacher is not None and (seen.mean, seen.std) != (wanted.mean, wanted.std):
         yield f"the teacher sees the same images by {wanted.normalised} (teacher.preparation)"
     if module.teacher is not None and wanted.size not in (None, seen.size):

@@ -56,6 +56,11 @@ def validate(
         load_weights(student, weights or run / WEIGHTS)
         task.check(student, data, "student")
     module = task.module(recipe, data, student, _teacher(recipe, run / "teacher" / WEIGHTS))
+    if not module.measures:
+        raise ValueError(
+            f"{run}: there is nothing to measure: without labels a student is compared with its teacher, which has no "
+            "weights here (teacher.weights)"
+        )
     if module.measured_with:
         _restore(module, run / CHECKPOINT)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
@@ -72,9 +77,11 @@ def _restore(module: DistilledModule, checkpoint: Path) -> None:
     state = AtomicCheckpoints().load_checkpoint(checkpoint)["state_dict"]
     rest = {name: value for name, value in state.items() if name.startswith(module.measured_with)}
     try:
-        lacking, _ = module.load_state_dict(rest, strict=False)
+        lacking, strange = module.load_state_dict(rest, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} does not fit this run ({cause(error)})") from error
+    if strange:
+        raise ValueError(f"{checkpoint} does not fit this run: there is no place for {', '.join(strange[:3])}")
     if left := [name for name in lacking if name.startswith(module.measured_with)]:
         raise ValueError(f"{checkpoint} does not fit this run: it lacks {', '.join(left)}")
 

@@ -46,7 +46,7 @@ class Found(ABC):
         Raises:
             ValueError: the task's students find no such thing.
         """
-        raise ValueError("masks are of students that give every pixel a class: this one finds something else")
+        raise ValueError("--masks is for students that give every pixel a class: leave it out")
 
 
 class Predicting(ABC):

@@ -121,7 +121,7 @@ class Task(ABC):
         if "labels" not in self.supports:
             for section, training in (("training", settings.training), ("teacher.training", settings.teacher.training)):
                 for name in (each for each in training.of_labels if each not in self.supports):
-                    yield f"{section}.{name} is for images with one label each, which {self.name} has not: leave it out"
+                    yield f"{section}.{name} is for images with one label each, not for {self.name}: leave it out"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name.

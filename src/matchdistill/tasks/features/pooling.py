@@ -114,7 +114,8 @@ def find_pooling(part: nn.Module, images: Tensor, role: str) -> Pooling:
             outputs = tensors_in(probe.eval()(images))
     except Exception as error:  # user code can fail in every way
         raise ValueError(
-            f"the {role} does not take images of shape {tuple(images.shape[1:])}: {cause(error)}"
+            f"the {role}, or the part of it that is named, does not take images of shape {tuple(images.shape[1:])}: "
+            f"{cause(error)}"
         ) from error
     value = outputs[-1] if outputs else None
     if value is None or value.ndim < 2 or len(value) != len(images) or not value.is_floating_point():

@@ -39,8 +39,12 @@ class Embedded(Found):
         return [{"path": self.path, "features": self.features}]
 
     def drawn(self, image: Image.Image) -> Image.Image:
-        """The image as it is: there is nothing to draw."""
-        return image.copy()
+        """Nothing can be drawn of features.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("--draw is for students that find classes, boxes or pixels: leave it out")
 
 
 class FeaturePredicting(Predicting):

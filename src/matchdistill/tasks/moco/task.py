@@ -116,6 +116,11 @@ class Moco(Task):
         student = ExportedClassifier(path)
         if data is not None:
             self.check(student, data, "student")
+            if not cast("CropData", data).labelled:
+                raise ValueError(
+                    f"{path}: without labels an encoder is measured by its loss, for which the key encoder has its modules: "
+                    "give a file of weights (.safetensors, .ckpt)"
+                )
         return student
 
     def predicting(self, config: Mapping[str, Any], top: int | None = None) -> Predicting:

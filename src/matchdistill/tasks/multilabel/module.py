@@ -5,12 +5,15 @@ Axes: N batch, C classes.
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 
 from matchdistill.tasks.classification.module import ClassificationModule
 from matchdistill.tasks.metric import Metric
@@ -53,6 +56,25 @@ def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.5) -
     return temperature**2 * (apart + (1 - shares) * (F.logsigmoid(-taught) - F.logsigmoid(-told))).mean()
 
 
+class MeanPrecision(MultilabelAveragePrecision):
+    """Average precision, the mean over the classes that at least one image has.
+
+    Args:
+        num_classes: C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average=None)
+
+    def compute(self) -> Tensor:
+        """The mean; 0 where no image has a class."""
+        with warnings.catch_warnings():  # of classes that no image has, which are left out here
+            warnings.simplefilter("ignore")
+            each = torch.as_tensor(super().compute())
+        there = dim_zero_cat(self.target).sum(0) > 0
+        return each[there].mean() if there.any() else each.new_zeros(())
+
+
 class MultilabelModule(ClassificationModule):
     """Trains a student on any number of labels an image, and on its teacher's features, outputs, both or neither."""
 
@@ -61,7 +83,7 @@ class MultilabelModule(ClassificationModule):
     @staticmethod
     def measure_of(num_classes: int) -> MetricCollection:
         """Average precision, the mean over the classes that validation images have."""
-        return MetricCollection({MEAN_AP: MultilabelAveragePrecision(num_classes, average="macro")})
+        return MetricCollection({MEAN_AP: MeanPrecision(num_classes)})
 
     def loss_of(self, num_classes: int, labels: Tensor | None) -> MultilabelLoss:
         """The loss on labels."""

@@ -34,9 +34,14 @@ class Labelled(Classified):
         """All classes, with "|" between."""
         return SEPARATOR.join(self.labels)
 
+    @property
+    def score(self) -> float:
+        """The largest probability of those that were found; 0 if none was."""
+        return max(self.scores, default=0.0)
+
     def rows(self) -> list[list[str | float]]:
         """One line: the path, the labels, the scores."""
-        return [[self.path, self.label, SEPARATOR.join(map(str, self.scores))]]
+        return [[self.path, self.label, SEPARATOR.join(f"{score:.6g}" for score in self.scores)]]
 
     def plain(self, image_id: int) -> list[dict[str, Any]]:
         """One entry: the path, and lists of labels and scores."""
