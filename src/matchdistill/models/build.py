@@ -14,6 +14,7 @@ from torch import nn
 from matchdistill.files import path_of
 from matchdistill.lookup import own_function
 from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.huggingface import build_transformers, transformers_names, transformers_wants
 from matchdistill.models.pretrained import (
     ANY_PRETRAINED,
     Wanted,
@@ -254,6 +255,7 @@ class Source(NamedTuple):
 SOURCES = {
     "torchvision": Source(_torchvision_names, _build_torchvision, wants=torchvision_wants),
     "timm": Source(_timm_names, _build_timm, OTHER_FILES, timm_wants),
+    "transformers": Source(transformers_names, build_transformers, wants=transformers_wants),
     "smp": Source(smp_names, build_smp, OTHER_FILES),  # whose encoders are timm's, too
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from matchdistill.models import Preparation
+from matchdistill.models.huggingface import described_config
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
@@ -34,6 +35,11 @@ def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
                 'model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"\n'
                 "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
             )
+        if kind == "safetensors" and library == "transformers":
+            return python_block(
+                "from transformers import AutoModelForImageClassification\n"
+                'model = AutoModelForImageClassification.from_pretrained("FOLDER").eval()  # or "USER/NAME"'
+            )
         if kind == "safetensors":
             return weights_code("build_model", described, file)
         if kind == "onnx":
@@ -46,6 +52,11 @@ def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
     if library == "timm":
         config = _of_timm(student, name, described, prepared) | gray
         return Card("image-classification", "timm", config, rows, images, use)
+    if library == "transformers":
+        own, options, written = described_config(student, described["class_names"])
+        # Of the network by its type: the folder that it was built from may be elsewhere.
+        config = {**written, "name": own, "options": options, **prepared, **gray}
+        return Card("image-classification", "transformers", config, rows, images, use)
     known = library if library == "torchvision" else "matchdistill"
     config = {"name": described["name"], "options": described["options"], **prepared, **gray}
     return Card("image-classification", known, config, rows, images, use)

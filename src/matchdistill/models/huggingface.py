@@ -1,0 +1,175 @@
+"""Image classifiers of Hugging Face transformers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from matchdistill.files import path_of
+from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.pretrained import ANY_PRETRAINED, Wanted
+
+RESAMPLING = (
+    "nearest",
+    "lanczos",
+    "bilinear",
+    "bicubic",
+    "box",
+    "hamming",
+)  # by the numbers that image processors have
+
+
+class Logits:
+    """Has a network of transformers return its logits alone; a hook, so that modules and weights stay as they are."""
+
+    def __call__(self, model: nn.Module, arguments: Any, output: Any) -> Any:
+        if isinstance(output, Mapping):
+            return output["logits"]
+        return output[0] if isinstance(output, tuple) else output
+
+
+def transformers_names() -> list[str]:
+    """The model types that have image classifiers, such as "vit"; empty where the package is missing."""
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as NAMES
+    except ImportError:
+        return []
+    return list(NAMES)
+
+
+def build_transformers(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
+    """An image classifier that takes images (N, 3, H, W) and returns logits.
+
+    Args:
+        entry: a folder with a ``config.json``, a name of the Hub, or a model type such as "vit".
+        pretrained: "pretrained" for the weights of the folder or name; None starts at random.
+        options: fields of its config, and ``num_classes``.
+
+    Raises:
+        ValueError: in one line, no such model, a package that is missing, or options that do not fit.
+    """
+    name = f"transformers:{entry}"
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise ValueError(f"model {name!r} needs {error.name}: pip install 'matchdistill[transformers]'") from error
+    options = dict(options)
+    num_classes = options.pop("num_classes", None)
+    config = _config(entry, options)
+    if num_classes is not None and num_classes != config.num_labels:
+        config.num_labels = num_classes
+    if pretrained is not None and (entry in transformers_names() or pretrained.lower() not in ANY_PRETRAINED):
+        raise ValueError(
+            f"model {name!r} has no pretrained weights {pretrained!r}, nor is it a file: name a folder or a model of the "
+            "Hub, with the weights 'pretrained'"
+        )
+    try:
+        if pretrained is None:
+            model = AutoModelForImageClassification.from_config(config)
+        else:
+            model = AutoModelForImageClassification.from_pretrained(
+                entry, config=config, ignore_mismatched_sizes=True, local_files_only=_local(entry)
+            )
+    except Exception as error:  # each architecture fails in a way of its own
+        raise ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}") from error
+    found: nn.Module = model
+    found.register_forward_hook(Logits())
+    return found
+
+
+def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> Wanted | None:
+    """How the weights of a folder or a name of the Hub want their images, by its image processor; see `Source.wants`."""
+    if entry in transformers_names() or pretrained.lower() not in ANY_PRETRAINED:
+        return None
+    try:
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(entry, local_files_only=_local(entry))
+        config = _config(entry, options)
+    except (ImportError, OSError, ValueError):  # a model that is missing is told when it is built
+        return None
+    normalises = getattr(processor, "do_normalize", True)
+    values: dict[str, Any] = {
+        "mean": [float(value) for value in processor.image_mean] if normalises else [0.0] * 3,
+        "std": [float(value) for value in processor.image_std] if normalises else [1.0] * 3,
+    }
+    if (resampling := getattr(processor, "resample", None)) is not None:
+        values["interpolation"] = RESAMPLING[int(resampling)]
+    values |= _cut(processor)
+    # Position embeddings are of one size, and only some architectures interpolate them.
+    return Wanted(values, fixed=isinstance(getattr(config, "image_size", None), int))
+
+
+def _cut(processor: Any) -> dict[str, Any]:
+    """What of a picture an image processor takes, as fields of a `Preparation`; empty where it cannot be said in them."""
+    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
+    side = size.get("shortest_edge") or (size.get("height") if size.get("height") == size.get("width") else None)
+    if side is None or not getattr(processor, "do_resize", True):
+        return {}
+    seen = crop.get("height", side) if getattr(processor, "do_center_crop", False) else side
+    share = getattr(processor, "crop_pct", None)
+    if share is not None and side < 384:  # ConvNeXt's: larger first, then the middle
+        return {"size": side, "crop_pct": share, "crop_mode": "center"}
+    if seen > side:
+        return {}
+    mode = "center" if "shortest_edge" in size and seen < side else "squash"
+    return {"size": seen, "crop_pct": seen / side, "crop_mode": mode}
+
+
+def _config(entry: str, options: dict[str, Any]) -> Any:
+    """The config of a model, with options over it.
+
+    Raises:
+        ValueError: there is no such model, no image classifier of its type, or it has no such option.
+    """
+    from transformers import AutoConfig
+
+    name, known = f"transformers:{entry}", transformers_names()
+    try:
+        if entry in known:
+            config = AutoConfig.for_model(entry)
+        else:
+            config = AutoConfig.from_pretrained(entry, local_files_only=_local(entry))
+    except Exception as error:  # the Hub cannot be reached in many ways
+        hint = "" if "/" in entry else did_you_mean(entry, known)
+        raise ValueError(
+            f"model {name!r}: expected a folder with a config.json, a name of the Hub that can be reached, or a model type"
+            f"{hint} ({cause(error)})"
+        ) from error
+    if config.model_type not in known:
+        raise ValueError(f"model {name!r}: transformers has no image classifier of the type {config.model_type!r}")
+    for option, value in options.items():
+        if not hasattr(config, option):
+            hint = did_you_mean(option, config.to_dict())
+            raise ValueError(f"model {name!r} cannot be built with the option {option!r}{hint}")
+        setattr(config, option, value)
+    return config
+
+
+def _local(entry: str) -> bool:
+    """Whether a name is a folder: then nothing is looked for on the Hub."""
+    path: Path = path_of(entry)
+    return path.is_dir()
+
+
+def described_config(model: nn.Module, class_names: list[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What builds a network of transformers anywhere: its name by type, its options, and its config.json.
+
+    Args:
+        model: the network.
+        class_names: of its classes.
+    """
+    config: Any = model.config
+    options = {name: value for name, value in config.to_diff_dict().items() if name not in NOT_OPTIONS}
+    labels = {
+        "id2label": {str(number): text for number, text in enumerate(class_names)},
+        "label2id": {text: number for number, text in enumerate(class_names)},
+    }
+    written = {**config.to_dict(), **labels, "architectures": [type(model).__name__]}
+    return f"transformers:{config.model_type}", options, written
+
+
+NOT_OPTIONS = {"architectures", "id2label", "label2id", "model_type", "num_labels", "transformers_version", "dtype"}
