@@ -642,7 +642,7 @@ CASES = [
     ),
     contrast(
         "a frozen body",
-        "training.frozen is for images with one label each, which moco has not: leave it out",
+        "training.frozen is for images with one label each, not for moco: leave it out",
         "--training.frozen=true",
     ),
     contrast("no temperature", "objective.temperature is 0.0: expected", "--objective.temperature=0"),
@@ -808,7 +808,7 @@ CASES = [
     ),
     run(
         "not finished, as weights",
-        "weights ./run: a folder, not a weights file, without the student of a finished run",
+        "weights ./run: it is a folder without a finished run",
         lambda folder: (folder / "student.safetensors").unlink(),
         *FIT,
         "--student.weights=./run",

@@ -136,7 +136,7 @@ SOURCES = ("", "student.safetensors", "last.ckpt", "export", "export/model.safet
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_classifier_predicts_as_it_was_measured(predict, classifier, source):
     printed = predict(classifier / source, val_of(classifier), "--out=found.csv", "--batch_size=17")
-    assert re.search(r"42 images in \d+\.\d s, \d+ images per second\nfound.csv\n$", printed)
+    assert re.search(r"42 images in \d+\.\d\d s, \d+ images per second\nfound.csv\n$", printed)
     assert "and 22 more rows" in printed
     found = rows("found.csv")
     assert list(found[0]) == ["path", "label", "score"]

@@ -109,7 +109,7 @@ def test_what_is_refused(tiny, other, tmp_path):
             "--student.options={width: 4}", f"--student.weights={other}")  # fmt: skip
     shutil.copytree(other, tmp_path / "begun")
     (tmp_path / "begun" / WEIGHTS).unlink()
-    refused("a folder, not a weights file, without the student of a finished run",
+    refused("it is a folder without a finished run",
             f"--student.weights={tmp_path / 'begun'}")  # fmt: skip
     (other / "model.json").unlink()
     refused("holds no finished run: expected model.json", f"--student.weights={other}")

@@ -96,7 +96,7 @@ def test_a_part_by_its_name():
 @pytest.mark.parametrize(
     ("network", "said"),
     [
-        (nn.Linear(5, 2), "the student does not take images of shape"),
+        (nn.Linear(5, 2), "the student, or the part of it that is named, does not take images of shape"),
         (nn.Sequential(nn.Flatten(0)), "gives .* for 3 images: expected features"),
     ],
 )

@@ -302,7 +302,7 @@ def test_an_exported_student_of_timm_is_one_of_labels(run, colours, monkeypatch)
     [
         (
             ["--training.mixup=1"],
-            "training.mixup is for images with one label each, which multilabel has not: leave it out",
+            "training.mixup is for images with one label each, not for multilabel: leave it out",
         ),
         (["--data.name=folder"], "data.name is 'folder': expected csv, datasets or package.module:function"),
         (["--data.label_separator="], "data.label_separator is empty"),

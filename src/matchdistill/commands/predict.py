@@ -52,7 +52,7 @@ def predict(arguments: Sequence[str]) -> None:
         predictor.write_masks(found, options.masks)
     _show(predictor, found)
     skipped = f", {len(paths) - len(found)} skipped" if len(found) < len(paths) else ""
-    print(f"{len(found)} images in {seconds:.3g} s, {len(found) / seconds:.3g} images per second{skipped}")
+    print(f"{len(found)} images in {seconds:.2f} s, {len(found) / seconds:.0f} images per second{skipped}")
     for place in (options.out, options.draw, options.masks):
         if place is not None:
             print(place)
@@ -104,7 +104,7 @@ def _show(predictor: Predictor, found: Sequence[Found]) -> None:
     rows = [_narrow(row) for own in found for row in own.rows()]
     more = len(rows) - SHOWN_ROWS
     table = Table(caption=f"and {more:,} more rows" if more > 0 else None)
-    for name in _narrow(predictor.predicting.columns):
+    for name in map(str, _narrow(predictor.predicting.columns)):
         table.add_column(name, overflow="fold")
     for row in rows[:SHOWN_ROWS]:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else printable(str(value)) for value in row))

@@ -68,7 +68,7 @@ def build_transformers(entry: str, pretrained: str | None, options: dict[str, An
         )
     try:
         if pretrained is None:
-            model = AutoModelForImageClassification.from_config(config)
+            model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
         else:
             model = AutoModelForImageClassification.from_pretrained(
                 entry, config=config, ignore_mismatched_sizes=True, local_files_only=_local(entry)
@@ -87,7 +87,9 @@ def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> 
     try:
         from transformers import AutoImageProcessor
 
-        processor = AutoImageProcessor.from_pretrained(entry, local_files_only=_local(entry))
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            entry, local_files_only=_local(entry)
+        )
         config = _config(entry, options)
     except (ImportError, OSError, ValueError):  # a model that is missing is told when it is built
         return None

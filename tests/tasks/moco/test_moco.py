@@ -413,9 +413,9 @@ def test_two_processes_train_as_one_where_batch_norm_is_frozen(recipe_of, tmp_pa
         (["--objective.temperature=0"], "objective.temperature is 0.0"),
         (
             ["--training.label_smoothing=0.1"],
-            "training.label_smoothing is for images with one label each, which moco has not",
+            "training.label_smoothing is for images with one label each, not for moco",
         ),
-        (["--training.frozen=true"], "training.frozen is for images with one label each, which moco has not"),
+        (["--training.frozen=true"], "training.frozen is for images with one label each, not for moco"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_anything_starts(recipe_of, tmp_path, capsys, arguments, message):

@@ -66,7 +66,7 @@ class MeanPrecision(MultilabelAveragePrecision):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average=None)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # one number of many
         """The mean; 0 where no image has a class."""
         with warnings.catch_warnings():  # of classes that no image has, which are left out here
             warnings.simplefilter("ignore")
