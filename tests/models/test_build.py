@@ -245,7 +245,7 @@ def test_folders_in_the_place_of_weights(tmp_path, monkeypatch):
     for weights in ("./pretrained", str(tmp_path / "pretrained"), "run.pt", "matchdistill:models"):
         with pytest.raises(ValueError) as info:
             build_model("matchdistill.models:small_resnet", weights=weights, width=4)
-        said = "it is a folder without a finished run"
+        said = "it is a folder without a finished run: finish the run with --resume, or name a file of weights"
         assert one_line(info) == f"weights {weights}: {said}"
     assert weights_file("pretrained") is None
 
