@@ -30,7 +30,10 @@ def test_what_is_measured_comes_in_the_order_of_the_task():
     [
         ({"schema": 1}, r"metrics\.json is of schema 1, this version of matchdistill reads schema 2: look at it with"),
         ({"schema": None}, r"metrics\.json is without a schema, this version"),
-        ({"task": "cooking"}, r"is of the task 'cooking', which is not known here: expected classification, multilabel, detection"),
+        (
+            {"task": "cooking"},
+            r"is of the task 'cooking', which is not known here: expected classification, multilabel, detection",
+        ),
         ({"student": {}}, r"is damaged: it lacks metrics of the student"),
         ({"student": {"top5": 1.0}}, r"is damaged: it lacks metrics of the student"),
         ({"teacher": {"top1": 1.0}, "parameters": {"student": 1, "teacher": None}}, r"or parameters of the teacher"),
