@@ -30,7 +30,7 @@ class Model:
     """A network by name.
 
     Args:
-        name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own.
+        name: "torchvision:resnet50", "timm:mobilenetv1_100", "transformers:FOLDER", or "package.module:function" of yours.
         weights: a file, one of an installed package ("package:path/in/it"), the folder of a finished run of the same network
             ("runs/other"), or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.
@@ -86,8 +86,8 @@ class Teacher(Model):
     """The network that teaches the student, and how to train it first.
 
     Args:
-        name: "torchvision:resnet50", "timm:mobilenetv1_100", or "package.module:function" of your own; null where no method
-            needs a teacher.
+        name: "torchvision:resnet50", "timm:mobilenetv1_100", "transformers:FOLDER", or "package.module:function" of yours;
+            null where no method needs a teacher.
         weights: a file, one of an installed package ("package:path/in/it"), the folder of a finished run of the same network
             ("runs/other"), or the library's own pre-trained name ("DEFAULT", "pretrained"); null starts at random.
         fresh_head: start with an untrained head where a file of weights is for another number of classes.

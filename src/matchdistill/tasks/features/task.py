@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from matchdistill.choice import find_taps
 from matchdistill.data import UnlabelledData
-from matchdistill.data.images import DESCRIPTION
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import Preparation, build_model
 from matchdistill.position import FeaturePosition
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.checks import example_images
-from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
+from matchdistill.tasks.classification.export import export_classifier
 from matchdistill.tasks.exporting import Format, export_weights
+from matchdistill.tasks.features.backbone import BackboneTask
 from matchdistill.tasks.features.card import backbone_card
 from matchdistill.tasks.features.module import LIKENESS, WITHOUT_LABELS, FeaturesModule
 from matchdistill.tasks.features.pooling import find_pooling, name_part, part_of
-from matchdistill.tasks.features.predicting import FeaturePredicting
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.neighbours import BY_LABELS, KNN
-from matchdistill.tasks.task import Card, Parts, Task
+from matchdistill.tasks.task import Card, Parts
 
 
-class Features(Task):
+class Features(BackboneTask):
     """Features without labels: a student's body learns from a teacher's."""
 
     name = "features"
     data = UnlabelledData
     metrics = BY_LABELS + WITHOUT_LABELS
     compared = ("fitnets", "at", "mgd-sm", "mgd-amp")
-    description: ClassVar[Mapping[str, Any]] = DESCRIPTION
-    formats = get_args(Format)
+    needed = "whose features are compared with the teacher's"
     supports = frozenset({"pooled", "part", "preparation"})
     learns_from = ""
 
@@ -135,24 +133,6 @@ class Features(Task):
         backbone = find_pooling(part, images, "student").backbone(part)
         words = Preparation.of(described["preparation"]).words(size)
         return export_classifier(backbone, images, path, kind, words=words, output="features")
-
-    def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
-        """An exported program (.onnx, .pt2) as a student."""
-        student = ExportedClassifier(path)
-        if data is not None:
-            self.check(student, data, "student")
-            if not cast("UnlabelledData", data).labelled:
-                raise ValueError(
-                    f"{path}: without labels a student is measured from its weights, whose features are compared with the "
-                    "teacher's: give a file of weights (.safetensors, .ckpt)"
-                )
-        return student
-
-    def predicting(self, config: Mapping[str, Any], top: int | None = None) -> FeaturePredicting:
-        """How an exported backbone is used on images of one's own."""
-        if top is not None:
-            raise ValueError("top is for classes and boxes: a backbone gives all of its features, leave it out")
-        return FeaturePredicting(config)
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported backbone."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from matchdistill.data.crops import CropData
-from matchdistill.data.images import DESCRIPTION
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.messages import cause
@@ -18,18 +17,17 @@ from matchdistill.models import Preparation
 from matchdistill.models.heads import build_body
 from matchdistill.probing import scratch
 from matchdistill.runs.settings import Model, Settings
-from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
+from matchdistill.tasks.classification.export import export_classifier
 from matchdistill.tasks.exporting import Format
-from matchdistill.tasks.features.predicting import FeaturePredicting
+from matchdistill.tasks.features.backbone import BackboneTask
 from matchdistill.tasks.moco.card import encoder_card
 from matchdistill.tasks.moco.module import INFO_NCE, MocoModule
 from matchdistill.tasks.moco.objective import Contrast
 from matchdistill.tasks.neighbours import BY_LABELS, KNN
-from matchdistill.tasks.predicting import Predicting
-from matchdistill.tasks.task import Card, Task
+from matchdistill.tasks.task import Card
 
 
-class Moco(Task):
+class Moco(BackboneTask):
     """Images without labels: the student learns what two crops of an image have in common."""
 
     name = "moco"
@@ -37,9 +35,8 @@ class Moco(Task):
     metrics = (*BY_LABELS, INFO_NCE)
     comparable = (KNN, INFO_NCE)
     compared = ("none", "mgd-amp")
-    description: ClassVar[Mapping[str, Any]] = DESCRIPTION
+    needed = "as the key encoder has the same modules"
     supports = frozenset({"preparation"})
-    formats = get_args(Format)
     objective = Contrast
     learns_from = "what two crops of an image have in common"
 
@@ -110,24 +107,6 @@ class Moco(Task):
         size = described["image_size"]
         images, words = torch.zeros(2, 3, size, size), Preparation.of(described["preparation"]).words(size)
         return export_classifier(student, images, path, kind, rebuilt, words, output="features")
-
-    def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:
-        """An exported program (.onnx, .pt2) as a student."""
-        student = ExportedClassifier(path)
-        if data is not None:
-            self.check(student, data, "student")
-            if not cast("CropData", data).labelled:
-                raise ValueError(
-                    f"{path}: without labels an encoder is measured by its loss, for which the key encoder has its modules: "
-                    "give a file of weights (.safetensors, .ckpt)"
-                )
-        return student
-
-    def predicting(self, config: Mapping[str, Any], top: int | None = None) -> Predicting:
-        """How an exported encoder is used on images of one's own."""
-        if top is not None:
-            raise ValueError("top is for classes and boxes: an encoder gives all of its features, leave it out")
-        return FeaturePredicting(config)
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported encoder."""
