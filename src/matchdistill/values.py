@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from typing import Any, NoReturn
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
@@ -28,7 +30,63 @@ class OptionParser(ArgumentParser):
         ):
             known = [name for action in self._actions for name in action.option_strings if not name.endswith("+")]
             message += did_you_mean(found[1], known)
+        elif found := re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)$', message, re.DOTALL):
+            message = self.expected(found[1], found[2]) or message
         super().error(message, ex)
+
+    def expected(self, key: str, value: str) -> str | None:
+        """What is said of a value that an option does not take; None: there is no such option."""
+        hints = [action._typehint for action in self._actions if action.dest == key and hasattr(action, "_typehint")]
+        if not hints:
+            return None
+        near = did_you_mean(value, [str(each) for each in choices_of(hints[0])])
+        return f"{key} is {value!r}: expected {in_words(hints[0])}{near}"
+
+
+def choices_of(hint: Any) -> list[Any]:
+    """The values that a type lists.
+
+    Examples:
+        >>> choices_of(Literal["mean", "sum"] | None)
+        ['mean', 'sum']
+    """
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [each for part in get_args(hint) for each in choices_of(part)] if _is_union(hint) else []
+
+
+def in_words(hint: Any) -> str:
+    """What a type takes, for somebody who writes a recipe.
+
+    Examples:
+        >>> in_words(float | None), in_words(list[int]), in_words(int | Literal["auto"])
+        ('a number or null', 'a list of whole numbers', "a whole number or 'auto'")
+    """
+    if get_origin(hint) is Literal:
+        return " or ".join([", ".join(map(repr, get_args(hint)[:-1])), repr(get_args(hint)[-1])]).removeprefix(" or ")
+    if _is_union(hint):
+        return " or ".join(map(in_words, get_args(hint)))
+    if get_origin(hint) in (list, tuple):
+        inside = [part for part in get_args(hint) if part is not Ellipsis]
+        each = MANY.get(inside[0]) if len(set(inside)) == 1 else None
+        return f"a list of {each}" if each else "a list"
+    return ONE.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+ONE: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    dict: "a mapping {name: value}",
+    type(None): "null",
+}
+MANY: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "names", dict[str, Any]: "mappings {name: value}"}
 
 
 def read_yaml(text: str | bytes) -> Any:

@@ -47,8 +47,8 @@ def test_every_problem_at_once():
         "data.batch_size is 0: expected a whole number from 1 on",
         "unknown key 'student.nme'; did you mean 'student.name'",
         "student.name is missing",
-        "training.lr is 'high': expected float | None",
-        "training.epochs is 2.5: expected 'int'",
+        "training.lr is 'high': expected a number or null",
+        "training.epochs is 2.5: expected a whole number",
         "training.schedule is 'cosin'",
         "unknown key 'teacher.training.epoch'; did you mean 'teacher.training.epochs'",
         "distillation.taps is [['a', 'b', 'c']]",
@@ -148,7 +148,7 @@ def test_mistakes_on_the_command_line():
         ({"data": {"workers": -1}}, "data.workers is -1"),
         ({"teacher": {"train_part": [5, 3]}}, "teacher.train_part is [5, 3]: expected two whole numbers"),
         ({"teacher": {"train_limit": 0}}, "teacher.train_limit is 0: expected a whole number from 1 on"),
-        ({"trainer": {"precision": "bf16-true"}}, "trainer.precision is 'bf16-true': expected Literal['32-true', "),
+        ({"trainer": {"precision": "bf16-true"}}, "trainer.precision is 'bf16-true': expected '32-true', "),
     ],
 )
 def test_values_that_do_not_fit_together(values, message):

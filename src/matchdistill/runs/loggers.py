@@ -59,7 +59,13 @@ def _logger(name: str, out: Path) -> Logger:
     if name == "wandb":
         folder = out / LOGS
         folder.mkdir(parents=True, exist_ok=True)  # wandb would take another one
-        return Wandb(name=out.name, save_dir=folder, project="matchdistill", offline=True, settings={"silent": True})
+        return Wandb(
+            name=out.name,
+            save_dir=folder,
+            project="matchdistill",
+            offline=os.environ.get("WANDB_MODE") != "online",
+            settings={"silent": True},
+        )
     if name == "mlflow":
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions want to be asked for files
         return MLFlowLogger("matchdistill", run_name=out.name, tracking_uri=(out / LOGS / name).as_uri())

@@ -25,7 +25,7 @@ from matchdistill.reduction import REDUCTIONS
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher
 from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
-from matchdistill.values import OPTIONS, OptionParser, read_yaml
+from matchdistill.values import OPTIONS, OptionParser, in_words, read_yaml
 
 DEFAULT_TASK = next(iter(TASKS))
 LARGEST_SEED = 2**32 - 1  # of NumPy
@@ -221,8 +221,9 @@ def resolve_recipe(values: dict[str, Any], parser: ArgumentParser, arguments: Se
             parser.parse_object(_nested(key, value), defaults=False)
             given[key] = value
         except ArgumentError:
-            expected = str(getattr(options[key], "_typehint", "another type")).replace("typing.", "")
-            problems[key] = f"{key} is {value!r}: expected {expected.removeprefix('<class ').removesuffix('>')}"
+            problems[key] = (
+                f"{key} is {value!r}: expected {in_words(getattr(options[key], '_typehint', 'another value'))}"
+            )
     parser.set_defaults(given)
     try:
         resolved = parser.parse_args(list(arguments))
