@@ -49,7 +49,7 @@ def _own_callback(path: str, arguments: dict[str, Any]) -> Callback:
 
 def _named(callback: Callback, path: str) -> Callback:
     """A callback whose errors say that they are its own."""
-    for hook in (name for name in dir(Callback) if name.startswith("on_")):
+    for hook in (name for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown")):
         if getattr(type(callback), hook) is not getattr(Callback, hook):
             setattr(callback, hook, functools.partial(_run_hook, getattr(callback, hook), f"{path} failed in {hook}"))
     return callback
