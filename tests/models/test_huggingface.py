@@ -87,6 +87,19 @@ def test_what_cannot_be_built_is_named(name, weights, options, said, monkeypatch
     assert "\n" not in str(raised.value)
 
 
+def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Net"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match="expected a folder with a config.json"):
+        build_model(f"transformers:{folder}")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_image_processor_says_how_images_are_prepared(folder):
     found = find_preparation(f"transformers:{folder}", "pretrained", {})
     assert found.fixed

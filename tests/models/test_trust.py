@@ -25,7 +25,7 @@ FOREIGN = [
     ("matchdistill.models:detector", {"backbone": "mine:net"}, "importing 'mine'"),
     ("timm.models:create_model", {}, "importing 'timm.models'"),
     ("torchvision.models:resnet18", {}, "importing 'torchvision.models'"),
-    ("transformers:AutoModel.from_pretrained", {"trust_remote_code": True}, "importing 'transformers'"),
+    ("transformers.models:AutoModel", {"trust_remote_code": True}, "importing 'transformers.models'"),
     ("timm:resnet18", {"checkpoint_path": "x.pth"}, "the option checkpoint_path"),
     ("timm:resnet18", {"pretrained_cfg": {"file": "x.pth"}}, "the option pretrained_cfg"),
     ("resnet18", {}, "importing 'resnet18'"),

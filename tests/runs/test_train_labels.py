@@ -156,7 +156,7 @@ def test_repeated_images_of_a_batch_are_varied_each_on_its_own(tiny):
 
 
 def test_labels_of_whole_images_are_not_what_detectors_have(small):
-    with pytest.raises(ValueError, match=r"training.mixup is for images with one label each, which detection has not"):
+    with pytest.raises(ValueError, match=r"training.mixup is for images with one label each, not for detection"):
         small("--training.mixup=1")
 
 

@@ -214,7 +214,9 @@ def test_commands_that_cannot_do_it(run, pixelset_file, pixels, command, said):
 def test_masks_are_of_this_task_alone(run, tiny_file):
     run("fit", tiny_file, "--out=one", "--training.epochs=1", "--distillation.method=none")
     Image.new("RGB", (20, 20)).save("a.png")
-    assert "masks are of students that give every pixel a class" in run("predict", "one", "a.png", "--masks=m", code=2)
+    assert "--masks is for students that give every pixel a class" in run(
+        "predict", "one", "a.png", "--masks=m", code=2
+    )
     assert "for students of segmentation" in run("export", "one", "--resize=inside", code=2)
 
 

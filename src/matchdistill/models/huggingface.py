@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -71,7 +70,7 @@ def build_transformers(entry: str, pretrained: str | None, options: dict[str, An
             model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
         else:
             model = AutoModelForImageClassification.from_pretrained(
-                entry, config=config, ignore_mismatched_sizes=True, local_files_only=_local(entry)
+                entry, config=config, ignore_mismatched_sizes=True, **_harmless(entry)
             )
     except Exception as error:  # each architecture fails in a way of its own
         raise ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}") from error
@@ -88,7 +87,7 @@ def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> 
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            entry, local_files_only=_local(entry)
+            entry, **_harmless(entry)
         )
         config = _config(entry, options)
     except (ImportError, OSError, ValueError):  # a model that is missing is told when it is built
@@ -134,7 +133,7 @@ def _config(entry: str, options: dict[str, Any]) -> Any:
         if entry in known:
             config = AutoConfig.for_model(entry)
         else:
-            config = AutoConfig.from_pretrained(entry, local_files_only=_local(entry))
+            config = AutoConfig.from_pretrained(entry, **_harmless(entry))
     except Exception as error:  # the Hub cannot be reached in many ways
         hint = "" if "/" in entry else did_you_mean(entry, known)
         raise ValueError(
@@ -151,10 +150,9 @@ def _config(entry: str, options: dict[str, Any]) -> Any:
     return config
 
 
-def _local(entry: str) -> bool:
-    """Whether a name is a folder: then nothing is looked for on the Hub."""
-    path: Path = path_of(entry)
-    return path.is_dir()
+def _harmless(entry: str) -> dict[str, Any]:
+    """How a name is looked up: code that comes with it is not run, and of a folder nothing is looked for on the Hub."""
+    return {"trust_remote_code": False, "local_files_only": path_of(entry).is_dir()}
 
 
 def described_config(model: nn.Module, class_names: list[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
