@@ -366,7 +366,7 @@ CASES = [
     line("taps resnet18 resnet18", "did you mean 'torchvision:resnet18' or 'timm:resnet18'?"),
     line("taps torchvision:resnet18 torchvision:resnt18", "torchvision has no such model; did you mean"),
     weights("a file that is not there", "w.pt: there is no such file", lambda path: None),
-    weights("a folder", "w.pt: a folder, not a weights file", Path.mkdir),
+    weights("a folder", "w.pt: it is a folder without a finished run: finish", Path.mkdir),
     weights("a pipe", "w.pt: no file, but a device or a pipe", os.mkfifo),
     weights(
         "a text", "w.pt: not a weights file, or a damaged or truncated one", lambda path: path.write_text("hello " * 99)
@@ -487,7 +487,7 @@ CASES = [
     saved_set("a column that is not there", "has no column 'labels'", "--data.label_column=labels"),
     saved_set("a column without images", "the column 'note' holds no images", "--data.image_column=note", LABEL),
     saved_set("a split that is not there", "has no split 'test', but 'train'", "--data.val_split=test", LABEL),
-    saved_set("one image of each class", "as each class has only one: give validation images", LABEL),
+    saved_set("one image of each class", "as there is only one: give validation images", LABEL),
     own("a module that is not there", "no library or module 'ownbird'", "1", "--data.name=ownbird:birds"),
     own(
         "a function that is not there", "has no function 'bird'; did you mean 'birds'", "1", "--data.name=ownbirds:bird"
@@ -518,7 +518,7 @@ CASES = [
     labels(
         "an empty name among several labels", "row 1 (line 2) has the label 'ant||bee': expected names with", "ant||bee"
     ),
-    labels("no label at all", "images/t.csv has validation images of classes without training images", ""),
+    labels("one class alone", "there is one class alone, 'bee': expected at least two", ""),
     table("validation images alone", "images/t.csv has no training images", TABLE.replace("train\n", "val\n")),
     pixels(
         "a mask that is missing",
@@ -674,7 +674,7 @@ CASES = [
     ),
     features(
         "a part that gives no features",
-        "the student does not take images of shape (3, 16, 16)",
+        "the student, or the part of it that is named, does not take images of shape (3, 16, 16)",
         "--student.part=fc",
     ),
     features(

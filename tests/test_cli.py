@@ -387,7 +387,7 @@ def test_unknown_keys_are_named_all_at_once(mistake, command):
         "unknown key 'data.nmae'; did you mean 'data.name'",
         "unknown key 'trianing'; did you mean 'training",
         "unknown key 'student.nme'; did you mean 'student.name'",
-        "training.epochs is 'many': expected 'int'",
+        "training.epochs is 'many': expected a whole number",
         "student.name is missing",
     ):
         assert part in said

@@ -130,10 +130,8 @@ def _config(entry: str, options: dict[str, Any]) -> Any:
 
     name, known = f"transformers:{entry}", transformers_names()
     try:
-        if entry in known:
-            config = AutoConfig.for_model(entry)
-        else:
-            config = AutoConfig.from_pretrained(entry, **_harmless(entry))
+        by_type = entry in known
+        config = AutoConfig.for_model(entry) if by_type else AutoConfig.from_pretrained(entry, **_harmless(entry))
     except Exception as error:  # the Hub cannot be reached in many ways
         hint = "" if "/" in entry else did_you_mean(entry, known)
         raise ValueError(

@@ -48,7 +48,7 @@ def torchvision_wants(entry: str, pretrained: str, options: dict[str, Any]) -> W
         return None  # detectors, which see to it themselves
     values["interpolation"] = made.interpolation.value
     if hasattr(made, "crop_size"):
-        (size,), (resized,) = made.crop_size, made.resize_size
+        size, resized = made.crop_size[0], made.resize_size[0]  # of videos there are two, height and width
         values |= {"size": size, "crop_pct": size / resized}
     kind = inspect.signature(models.get_model_builder(entry)).return_annotation
     return Wanted(values, fixed=kind is models.VisionTransformer)
