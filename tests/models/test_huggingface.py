@@ -95,7 +95,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(ValueError, match="expected a folder with a config.json"):
+    with pytest.raises(ValueError, match=r"expected a folder with a config\.json"):
         build_model(f"transformers:{folder}")
     assert not (tmp_path / "ran").exists()
 

@@ -56,7 +56,7 @@ def validate(
         load_weights(student, weights or run / WEIGHTS)
         task.check(student, data, "student")
     module = task.module(recipe, data, student, _teacher(recipe, run / "teacher" / WEIGHTS))
-    if not module.measures:
+    if task.metrics and not module.measures:
         raise ValueError(
             f"{run}: there is nothing to measure: without labels a student is compared with its teacher, which has no "
             "weights here (teacher.weights)"
