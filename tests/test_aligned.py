@@ -171,6 +171,14 @@ def test_a_state_goes_on() -> None:
         other.load_state_dict(first.state_dict())
 
 
+def test_a_state_from_before_the_first_refresh_holds_no_map() -> None:
+    first, second = (MatchingDistiller(*networks(), reduction="align", example=values(2, 3, 8, 8)) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    assert not second.has_matching
+    with pytest.raises(RuntimeError, match="no matching"):
+        second(values(4, 3, 8, 8))
+
+
 def test_refreshes_with_a_tolerance_or_of_the_steps_alone() -> None:
     distiller = ready(online=1)
     whole = [position.rotation.clone() for position in distiller.positions]

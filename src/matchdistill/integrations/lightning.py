@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import from_rank_0, rank_and_world
-from matchdistill.integrations.optimizers import group_of_scales
+from matchdistill.integrations.optimizers import group_of_scales, positions_of
 from matchdistill.matching import logged
 from matchdistill.options import MatchingOptions
 from matchdistill.probing import copy_of_model
@@ -107,7 +107,7 @@ class MatchingDistillation(pl.Callback):
         except ValueError:
             distiller.release()
             raise
-        for value in tensors_in(_positions(distiller).state_dict()):
+        for value in tensors_in(positions_of(distiller).state_dict()):
             value.copy_(from_rank_0(value))  # as DDP does with what it wraps
         self.distiller, self._guests = distiller, guests
         # Called after every other hook before a step. Scaled gradients are looked at earlier.
@@ -138,7 +138,7 @@ class MatchingDistillation(pl.Callback):
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Forget the gradients of the normalisation too."""
         if self.distiller is not None:
-            _positions(self.distiller).zero_grad()
+            positions_of(self.distiller).zero_grad()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Average the gradients of the normalisation over the processes: DDP has wrapped the module without it."""
@@ -146,7 +146,7 @@ class MatchingDistillation(pl.Callback):
             return
         world = rank_and_world()[1]
         if world > 1:
-            for parameter in _positions(self.distiller).parameters():
+            for parameter in positions_of(self.distiller).parameters():
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad.div_(world))
         assert self._guests is not None
@@ -172,13 +172,13 @@ class MatchingDistillation(pl.Callback):
         """Matching, margins and normalisation; empty before the first refresh."""
         if self.distiller is None:
             return self._state
-        return _positions(self.distiller).state_dict() if self.distiller.has_matching else {}
+        return positions_of(self.distiller).state_dict() if self.distiller.has_matching else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with a matching; Lightning calls it before or after `on_fit_start`, as the strategy wants it."""
         self._state = state_dict
         if self.distiller is not None and state_dict:
-            _positions(self.distiller).load_state_dict(state_dict)
+            positions_of(self.distiller).load_state_dict(state_dict)
             self.distiller.has_matching = True
 
     def on_save_checkpoint(
@@ -265,10 +265,6 @@ class _Batches:
             yield self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-def _positions(distiller: MatchingDistiller) -> nn.Module:
-    return cast("nn.Module", distiller.positions)
-
-
 def _has_loss(output: Any) -> bool:
     return isinstance(output, Tensor) or (isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor))
 
@@ -286,7 +282,7 @@ class _Guests:
     def __init__(self, distiller: MatchingDistiller, optimizer: Optimizer) -> None:
         self._place = group_of_scales(distiller.student, optimizer)
         self._optimizer, self._inside = optimizer, False
-        self._parameters = list(_positions(distiller).parameters())
+        self._parameters = list(positions_of(distiller).parameters())
         self._states: dict[Tensor, Any] = {}
         self._handle = optimizer.register_step_post_hook(lambda *_: self.leave())
 

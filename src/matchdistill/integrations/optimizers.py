@@ -1,9 +1,18 @@
-"""Which of the parameter groups of somebody else's optimiser trains the student-side normalisation."""
+"""The student-side normalisation in somebody else's optimiser: its parameters, and the group that trains them."""
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torch.optim import Optimizer
+
+from matchdistill.features import FeatureDistiller
+
+
+def positions_of(distiller: FeatureDistiller) -> nn.Module:
+    """The positions of a distiller as one module: matching, margins and normalisation, without the student."""
+    return cast("nn.Module", distiller.positions)
 
 
 def group_of_scales(student: nn.Module, optimizer: Optimizer) -> int:

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import from_rank_0, rank_and_world
 from matchdistill.files import atomic_write
-from matchdistill.integrations.optimizers import group_of_scales
+from matchdistill.integrations.optimizers import group_of_scales, positions_of
 from matchdistill.matching import logged
 from matchdistill.options import MatchingOptions
 from matchdistill.refresh import due
@@ -140,7 +140,7 @@ class MatchingDistillation:
         if not (_internal_call and output_dir and self.args.should_save and self.distiller is not None):
             return
         if self.distiller.has_matching:
-            state = {name: value.contiguous() for name, value in _positions(self.distiller).state_dict().items()}
+            state = {name: value.contiguous() for name, value in positions_of(self.distiller).state_dict().items()}
             content = safetensors.torch.save({**state, REFRESHED: torch.tensor(self._refreshed)})
             atomic_write(Path(output_dir, MATCHING), lambda path: path.write_bytes(content))
 
@@ -150,7 +150,7 @@ class MatchingDistillation:
             assert self.distiller is not None
             state = safetensors.torch.load(path.read_bytes())
             self._refreshed = int(state.pop(REFRESHED))
-            _positions(self.distiller).load_state_dict(state)
+            positions_of(self.distiller).load_state_dict(state)
             self.distiller.has_matching = True
 
     def refresh_matching(self, epoch: int) -> None:
@@ -191,7 +191,7 @@ class MatchingDistillation:
         except ValueError:
             self._dropping.remove()
             raise
-        self._guests = list(_positions(self.distiller).to(self.args.device).parameters())
+        self._guests = list(positions_of(self.distiller).to(self.args.device).parameters())
 
     def _release(self) -> None:
         """Leave model, teacher and optimiser as they would be without it."""
@@ -260,12 +260,6 @@ class _Moments(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.forget_gradients()
-
-
-def _positions(distiller: MatchingDistiller) -> nn.Module:
-    positions: Any = distiller.positions
-    found: nn.Module = positions
-    return found
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
