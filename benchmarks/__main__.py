@@ -8,8 +8,13 @@ from jsonargparse import auto_cli
 
 from benchmarks import (
     adaptive,
+    alignment,
+    alignment_digits,
+    alignment_explained,
     assign,
+    cached,
     features,
+    gpu,
     kills,
     memory,
     moco,
@@ -26,6 +31,7 @@ from benchmarks import (
 COMMANDS = {
     "step": step.run,
     "online": step.run_online,
+    "cached": cached.run,
     "refresh": refresh.run,
     "adaptive": adaptive.run,
     "online-matching": adaptive.run_online,
@@ -34,7 +40,11 @@ COMMANDS = {
     "scale": scale.run,
     "profile": profiled.run,
     "projection": projection.run,
+    "gpu": gpu.run,
     "taps": taps.run,
+    "alignment": alignment.run,
+    "alignment-digits": alignment_digits.run,
+    "alignment-explained": alignment_explained.run,
     "features": features.run,
     "kills": kills.run,
     "moco": moco.run,

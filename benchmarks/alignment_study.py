@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.explained import moments, of_all
 from benchmarks.transfer_study import VARIANTS, main
 from matchdistill import refreshed
 from matchdistill.aligned import AlignedPosition, CovarianceSums
+from matchdistill.baselines import OverhaulPosition
 from matchdistill.functional import orthogonal_map, solve_assignment
 from matchdistill.losses import sum_or_mean
+from matchdistill.tasks.classification.module import ClassificationModule
 
+IMAGES = 1000  # that adapters in closed form are fitted on
 Solve = Callable[[AlignedPosition, CovarianceSums], Tensor]
 
 
@@ -36,31 +40,27 @@ def solved(solve: Solve) -> Callable[[], None]:
     return patch
 
 
-def deviations(sums: CovarianceSums) -> tuple[Tensor, Tensor]:
-    """Standard deviations of student (Cs,) and teacher channels (Ct,); infinite where a channel does not vary."""
-    _, products, student, teacher, squares, count = sums._sums
-    found = (
-        (total / count - (mean / count).square()).clamp_min(0).sqrt()
-        for total, mean in ((squares, student), (products.diagonal(), teacher))
-    )
-    first, second = (each.masked_fill(each == 0, torch.inf) for each in found)
-    return first, second
+def correlations(sums: CovarianceSums) -> Tensor:
+    """Of student and teacher channels (Cs, Ct), 0 where one does not vary."""
+    scale = torch.outer(*sums.deviations())
+    return sums.covariance() / scale.masked_fill(scale == 0, torch.inf)
 
 
 def standardised(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
     """Of channels of variance 1: the targets are maps of standardised teacher channels."""
-    student, teacher = deviations(sums)
-    return orthogonal_map(sums.covariance() / torch.outer(student, teacher)) / teacher
+    teacher = sums.deviations()[1]
+    return orthogonal_map(correlations(sums)) / teacher.masked_fill(teacher == 0, torch.inf)
 
 
 def found_standardised(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
     """The map is the one of standardised channels, the targets are maps of the teacher's channels as they are."""
-    return orthogonal_map(sums.covariance() / torch.outer(*deviations(sums)))
+    return orthogonal_map(correlations(sums))
 
 
 def of_equal_students(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
     """Student channels have variance 1, as behind the student-side norm; the teacher's are as they are."""
-    return orthogonal_map(sums.covariance() / deviations(sums)[0][:, None])
+    student = sums.deviations()[0]
+    return orthogonal_map(sums.covariance() / student.masked_fill(student == 0, torch.inf)[:, None])
 
 
 def within_components(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
@@ -76,8 +76,7 @@ def within_components(position: AlignedPosition, sums: CovarianceSums) -> Tensor
 def in_groups(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
     """Groups are assigned by correlation; each target is the nearest direction within its group."""
     covariance = sums.covariance()
-    correlation = covariance / torch.outer(*deviations(sums))
-    index = solve_assignment(-correlation.abs())
+    index = solve_assignment(-correlations(sums).abs())
     own = torch.zeros_like(covariance).scatter(1, index, covariance.gather(1, index))
     return F.normalize(own, dim=1)
 
@@ -136,6 +135,45 @@ def norm_like_target() -> None:
     AlignedPosition.solve = wrapped
 
 
+def in_closed_form(trained: bool = True) -> Callable[[], None]:
+    """OFD's adapters start as the ridge regression of the teacher's channels on the student's before its training."""
+
+    def patch() -> None:
+        begin = ClassificationModule.on_train_epoch_start
+
+        def wrapped(self: ClassificationModule) -> None:
+            begin(self)
+            if self.current_epoch:
+                return
+            assert self.distiller is not None
+            loader = self.trainer.datamodule.refresh_dataloader(IMAGES, 0)  # type: ignore[attr-defined]
+            for position, mean in zip(self.distiller.positions, moments(self.distiller, loader), strict=True):
+                assert isinstance(position, OverhaulPosition)
+                students = position.student_channels
+                weights = of_all(mean, students)[:students]  # (Cs, Ct); the last row is the shift, which the norm takes
+                own = mean[students, :students]
+                within = mean[:students, :students] - torch.outer(own, own)
+                position.adapter.weight.data.copy_(weights.T)
+                position.norm.weight.data.copy_(((weights.T @ within) * weights.T).sum(1).clamp_min(0).sqrt())
+                position.norm.bias.data.copy_(mean[students, students + 1 :])
+                position.adapter.requires_grad_(trained)
+
+        ClassificationModule.on_train_epoch_start = wrapped
+
+    return patch
+
+
+def frozen_adapters() -> None:
+    """OFD's adapters stay as they are drawn."""
+    build = OverhaulPosition.__init__
+
+    def wrapped(self: OverhaulPosition, *arguments: Any) -> None:
+        build(self, *arguments)
+        self.adapter.requires_grad_(False)
+
+    OverhaulPosition.__init__ = wrapped
+
+
 def align(**changes: Any) -> dict[str, Any]:
     return {"method": "mgd-align", **changes}
 
@@ -157,6 +195,15 @@ ALIGNMENTS: dict[str, tuple[dict[str, Any], Callable[[], None] | None]] = {
     "align norm like target": (align(), norm_like_target),
     **{f"align norm like target {w:g}": (align(**{"weights__mgd-align": w}), norm_like_target) for w in (1.0, 20.0)},
     "align+kd": (align(method="mgd-align+kd"), None),
+    **{
+        f"ofd {w:g} {name}": ({"method": "ofd", "weights__ofd": w}, patch)
+        for w in (5.0, 20.0)
+        for name, patch in (
+            ("in closed form", in_closed_form()),
+            ("in closed form, frozen", in_closed_form(trained=False)),
+            ("frozen", frozen_adapters),
+        )
+    },
 }
 
 # In every process: the ones that train import this module, too.

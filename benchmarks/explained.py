@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from matchdistill.distiller import MatchingDistiller
+from matchdistill.features import FeatureDistiller
 from matchdistill.files import write_json
 from matchdistill.functional import random_assignment
 from matchdistill.probing import evaluating
@@ -29,7 +30,7 @@ from matchdistill.runs.recipe import load_recipe
 RIDGE = 1e-3  # of the mean variance: the map of 1,280 channels has few samples
 
 
-def moments(distiller: MatchingDistiller, loader: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def moments(distiller: FeatureDistiller, loader: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """For each position the mean products (Cs + 1 + Ct) squared of student channels, 1 and teacher channels."""
     sums: list[Tensor] = [torch.zeros(()) for _ in distiller.positions]
     with torch.no_grad(), evaluating(distiller.student):

@@ -28,7 +28,7 @@ from matchdistill.tasks.neighbours import KNN, PROBE
 RESULTS = Path(__file__).parent / "results"
 PEER = "features_lightly_train.json"  # what `benchmarks.peers.lightly_train` writes
 ALONE = "none"
-METHODS = ("mgd-amp", "fitnets", "ofd")
+METHODS = ("mgd-amp", "mgd-align", "fitnets", "ofd")
 STUDENTS = {
     "pretrained": "EfficientNet-Lite0, pre-trained on ImageNet",
     "narrow": "a third of its width, from scratch",

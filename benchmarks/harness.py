@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -28,13 +29,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(work: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds until the work, and the device with it, is done."""
+def timed(work: Callable[[], object], device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a clock until the work, and the device with it, is done."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class Stopwatch:
@@ -56,7 +57,11 @@ class Stopwatch:
 
 
 def interleaved(
-    works: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", warmup: int = 2
+    works: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each work by round.
 
@@ -69,7 +74,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
-            seconds[name].append(timed(works[name], device))
+            seconds[name].append(timed(works[name], device, clock))
     return seconds
 
 
@@ -118,8 +123,9 @@ def _cpu() -> str:
 
 
 def save(path: Path | None, measurement: str, device: str, results: dict[str, Any]) -> None:
-    """Write results, with the command and the machine they are from; None: under `RESULTS`."""
+    """Write results, with the command, the machine and the day they are from; None: under `RESULTS`."""
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     path = path or RESULTS / f"{measurement}_{device}.json"
-    write_json(path, {"command": command, "machine": machine(device), "results": results})
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    write_json(path, {"command": command, "measured": day, "machine": machine(device), "results": results})
     print(f"{path} written", flush=True)

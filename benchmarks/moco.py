@@ -82,7 +82,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"| | {' | '.join(f'{metric.label} | to none' for metric in BY_LABELS)} |",
         f"|{'---|' * (1 + 2 * len(BY_LABELS))}",
-        f"| teacher | {' |  | '.join(metric.in_table(results['teacher'][name]) for name, metric in MEASURED.items())} | |",
+        f"| teacher | {' |  | '.join(metric.shown(results['teacher'][name]) for name, metric in MEASURED.items())} | |",
     ]
     for method in METHODS:
         cells = [

@@ -139,13 +139,18 @@ def training_step(
     images: Tensor,
     labels: Tensor,
 ) -> Callable[[], None]:
-    """A step of training on the same batch again and again, with the loss that `forward` adds to the task's."""
+    """A step of training on the same batch again and again, with the loss that `forward` adds to the task's.
+
+    Called under autocast, its forward passes and its loss run so.
+    """
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
         output, loss = forward(images)
-        (F.cross_entropy(output, labels) + loss).backward()
-        optimizer.step()
+        loss = F.cross_entropy(output, labels) + loss
+        with torch.autocast(images.device.type, enabled=False):
+            loss.backward()
+            optimizer.step()
 
     return step

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import refresh, step
@@ -22,15 +23,23 @@ Work = Callable[[], object]
 ASSIGNMENT = "solve_assignment"
 
 
-def seconds_by_operator(work: Work, device: str) -> dict[str, float]:
-    """Seconds that each operator takes itself, without those that it calls, in one run of a work."""
+def seconds_by_operator(work: Work, device: str, kernels: bool = False) -> dict[str, float]:
+    """Seconds that each operator takes itself, without those that it calls, in one run of a work.
+
+    On a GPU they are of the kernels that it starts, or, with ``kernels``, of each kernel by its own name.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as profiled:
         work()
         if device == "cuda":
             torch.cuda.synchronize()
     time = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    return {event.key: getattr(event, time) / 1e6 for event in profiled.key_averages() if getattr(event, time) > 0}
+    # A kernel's time stands in a row of its own and in that of the operator: one of them counts.
+    wanted = DeviceType.CUDA if device == "cuda" and kernels else DeviceType.CPU
+    rows = [
+        row for row in profiled.key_averages() if row.device_type == wanted and not (kernels and row.is_user_annotation)
+    ]
+    return {row.key: getattr(row, time) / 1e6 for row in rows if getattr(row, time) > 0}
 
 
 def profiles(works: Mapping[str, Work], rounds: int, device: str) -> dict[str, dict[str, float]]:

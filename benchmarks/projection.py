@@ -96,6 +96,15 @@ def project(count: dict[str, int], assignment: float | None = None) -> dict[str,
     }
 
 
+def from_measured(image: float, refresh: dict[str, Any] | None) -> dict[str, float | None]:
+    """Seconds of an epoch and a refresh, from the seconds that a GPU takes for an image of a step and from its refresh."""
+    own = None if refresh is None else refresh["per image"]["matchdistill without assignments"]["seconds"]
+    assignment = None if refresh is None else refresh["assignments"]
+    epoch, images = IMAGES / GPUS * image, None if own is None else REFRESH_IMAGES / GPUS * own
+    share = None if images is None or assignment is None else (images + assignment) / epoch
+    return {"epoch": epoch, "refresh": images, "assignments": assignment, "share": share}
+
+
 def run(json: Path | None = None) -> None:
     """Count operations and activations for the projection to ImageNet-1K.
 

@@ -56,16 +56,18 @@ MAKERS: dict[str, Callable[[Pair, Tensor], Refresh]] = {
 def measure(
     pair: Pair, batches: Sequence[Tensor], original_batches: int, rounds: int, solver: bool, device: str
 ) -> dict[str, Any]:
-    """Seconds of the refreshes, with and without the assignments, and per image."""
+    """Seconds of the refreshes, with and without the assignments, and per image; without the original for 0 batches."""
     watch = Stopwatch(solve_assignment, device)
     whole = {
         "forwards": forwards(pair, batches[0]),
         "matchdistill": matchdistill(pair, batches[0], matcher=watch),
-        "original": original(pair, batches[0]),
     }
+    works = {name: lambda work=work: work(batches) for name, work in whole.items()}
     part = batches[:original_batches]
-    works = {name: lambda work=work: work(batches) for name, work in whole.items() if name != "original"}
-    seconds = interleaved({**works, "original": lambda: whole["original"](part)}, rounds, device, warmup=1)
+    if part:
+        whole["original"] = original(pair, batches[0])
+        works["original"] = lambda: whole["original"](part)
+    seconds = interleaved(works, rounds, device, warmup=1)
     # The stopwatch has a call for each position, and has run in the warm-up too.
     solving = np.array(watch.seconds).reshape(-1, len(pair.taps)).sum(1)[-rounds:]
     seconds["matchdistill without assignments"] = list(np.array(seconds["matchdistill"]) - solving)
@@ -77,7 +79,7 @@ def measure(
         "assignments": float(np.median(solving)),
         "original assignments": None,
     }
-    if solver:
+    if solver and part:
         costs = whole["original"](part)
         result["original assignments"] = sum(timed(lambda cost=cost: assignment(cost)) for cost in costs)
     return result

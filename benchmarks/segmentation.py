@@ -28,7 +28,7 @@ from matchdistill.tasks.segmentation.module import OF_CLASS, PIXELS
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ["none", "mgd-amp"]
-SIZE = 64  # pixels
+SIZE = 96  # pixels
 SCENES = 1150, 150  # for training and validation
 MEASURED = {metric.name: metric for metric in PIXELS}
 

@@ -43,6 +43,35 @@ def _online(found: dict[str, Any]) -> tuple[str, str]:
     )
 
 
+def _cached(found: dict[str, Any]) -> tuple[str, str]:
+    def text(each: dict[str, Any]) -> str:
+        megabytes = each["bytes of an image"] / 1e6
+        return f"{megabytes:.2f} MB an image in {found['dtype']}; on a CPU, the process's own seconds.\n\n" + table(
+            ("", "ms", "of the student alone", "low", "high"), _works(each["works"])
+        )
+
+    return f"The teacher's features from disk, {found['size']} px, batch {found['batch']}", _by_group(
+        {name: text(each) for name, each in found["pairs"].items()}
+    )
+
+
+def _peers(found: dict[str, Any]) -> tuple[str, str]:
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    head = ("", "ms", "of the limit", "low", "high", "memory of tensors, of the limit's")
+
+    def rows(works: dict[str, Any]) -> list[tuple[str, ...]]:
+        memory = [f"{own['tensors'] / works['limit']['tensors']:.3f}" for own in works.values()]
+        return [(*row, own) for row, own in zip(_works(works), memory, strict=True)]
+
+    text = (
+        f"The outputs of all four stages are distilled, with {packages}. `matchdistill` and `fitnets` are ours; "
+        "`torchdistill` runs its own code, with 1x1 adapters as `fitnets`. Times are the process's own seconds.\n\n"
+    )
+    return f"Beside torchdistill, {found['size']} px, batch {found['batch']}", text + _by_group(
+        {name: table(head, rows(works)) for name, works in found["pairs"].items()}
+    )
+
+
 def _refresh(found: dict[str, Any]) -> tuple[str, str]:
     texts = {}
     for name, each in found["pairs"].items():
@@ -112,8 +141,8 @@ def _assign(found: dict[str, Any]) -> tuple[str, str]:
         for cost, each in found["costs"].items()
         for work, own in each["works"].items()
     ]
-    title = f"The assignment of {found['students']} student to {found['teachers']} teacher channels"
-    return title, table(("costs", "", "s", "of ours", "mean cost of the pairs"), rows)
+    title = f"The assignment to {found['teachers']} teacher channels"
+    return title, table(("costs, student channels", "", "s", "of ours", "mean cost of the pairs"), rows)
 
 
 def _profile(found: dict[str, Any]) -> tuple[str, str]:
@@ -178,6 +207,8 @@ def _by_group(texts: dict[str, str]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "step": _step,
     "online": _online,
+    "cached": _cached,
+    "peers": _peers,
     "refresh": _refresh,
     "adaptive": _adaptive,
     "online-matching": _online_matching,

@@ -23,14 +23,14 @@ from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.store import WEIGHTS
 from matchdistill.runs.summary import Mean, summarise
 from matchdistill.runs.train import fit
-from matchdistill.tasks.classification.module import METRICS
+from matchdistill.tasks.classification.module import ACCURACIES
 
 STUDENTS = {
     "pretrained": "(a) EfficientNet-Lite0, pre-trained on ImageNet",
     "narrow_pretrained": "(b) a third of its width, pre-trained on 10,000 other images",
     "narrow_scratch": "(c) a third of its width, from scratch",
 }
-TOP1 = METRICS[0]
+TOP1 = ACCURACIES[0]
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -6,25 +6,22 @@ repository leads to the same page here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
-import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import docstring_parser
 import yaml
-from figures import drawn  # MkDocs puts this folder on the path
+from command_texts import all_commands  # MkDocs puts this folder on the path
+from figures import drawn
 from mkdocs.structure.files import File, Files
 
-from matchdistill import cli
 from matchdistill.methods import KD, KD_WEIGHT, METHODS
+from matchdistill.models import Preparation
 from matchdistill.reduction import REDUCTIONS
 from matchdistill.report.page import report
 from matchdistill.runs.recipe import DEFAULT_TASK, load_recipe, recipe_parser
@@ -87,7 +84,7 @@ def example() -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put in help, methods, options, both variants of figures, and links of the site for those of the repository."""
     if HELP in markdown:
-        markdown = markdown.replace(HELP, all_help())
+        markdown = markdown.replace(HELP, all_commands())
     markdown = markdown.replace(METHOD_TABLE, method_table())
     if OPTION_TABLES in markdown:
         markdown = markdown.replace(OPTION_TABLES, option_tables())
@@ -101,13 +98,6 @@ def site_link(link: str, source: str, page: str) -> str:
     """A link from a file of the repository, as one from its page."""
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
     return posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(page) or ".")
-
-
-def all_help() -> str:
-    """The help of `matchdistill`, and of each command under its own heading."""
-    parts = [f"```text\n{help_of([])}\n```"]
-    parts += [f"## {command}\n\n```text\n{help_of([command])}\n```" for command in cli.COMMANDS]
-    return "\n\n".join(parts)
 
 
 def method_table() -> str:
@@ -135,6 +125,8 @@ def option_tables() -> str:
         parts += [f"## data, for {' and '.join(names)}", option_table("data", kind, names[0])]
     for section, kind in SECTION_TYPES.items():
         parts += [f"## {section}", option_table(section, kind)]
+        if section == "student":
+            parts += ["## preparation, of student and teacher", preparation_table()]
     for name, task in TASKS.items():
         if task.objective is not None:
             parts += [f"## objective, for {name}", option_table("objective", task.objective, name)]
@@ -160,15 +152,20 @@ def option_table(section: str, kind: type, task: str = DEFAULT_TASK) -> str:
     return "\n".join(rows)
 
 
+def preparation_table() -> str:
+    """What `student.preparation` and `teacher.preparation` may say."""
+    rows = ["| option | what it does | default | from |", "|---|---|---|---|"]
+    default = Preparation().plain()
+    for each in docstring_parser.parse(Preparation.__doc__ or "").params:
+        what = " ".join((each.description or "").split())
+        value = yaml.safe_dump(default[each.arg_name], default_flow_style=True, width=999).split("\n")[0]
+        rows.append(
+            f"| `preparation.{each.arg_name}` | {what} | `{value}`, or as its weights want it | timm, torchvision |"
+        )
+    return "\n".join(rows)
+
+
 def source_of(kind: type, name: str) -> str:
     """The library that a setting is from."""
     tables = (base.__dict__.get("sources", {}) for base in kind.__mro__)
     return next((library for table in tables for library, names in table.items() if name in names), "matchdistill")
-
-
-def help_of(command: Sequence[str]) -> str:
-    """What `matchdistill COMMAND --help all` prints."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), patch.dict(os.environ, COLUMNS="100"), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help", "all"])
-    return printed.getvalue().strip()

@@ -1,4 +1,5 @@
 import functools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,18 @@ from matchdistill.runs.recipe import Recipe, load_recipe
 from pixelsets import SMALL as SMALL_PIXELS
 from pixelsets import write_pixels
 from records import TINY
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option of our own."""
+    parser.addoption("--until", type=float, help="time (date +%%s) from which on no more tests begin: they are skipped")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what would begin too late."""
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip("no time was left for it (--until)")
 
 
 @pytest.fixture(autouse=True)

@@ -59,6 +59,21 @@ def test_the_map_is_the_procrustes_solution(students: int, teachers: int) -> Non
     np.testing.assert_allclose(gram.numpy(), np.eye(min(students, teachers)), atol=1e-12)
 
 
+@pytest.mark.parametrize("least", [1e-1, 1e-5, 1e-7, 1e-12, 0.0])
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (50, 50)])
+def test_the_map_is_exact_whatever_the_least_singular_value_is(shape: tuple[int, int], least: float) -> None:
+    left, _, right = torch.linalg.svd(values(*shape).double(), full_matrices=False)
+    singular = torch.logspace(0, -1, len(right), dtype=torch.float64)
+    singular[-1] = least
+    covariance = (left * singular) @ right
+    found = orthogonal_map(covariance)
+    gram = found @ found.T if shape[0] <= shape[1] else found.T @ found
+    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-9)
+    assert float((found * covariance).sum()) == pytest.approx(float(singular.sum()), rel=1e-8)
+    if least >= 1e-5:
+        torch.testing.assert_close(found, left @ right, rtol=0, atol=1e-5)
+
+
 def test_no_other_orthogonal_map_is_nearer() -> None:
     covariance = values(4, 7, seed=3).double()
     best = float((orthogonal_map(covariance) * covariance).sum())
@@ -107,6 +122,39 @@ def test_batches_add_up_to_the_covariances_of_all_values(split: tuple[int, ...],
     np.testing.assert_allclose(deviation.numpy(), targets.std(0), atol=1e-5)
     expected = np.corrcoef(own.T, targets.T)[:3, 3:]
     np.testing.assert_allclose(sums.correlation(rotation).numpy(), expected, atol=1e-5)
+    for found, channels in zip(sums.deviations(), (own, others), strict=True):
+        np.testing.assert_allclose(found.numpy(), channels.std(0), atol=1e-5)
+
+
+def test_channels_that_do_not_vary_correlate_with_none() -> None:
+    student, teacher = values(64, 3, 9, 9), values(64, 5, 9, 9, seed=1)
+    student[:, 1], teacher[:, 2] = 7.3, -1e3  # whose squares 32 bits sum to more or less
+    sums = CovarianceSums()
+    for batch in zip(student.split(16), teacher.split(16), strict=True):
+        sums.update(*batch)
+    own, others = sums.deviations()
+    assert (own > 0).tolist() == [True, False, True]
+    assert (others > 0).tolist() == [True, True, False, True, True]
+    correlation = sums.correlation(torch.eye(3, 5, dtype=torch.float64))
+    assert not correlation[1].any()
+    assert not correlation[:, 2].any()
+    assert correlation[[0, 2]][:, :2].all()
+
+
+def test_small_differences_from_a_large_mean_are_not_lost_in_rounding() -> None:
+    student, teacher = 1 + 1e-3 * values(64, 3, 9, 9), -5 + 1e-2 * values(64, 5, 9, 9, seed=1)
+    teacher[:, :3] += 20 * (student - 1)
+    mask = values(64, 9, 9, seed=2) > 0
+    for counted in (None, mask):
+        sums = CovarianceSums()
+        for start in range(0, 64, 16):
+            part = slice(start, start + 16)
+            sums.update(student[part], teacher[part], None if counted is None else counted[part])
+        every = torch.ones_like(mask) if counted is None else counted
+        own, others = (each.movedim(1, -1)[every].double().numpy() for each in (student, teacher))
+        expected = np.cov(own.T, others.T, bias=True)[:3, 3:]
+        scale = np.outer(own.std(0), others.std(0))
+        np.testing.assert_allclose(sums.covariance().numpy() / scale, expected / scale, atol=1e-5)
 
 
 @pytest.mark.parametrize("widths", [(8, 4), (6, 4), (4, 4), (3, 4)])

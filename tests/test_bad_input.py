@@ -267,8 +267,8 @@ CASES = [
     recipe("an empty file", "expected a mapping of sections, got NoneType", ""),
     recipe("an unknown key", "unknown key 'data.nmae'; did you mean 'data.name'", "data: {nmae: digits}"),
     recipe("a key that is there twice", "has the key 'data' twice", "data: {}\nstudent: {}\ndata: {seed: 1}"),
-    recipe("aliases of aliases of aliases", "its aliases stand for more than 100000 values", BOMB),
-    recipe("a list that holds itself", "stands for itself by an alias", "a: &a [*a]"),
+    recipe("aliases of aliases of aliases", "its aliases expand to more than 100000 values", BOMB),
+    recipe("a list that holds itself", "contains itself through an alias", "a: &a [*a]"),
     recipe("lists in lists in lists ...", "it is nested too deeply", "a: " + "[" * 5000),
     recipe("a tag that makes an object", "could not determine a constructor", "a: !!python/object/apply:os.getcwd []"),
     recipe("a date", "it has a date, datetime.date(2026, 1, 1): expected numbers, text", "a: 2026-01-01"),
@@ -339,7 +339,7 @@ CASES = [
         "distillation.kd_temperature=0", "distillation.kd_temperature is 0.0: expected a finite number of more than 0"
     ),
     option("student.options={a: 1, a: 2}", "the mapping in line 1 has the key 'a' twice"),
-    option("student.options={a: &a [*a]}", "the list in line 1 stands for itself by an alias"),
+    option("student.options={a: &a [*a]}", "the list in line 1 contains itself through an alias"),
     option("student.options={depth: 3}", "cannot be built with these options"),
     option("student.preparation={means: 0.5}", "student.preparation has no 'means'; did you mean 'mean'"),
     option("student.preparation={mean: 0.5}", "student.preparation.mean is 0.5: expected three numbers"),
@@ -350,6 +350,12 @@ CASES = [
         "student.preparation.interpolation is 'cubism'; did you mean 'bicubic'",
     ),
     option("student.preparation={crop_pct: 87.5}", "student.preparation.crop_pct is 87.5: expected a share"),
+    Case(
+        "Settings",
+        "`--student.preparation={size: 24} --data.image_size=16`",
+        "student.preparation.size is 24, but data.image_size is 16, which would count: give one of them",
+        (*FIT, "--student.preparation={size: 24}", "--data.image_size=16"),
+    ),
     option("teacher.preparation={size: 0}", "teacher.preparation.size is 0: expected a whole number from 1"),
     option("compare.methods=[]", "compare.methods is empty: expected one method at least"),
     line("fti r.yaml", "unknown command 'fti'; did you mean 'fit'?"),
@@ -362,12 +368,24 @@ CASES = [
     line("compare r.yaml --seed=4294967295", "the last of the seeds is 4294967297: expected a whole number"),
     line("validate nowhere", "nowhere: there is no such file or folder"),
     line("export nowhere", "nowhere holds no finished run"),
-    line("report nowhere", "nowhere is no folder of a run"),
+    line("export run --push me", "'me' is not the name of a repository on the Hub: expected USER/NAME, with its owner"),
+    line(
+        "export run --push me/it/too --dry_run",
+        "'me/it/too' is not the name of a repository on the Hub: expected USER/NAME",
+    ),
+    line("export run --private", "--private needs --push USER/NAME"),
+    line(
+        "compare --collect nowhere",
+        "nowhere is not the folder of a comparison that ran as jobs: it has no jobs/submitted.json",
+    ),
+    line("compare quickstart --array 2", "--array needs --cluster slurm or --cluster local"),
+    line("compare quickstart --cluster slrm", "cluster.name is 'slrm': expected 'slurm' or 'local' or null"),
+    line("report nowhere", "nowhere is not the folder of a run"),
     line("taps resnet18 resnet18", "did you mean 'torchvision:resnet18' or 'timm:resnet18'?"),
     line("taps torchvision:resnet18 torchvision:resnt18", "torchvision has no such model; did you mean"),
     weights("a file that is not there", "w.pt: there is no such file", lambda path: None),
     weights("a folder", "w.pt: it is a folder without a finished run: finish", Path.mkdir),
-    weights("a pipe", "w.pt: no file, but a device or a pipe", os.mkfifo),
+    weights("a pipe", "w.pt: it is not a regular file, but a device or a pipe", os.mkfifo),
     weights(
         "a text", "w.pt: not a weights file, or a damaged or truncated one", lambda path: path.write_text("hello " * 99)
     ),
@@ -445,7 +463,7 @@ CASES = [
     ),
     images(
         "a class that is a link to others",
-        "whose images are there already: remove it",
+        "whose images are in the set already: remove the link",
         lambda root: (root / "train/all").symlink_to("."),
     ),
     images(
@@ -486,7 +504,9 @@ CASES = [
     saved_set("two columns of classes", "set has 2 columns of the type ClassLabel, expected one"),
     saved_set("a column that is not there", "has no column 'labels'", "--data.label_column=labels"),
     saved_set("a column without images", "the column 'note' holds no images", "--data.image_column=note", LABEL),
-    saved_set("a split that is not there", "has no split 'test', but 'train'", "--data.val_split=test", LABEL),
+    saved_set(
+        "a split that is not there", "has no split 'test'; its splits are 'train'", "--data.val_split=test", LABEL
+    ),
     saved_set("one image of each class", "as there is only one: give validation images", LABEL),
     own("a module that is not there", "no library or module 'ownbird'", "1", "--data.name=ownbird:birds"),
     own(
@@ -506,19 +526,23 @@ CASES = [
     own("no names of classes", "it returned None as the names of the classes", "[(RED, 0)] * 4, None, None"),
     table("a table that is not there", "table images/u.csv does not exist", "", "--data.root=images/u.csv"),
     table("a file of another type", "expected a file that ends in .csv, .tsv, .parquet, .pq", "", "--data.root=r.yaml"),
-    table("an empty table", "images/t.csv has no column 'path', but none", ""),
-    table("no column of paths", "has no column 'path', but 'file', 'label': name another one", "file,label\na,b\n"),
+    table("an empty table", "images/t.csv has no column 'path'; it has no columns at all", ""),
+    table(
+        "no column of paths",
+        "has no column 'path'; its columns are 'file', 'label': name one of them",
+        "file,label\na,b\n",
+    ),
     table("a column by a wrong name", "did you mean 'label'?", TABLE, "--data.label_column=labels"),
     table("a path that is there twice", "row 5 (line 6) has the path 'train/ant/0.png' of", TABLE + TABLE[17:48]),
     table("a file that is missing", "row 5 (line 6): there is no file images/a.png", TABLE + "a.png,ant,train\n"),
     table("an empty label", "row 5 (line 6): label is empty (column 'label')", TABLE + "train/bee/1.png,,train\n"),
-    table("a split of another name", "is of the split 'test': expected 'train' or", TABLE.replace("val\n", "test\n")),
+    table("a split of another name", "has the split 'test': expected 'train' or", TABLE.replace("val\n", "test\n")),
     table("a row that is too short", "row 5 (line 6) has 2 values for 3 columns", TABLE + "train/bee/1.png,bee\n"),
     table("a class that only `val` has", "without training images: wasp", TABLE + "val/bee/1.png,wasp,val\n"),
     labels(
         "an empty name among several labels", "row 1 (line 2) has the label 'ant||bee': expected names with", "ant||bee"
     ),
-    labels("one class alone", "there is one class alone, 'bee': expected at least two", ""),
+    labels("one class alone", "there is only one class, 'bee': expected at least two", ""),
     table("validation images alone", "images/t.csv has no training images", TABLE.replace("train\n", "val\n")),
     pixels(
         "a mask that is missing",
@@ -527,12 +551,10 @@ CASES = [
     ),
     pixels(
         "a class that is not known",
-        "masks/1.png cannot be used (ValueError: it has the value 3, which is no class: expected 0 to 2, 255; name",
+        "masks/1.png cannot be used: it has the value 3, which is no class: expected 0 to 2, 255; name",
         masked(3),
     ),
-    pixels(
-        "a mask of another size than its image", "it is of 20 x 30 pixels, its image of 40 x 30", masked(size=(20, 30))
-    ),
+    pixels("a mask of another size than its image", "it has 20 x 30 pixels, its image 40 x 30", masked(size=(20, 30))),
     pixels("a mask in colours", "it is in colours (RGB): expected a number for every pixel", masked(mode="RGB")),
     pixels(
         "a mask that is damaged",
@@ -570,8 +592,15 @@ CASES = [
         lambda root: None,
         "--student.name=timm:resnet18",
     ),
+    pixels(
+        "one image at a time for batch norms that need more",
+        "data.batch_size is 1, and a batch norm of the student then sees a single value per channel: give at least 2",
+        lambda root: None,
+        "--student.name=torchvision:deeplabv3_mobilenet_v3_large",
+        "--data.batch_size=1",
+    ),
     coco("no annotations", "instances_train2017.json does not exist", lambda content: True),
-    coco("annotations that are no JSON", "is damaged or no JSON", lambda content: ANNOTATIONS.write_text("{")),
+    coco("annotations that are no JSON", "is damaged or not JSON", lambda content: ANNOTATIONS.write_text("{")),
     coco(
         "a key that is there twice",
         "it has the key 'images' twice",
@@ -579,9 +608,7 @@ CASES = [
     ),
     coco("a list", "expected a JSON object, found list", lambda content: ANNOTATIONS.write_text("[]")),
     coco("a pipe", "is a pipe, not a file", lambda content: os.mkfifo(ANNOTATIONS) or True),
-    coco(
-        "no images", "has no images, or of another type than expected", lambda content: content.pop("images") and None
-    ),
+    coco("no images", "images is missing or has an unexpected type", lambda content: content.pop("images") and None),
     coco(
         "two categories with one id",
         "category 1 is there twice",
@@ -610,7 +637,7 @@ CASES = [
     coco("a box outside of its image", "leaves its image of 40 x 30 pixels", first("annotations", bbox=[5, 5, 90, 9])),
     coco("a box of NaN", "is not x, y, width, height", first("annotations", bbox=[float("nan"), 5, 9, 9])),
     coco("a box without area", "is inverted or has no area", first("annotations", bbox=[5, 5, 0, 9])),
-    coco("a category that is unknown", "there is nothing with its category_id 9", first("annotations", category_id=9)),
+    coco("a category that is unknown", "its category_id 9 is not in the file", first("annotations", category_id=9)),
     coco(
         "a mask outside of its image",
         "its mask leaves its image of 40 x 30 pixels",
@@ -641,7 +668,7 @@ CASES = [
     ),
     contrast(
         "augmentation of classifiers",
-        "data.augmentation is not for crops that are contrasted, which have their own variations",
+        "data.augmentation does not apply to contrasted crops, which have their own augmentation",
         "--data.augmentation=randaugment",
     ),
     contrast(
@@ -664,7 +691,6 @@ CASES = [
     ),
     features("no root", "data.name is 'folder': give the folder with the images as data.root", "--data.root=null"),
     features("an empty bank", "data.bank_limit is 0: expected a whole number from 1 on", "--data.bank_limit=0"),
-    features("no method", "method 'none' distils no features", "--distillation.method=none"),
     features("a method for classes", "method 'kd' distils the output of classifiers", "--distillation.method=kd"),
     features("a teacher to train", "teacher.training.epochs is for tasks with labels", "--teacher.training.epochs=1"),
     features(
@@ -683,9 +709,15 @@ CASES = [
         "--student.part=stem",
         "--distillation.pooled=true",
     ),
+    features(
+        "a pooled output of one image at a time",
+        "distillation.pooled compares channels over the images of a batch, and data.batch_size is 1",
+        "--distillation.pooled=true",
+        "--data.batch_size=1",
+    ),
     option("student.part=layer1", "student.part is not for classification: leave it out"),
     option("distillation.pooled=true", "distillation.pooled is not for classification: leave it out"),
-    run("a folder that holds a run", "run holds a run already: go on with it by --resume", lambda folder: None, *AGAIN),
+    run("a folder that holds a run", "run already holds a run: continue it with --resume", lambda folder: None, *AGAIN),
     run(
         "another recipe than its own",
         "differs in training: resume with the same values",
@@ -695,7 +727,7 @@ CASES = [
     ),
     run(
         "no recipe",
-        "run is no folder of a run: it has no recipe.yaml",
+        "run is not the folder of a run: it has no recipe.yaml",
         lambda folder: (folder / "recipe.yaml").unlink(),
         "validate",
         "run",
@@ -707,10 +739,10 @@ CASES = [
         "report",
         "run",
     ),
-    run("metrics that are no JSON", "metrics.json is damaged or no JSON", cut("metrics.json"), "report", "run"),
+    run("metrics that are no JSON", "metrics.json is damaged or not JSON", cut("metrics.json"), "report", "run"),
     run(
         "metrics of other types",
-        "metrics.json has no student, or of another type",
+        "metrics.json: student is missing or has an unexpected type",
         edited("metrics.json", student={"top1": "much"}),
         *RESUME,
     ),
@@ -784,7 +816,7 @@ CASES = [
     ),
     run(
         "a checkpoint without its optimiser",
-        "last.ckpt is no checkpoint of a run: it has no optimizer_states",
+        "last.ckpt is not the checkpoint of a run: it has no optimizer_states",
         checkpoint(lambda content: {key: value for key, value in content.items() if key != "optimizer_states"}),
         *RESUME,
     ),
@@ -819,7 +851,7 @@ CASES = [
     ),
     run(
         "a checkpoint of other types",
-        "last.ckpt is damaged: loops is of another type than expected",
+        "last.ckpt is damaged: loops has an unexpected type",
         checkpoint(lambda content: {**content, "loops": 3}),
         *RESUME,
     ),

@@ -71,11 +71,11 @@ def left(path):
 def test_fit(run, tiny_file):
     out = run("fit", tiny_file, "--out", "o", "--distillation.method=mgd-amp+kd", "--training.epochs", "1")
     assert "mgd-amp+kd, 1 epochs: o" in out
-    assert re.search(r"top-1 error +┃ top-5 error", out)
+    assert re.search(r"top-1 +┃ +top-5", out)
     metrics = json.loads(Path("o/metrics.json").read_text())
     for role in ("teacher", "student"):
-        row = next(line for line in out.splitlines() if f" {role} " in line)
-        assert f" {100 - 100 * metrics[role]['top1']:.2f}% " in row
+        row = next(line for line in out.splitlines() if f"│ {role} " in line)
+        assert f" {metrics[role]['top1']:.2%} " in row
         assert f"{metrics['parameters'][role]:,}" in row
     assert yaml.safe_load(Path("o/recipe.yaml").read_text())["training"]["epochs"] == 1
     assert "mgd-amp+kd, 1 epochs" in run(
@@ -116,7 +116,7 @@ def test_the_grid_is_in_the_printed_recipe(run, tiny_file):
 def test_compare(run, mistake, tiny_file):
     out = run("compare", tiny_file, "--out=o", "--methods", "none,kd", "--seeds=2", "--training.epochs=1")
     assert re.search(r"none +│ +[\d.]+ ± [\d.]+ ", out)
-    assert "students: o/cells/METHOD/SEED/student.safetensors" in out
+    assert "students: o/cells/METHOD/seedN/student.safetensors" in out
     assert left(Path("o/cells")).count("kd/seed1/student.safetensors") == 1
     assert "student" in run("validate", "o/cells/kd/seed1")
     for path in ("o", "o/metrics.json"):
@@ -172,10 +172,10 @@ def test_validate(run, mistake, tiny_file):
     for path in ("o", "o/last.ckpt", "o/student.safetensors", "o/export/model.pt2"):
         out = run("validate", path, "--trust") if path.endswith("pt2") else run("validate", path)
         assert path in out
-        assert re.search(r"top-1 error +┃ top-5 error", out)
+        assert re.search(r"top-1 +┃ +top-5", out)
         for role in ("teacher", "student"):
-            row = next(line for line in out.splitlines() if f" {role} " in line)
-            first, second = (f"{100 - 100 * metrics[role][name]:.2f}%" for name in ("top1", "top5"))
+            row = next(line for line in out.splitlines() if f"│ {role} " in line)
+            first, second = (f"{metrics[role][name]:.2%}" for name in ("top1", "top5"))
             assert re.search(f"{first} +│ +{second}", row)
     assert "student" in run("validate", "o", "--data.val_limit=20")
     Path("o/export/model.pt2").write_bytes(b"PK")
@@ -183,7 +183,7 @@ def test_validate(run, mistake, tiny_file):
     assert "model.pt2: not an exported model, or a damaged one" in mistake("validate", "o/export/model.pt2", "--trust")
     Path("elsewhere").mkdir()
     Path("elsewhere/model.pt2").write_bytes(b"PK")
-    assert "elsewhere is no folder of a run" in mistake("validate", "elsewhere/model.pt2")
+    assert "elsewhere is not the folder of a run" in mistake("validate", "elsewhere/model.pt2")
     assert "o/absent.onnx: there is no such file" in mistake("validate", "o/absent.onnx")
 
 
@@ -199,9 +199,9 @@ def test_validate_needs_no_weights_that_a_trained_teacher_started_from(run, tiny
     arguments = ("--teacher.weights=initial.pt", "--teacher.training.epochs=1", "--training.epochs=1")
     run("fit", tiny_file, "--out=o", "--distillation.method=kd", *arguments)
     Path("initial.pt").unlink()
-    error = f"{100 - 100 * json.loads(Path('o/metrics.json').read_text())['teacher']['top1']:.2f}%"
+    top1 = f"{json.loads(Path('o/metrics.json').read_text())['teacher']['top1']:.2%}"
     for path, role in (("o", "teacher"), ("o/teacher", "student")):
-        assert re.search(f" {role} +│ +{error} ", run("validate", path))
+        assert re.search(f" {role} +│ +{top1} ", run("validate", path))
 
 
 def test_export(run, tiny_file):
@@ -257,6 +257,31 @@ def test_recipes(run, mistake):
     assert "did you mean 'quickstart'" in mistake("recipes", "show", "quickstrat")
     assert "usage: matchdistill recipes" in mistake("recipes")
     assert "usage: matchdistill recipes" in mistake("recipes", "list", "more")
+
+
+def test_warnings_are_sentences():
+    """Without the places in our code that they come from, but for whoever looks for a mistake there."""
+    program = (
+        "import warnings\nfrom matchdistill import cli\n"
+        "def warn(_):\n  warnings.simplefilter('always')\n  for _ in range(2): warnings.warn('this\\n  and that')\n"
+        "cli.COMMANDS['warn'] = warn\ncli.main(['warn'])"
+    )
+
+    def said(**environment):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+        return done.stderr
+
+    assert said() == "warning: this and that\n"
+    assert "UserWarning: this" in said(MATCHDISTILL_DEBUG="1")
+
+
+def test_the_help_has_no_addresses(run, capfd):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    shown = capfd.readouterr().out
+    assert "0x" not in shown
+    assert "type: path" in shown
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
@@ -368,7 +393,7 @@ def test_mistakes_in_commands(mistake):
     assert "the last of the seeds is 4294967296" in mistake("quickstart", "--seeds=3", "--seed=4294967294")
     assert "no run: name the folder" in mistake("validate")
     assert "nowhere: there is no such file or folder" in mistake("validate", "nowhere")
-    assert ". is no folder of a run: it has no recipe.yaml" in mistake("validate", ".")
+    assert ". is not the folder of a run: it has no recipe.yaml" in mistake("validate", ".")
     assert "nowhere holds no finished run" in mistake("export", "nowhere")
     assert "required" in mistake("export")
     assert "required" in mistake("taps")
@@ -544,13 +569,13 @@ def test_corrupt_images(mistake, insects, capfd):
 def test_folders_that_hold_a_run(run, mistake, tiny_file):
     run("fit", tiny_file, "--out=o", "--distillation.method=none")
     before = {path: path.stat().st_mtime_ns for path in Path("o").rglob("*")}
-    assert "o holds a run already: go on with it by --resume, or choose another --out" in mistake(
+    assert "o already holds a run: continue it with --resume, or choose another --out" in mistake(
         "fit", tiny_file, "--out=o", "--distillation.method=none"
     )
     for arguments, changed in ((["--training.lr=0.9"], "training"), (["--distillation.method=kd"], "distillation")):
         said = mistake("fit", tiny_file, "--out=o", "--distillation.method=none", "--resume", *arguments)
         assert f"o/recipe.yaml differs in {changed}: resume with the same values" in said
-    assert "o holds a run already" in mistake("compare", tiny_file, "--out=o", "--methods=none")
+    assert "o already holds a run" in mistake("compare", tiny_file, "--out=o", "--methods=none")
     assert {path: path.stat().st_mtime_ns for path in Path("o").rglob("*")} == before
     Path("file").write_text("")
     assert "file" in mistake("fit", tiny_file, "--out=file", "--distillation.method=none")

@@ -56,7 +56,7 @@ BASES = {
     "moco": "moco_resnet50_resnet18",
     "segmentation": "segmentation_scenes",
 }
-NOT_INSTALLED = {"detectron2"}  # what blocks may import and are only checked for then
+NOT_INSTALLED = {"detectron2", "openvino"}  # what blocks may import and are only checked for then
 TINY = (
     "--training.epochs 1 --teacher.training.epochs 1 --teacher.train_limit 60 --data.train_limit 60 --data.val_limit 50 "
     "--trainer.accelerator cpu"
@@ -140,7 +140,8 @@ class Page:
     def bash(self, text: str) -> None:
         """Run or check each command."""
         assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
-        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        whole = text.replace("\\\n", " ")  # a command over several lines
+        lines = [line for line in whole.splitlines() if line and not line.startswith("#")]
         assert lines
         for part in (part for line in lines for part in line.split("&&")):
             words = [word for word in shlex.split(part) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
@@ -165,7 +166,7 @@ class Page:
                 assert cli.main(arguments) == 0
             elif self.has_data(arguments) and "--print_config" not in rest:
                 assert cli.main([*arguments, *TINY, *([] if name == "fit" else TINY_GRID)]) == 0
-                self.methods = None if name == "fit" else yaml.safe_load(packaged()["quickstart"])["compare"]["methods"]
+                self.methods = None if name == "fit" else self.resolve(arguments)["compare"]["methods"]
             else:
                 self.resolve(arguments)
 
@@ -232,6 +233,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) ->
     """A folder of the page's own, from which modules can be imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "networks", raising=False)  # the tests have one, the tutorial has another
     torch.manual_seed(0)
     yield
     for name, module in list(sys.modules.items()):
@@ -297,6 +299,35 @@ def test_links_lead_to_files(name: str) -> None:
         assert not anchor or anchor in [
             re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings
         ]
+
+
+def documented() -> dict[str, set[str]]:
+    """The names that the reference lists, of each module."""
+    text = "\n".join(path.read_text() for path in sorted(ROOT.glob("docs/reference/*.md")))
+    found: dict[str, set[str]] = {}
+    for module, members in re.findall(
+        r"^::: ([\w.]+)\n    options:\n(?:      .*\n)*?      members: \[(.*)\]", text, re.M
+    ):
+        found.setdefault(module, set()).update(members.split(", "))
+    for name in re.findall(r"^::: ([\w.]+)$(?!\n    options)", text, re.M):
+        module, _, name = name.rpartition(".")
+        found.setdefault(module, set()).add(name)
+    return found
+
+
+def test_the_reference_has_every_public_name_and_no_other() -> None:
+    reference, checked = documented(), set()
+    every = set().union(*reference.values())
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+                public = set(ast.literal_eval(node.value))
+                assert public <= every, f"{module}: {public - every}"
+                assert reference.get(module, set()) <= public, f"{module}: {reference[module] - public}"
+                checked.add(module)
+    assert {"matchdistill", "matchdistill.functional", "matchdistill.models", "matchdistill.data"} <= checked
+    assert not any(name.startswith("_") for name in every)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("docs/reference/*.md")), ids=lambda page: page.stem)

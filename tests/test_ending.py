@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from matchdistill.ending import Terminated, orderly, take_signals, whole
+from matchdistill.ending import Terminated, of_others, orderly, take_signals, whole
 
 CODES = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
@@ -47,6 +47,21 @@ def test_whatever_else_has_taken_the_signals(number):
 
     with pytest.raises(CODES[number]):
         work()
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_signals_that_a_scheduler_has_taken_stay_its_own(number):
+    seen = []
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        with of_others(), orderly():
+            signal.signal(number, lambda *_: seen.append("Lightning's"))
+            take_signals()
+            signal.raise_signal(number)
+        signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    assert seen == [number, number]
 
 
 @pytest.mark.parametrize("number", CODES)

@@ -214,12 +214,12 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"seed": 1', "is damaged or no JSON"),
-        (b"", "is damaged or no JSON"),
-        (b"\xff\xfe", "is damaged or no JSON"),
-        (b"[" * 100_000, "is damaged or no JSON"),
+        (b'{"seed": 1', "is damaged or not JSON"),
+        (b"", "is damaged or not JSON"),
+        (b"\xff\xfe", "is damaged or not JSON"),
+        (b"[" * 100_000, "is damaged or not JSON"),
         (b"[1]", "expected a JSON object, found list"),
-        (b'{"seed": "1"}', "has no seed, name, or of another type"),
+        (b'{"seed": "1"}', "seed, name is missing or has an unexpected type"),
     ],
 )
 def test_json_that_is_damaged_or_something_else(tmp_path, content, message):

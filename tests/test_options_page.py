@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from matchdistill.cli import COMMANDS
+from matchdistill.models import Preparation
 from matchdistill.runs.recipe import SECTIONS, recipe_parser
-from matchdistill.runs.settings import Machine
+from matchdistill.runs.settings import Machine, Teacher
 from matchdistill.runs.store import INDIFFERENT
 from matchdistill.tasks import TASKS
 
@@ -42,10 +44,29 @@ def test_every_setting_has_a_row_with_its_default_and_source(hooks, task):
         assert what, name
         assert source, name
         assert default or name == "teacher.training", name
+    for field in dataclasses.fields(Preparation):
+        assert all(rows[f"`preparation.{field.name}`"]), field.name
+    assert rows["`preparation.crop_pct`"][1] == "`0.875`, or as its weights want it"
     assert rows["`training.mixup`"][1:] == ["`0.0`", "timm"]
     assert rows["`trainer.precision`"][1:] == ["`32-true`", "Lightning"]
     assert rows["`data.random_erasing`"][2] == "torchvision"
     assert rows["`distillation.hysteresis`"][2] == "matchdistill"
+
+
+def test_the_page_of_commands_has_each_option_once(hooks):
+    parts = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", hooks.all_commands(), re.M | re.S))
+    assert list(parts) == list(COMMANDS)
+    page = (DOCS / "reference/command-line.md").read_text()
+    usual = re.findall(r"^\| `--([\w.]+)", page, re.M)
+    assert len(usual) == len(set(usual)) == 10
+    assert set(usual) - {"distillation.weights.mgd"} <= {action.dest for action in recipe_parser()._actions}
+    for text in parts.values():
+        options = re.findall(r"^\| `--([\w.]+)`", text, re.M)
+        assert len(options) == len(set(options))
+        assert not [name for name in options if "." in name and name.partition(".")[0] in SECTIONS]  # on their own page
+    assert {"resume", "out", "open"} <= set(re.findall(r"^\| `--(\w+)`", parts["fit"], re.M))
+    assert "`RUN`" in parts["predict"]
+    assert "--print_shtab" not in str(parts)
 
 
 def test_what_is_said_of_settings_is_said_of_ones_that_there_are(hooks):
@@ -65,4 +86,5 @@ def test_a_place_of_data_may_change_on_resume():
         places = {field.name for field in dataclasses.fields(options) if "Path" in str(field.type)}
         assert places <= options.indifferent, task.name
     assert {"compare", "data.root", "data.workers", "data.val_annotations", "trainer.loggers"} <= INDIFFERENT
+    assert Teacher.indifferent == {"allow_weak", "cache_folder", "cache_gib"}
     assert Machine.indifferent == {"loggers", "log_every"}

@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there."""
+"""What the README shows, and what pages show of loops, is run as it stands there."""
 
 import re
 import shlex
@@ -15,16 +15,22 @@ from matchdistill import cli
 from matchdistill.models import small_resnet
 from matchdistill.runs.recipe import Recipe, plain_config, recipe_parser, resolve_recipe
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(path):
+    """The kind and the text of every block of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks("README.md")
 SHELL = [line for language, text in BLOCKS if language in ("", "bash") for line in text.splitlines()]
 COMMANDS = [found[0] for line in SHELL if (found := re.search(r"\bmatchdistill .*", line))]
-PYTHON = [text for language, text in BLOCKS if language == "python"]
 
 
-def python(word):
-    """The one block of Python that has a word."""
-    (text,) = [text for text in PYTHON if word in text]
+def python(word, path="README.md"):
+    """The one block of Python of a page that has a word."""
+    (text,) = [text for language, text in blocks(path) if language == "python" and word in text]
     return text
 
 
@@ -63,7 +69,7 @@ def test_the_loop_with_data_parallel():
     loader = [(torch.randn(8, 3, 16, 16), torch.randint(10, (8,))) for _ in range(2)]
     names = {"torch": torch, "F": F, "MatchingDistiller": MatchingDistiller, "loader": loader}
     names |= {"teacher": teacher, "student": student}
-    exec(python("DataParallel("), names)
+    exec(python(" = torch.nn.DataParallel(", "docs/howto/processes.md"), names)
     assert torch.isfinite(names["losses"]).all()
     assert not student.state_dict()["fc.weight"].cpu().equal(before["fc.weight"])
     if not torch.cuda.is_available():
@@ -76,7 +82,7 @@ def test_taps_of_ones_own():
 
     names = {"MatchingDistiller": MatchingDistiller}
     names |= {"teacher": torchvision.models.resnet50(), "student": torchvision.models.mobilenet_v2()}
-    exec(python("taps=["), names)
+    exec(python("taps=[", "docs/howto/models.md"), names)
     (position,) = names["distiller"].positions
     assert (position.teacher_channels, position.student_channels) == (1024, 384)
 
@@ -94,7 +100,7 @@ def test_parts_of_larger_models():
         "images": images,
         "targets": [{}] * 4,
     }
-    exec(python("detector"), names)
+    exec(python("detector.backbone", "docs/howto/models.md"), names)
     assert names["loss"].requires_grad
     assert names["distiller"].positions[0].matching.images == 8
 

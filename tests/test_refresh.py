@@ -21,9 +21,30 @@ from distributed import BATCH, IMAGES, distiller, images, plain_loader, refreshe
 from matchdistill import MatchingDistiller
 from matchdistill.distributed import is_sharded, rank_and_world
 from matchdistill.functional import solve_assignment
-from matchdistill.refresh import due, images_of
+from matchdistill.refresh import check_refreshes, due, images_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("every", [0, 3, [0, 2], ()])
+def test_numbers_of_refreshes(every: Any) -> None:
+    check_refreshes(every, 1)
+
+
+@pytest.mark.parametrize(
+    ("every", "most", "told"),
+    [
+        (-1, 5, "refresh_every is -1"),
+        ("x", 5, "refresh_every is 'x'"),
+        (True, 5, "refresh_every is True"),
+        ([0, 1.5], 5, r"refresh_every is \[0, 1.5\]"),
+        (1, 0, "max_images is 0"),
+        (1, "many", "max_images is 'many'"),
+    ],
+)
+def test_numbers_that_no_refresh_has(every: Any, most: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_refreshes(every, most)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from matchdistill.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium")
 FETCHING = {
     "script": "src",
     "img": "src",
@@ -99,7 +101,31 @@ def test_examples_of_docstrings_are_code(site: Path) -> None:
 def test_the_commands_show_their_help(site: Path) -> None:
     text = (site / "reference/command-line/index.html").read_text()
     assert all(f'<h2 id="{command}">' in text for command in COMMANDS)
-    assert "--trainer.prepare_teacher" in text
+    assert "--resume" in text
+    assert "trainer.prepare_teacher" in (site / "reference/options/index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+def test_code_is_not_cut_on_a_small_screen(site: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    too_wide = "blocks => blocks.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.textContent)"
+    columns = """() => {
+        const code = document.querySelector(".md-typeset pre > code");
+        const probe = document.createElement("span");
+        probe.textContent = "m".repeat(100);
+        code.append(probe);
+        return 100 * (code.clientWidth - 40) / probe.getBoundingClientRect().width;
+    }"""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        for name in ("index", "howto/models/index", "howto/cluster/index", "howto/processes/index"):
+            page.goto((site / f"{name}.html").as_uri())
+            assert page.locator("pre > code").evaluate_all(too_wide) == [], name
+        page.goto((site / "howto/loops/index.html").as_uri())
+        assert page.evaluate(columns) >= 110
+        browser.close()
 
 
 @pytest.mark.slow

@@ -32,6 +32,12 @@ def test_sizes(path):
             assert len(parameters) - 1 <= MOST_PARAMETERS, f"line {function.lineno}"
 
 
+def test_no_two_files_of_tests_have_one_name():
+    # pytest imports a file by its name without its folder: two of one name stop a run over all of them.
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 # Names of tasks that stand for other things too: a loss, a part of torchvision's networks; a key of COCO's files.
 WORDS = {"features", "segmentation"}
 

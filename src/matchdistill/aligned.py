@@ -21,6 +21,8 @@ from matchdistill.refreshed import RefreshedPosition
 from matchdistill.taps import Tap
 from matchdistill.trace import Operation
 
+ROUNDING = 1e-12  # the share of a channel's mean square that rounding may make of a variance of 0
+
 
 class CovarianceSums(FeatureSums):
     """Means and covariances of student and teacher channels over all values; see `FeatureSums`."""
@@ -28,10 +30,13 @@ class CovarianceSums(FeatureSums):
     def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Products of student and teacher (Cs, Ct) and of the teacher's (Ct, Ct), sums, the student's squares, V."""
         with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
-            first, second = _values(student, mask), _values(teacher, mask)
-            count = first.new_tensor(first.shape[1]) if mask is None else mask.sum()
-            squares = first.square().sum(1)
-            return [first @ second.T, second @ second.T, first.sum(1), second.sum(1), squares, count]
+            own, first, count = _centred(student, mask)
+            others, second, _ = _centred(teacher, mask)
+            both, products = ((values @ others.T).to(second) for values in (own, others))
+            both.addr_(count * first, second)
+            products.addr_(count * second, second)
+            squares = own.square().sum(1) + count * first.square()
+            return [both, products, count * first, count * second, squares, count]
 
     def shapes(self, students: int, teachers: int) -> list[tuple[int, ...]]:
         """(Cs, Ct), (Ct, Ct), (Cs,), (Ct,), (Cs,) and a number."""
@@ -47,26 +52,46 @@ class CovarianceSums(FeatureSums):
         both, _, student, teacher, _, count = self._sums
         return both / count - torch.outer(student / count, teacher / count)
 
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """Standard deviations of student (Cs,) and teacher channels (Ct,), 0 where rounding is all that varies.
+
+        Raises:
+            ValueError: no image was seen.
+        """
+        self._check_seen()
+        _, products, student, teacher, squares, count = self._sums
+        return _deviation(squares / count, student / count), _deviation(products.diagonal() / count, teacher / count)
+
     def of_targets(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (Cs,) of the targets that a map (Cs, Ct) makes."""
         self._check_seen()
         _, products, _, teacher, _, count = self._sums
         mean = rotation @ (teacher / count)
-        variance = ((rotation @ (products / count)) * rotation).sum(1) - mean.square()
-        return mean, variance.clamp_min(0).sqrt()
+        return mean, _deviation(((rotation @ (products / count)) * rotation).sum(1), mean)
 
     def correlation(self, rotation: Tensor) -> Tensor:
         """Of student channels and the targets that a map (Cs, Ct) makes (Cs, Cs); 0 where one does not vary."""
-        _, _, student, _, squares, count = self._sums
-        varies = (squares / count - (student / count).square()).clamp_min(0).sqrt()
-        scale = torch.outer(varies, self.of_targets(rotation)[1])
+        scale = torch.outer(self.deviations()[0], self.of_targets(rotation)[1])
         return (self.covariance() @ rotation.T / scale.masked_fill(scale == 0, torch.inf)).clamp(-1, 1)
 
 
-def _values(features: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, C, *) -> (C, V), in 32 bits at least."""
+def _deviation(squares: Tensor, mean: Tensor) -> Tensor:
+    """Standard deviations by mean squares (C,) and means (C,), 0 where rounding is all that varies."""
+    variance = squares - mean.square()
+    return variance.masked_fill(variance <= ROUNDING * squares, 0).sqrt()
+
+
+def _centred(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of (N, C, *) less their mean (C, V), in 32 bits at least; the mean (C,) and their number V, in 64.
+
+    Products of differences in 32 bits say how channels vary where products of values would be a matter of rounding.
+    """
     values = masked(features.detach(), mask)
-    return values.to(torch.promote_types(values.dtype, torch.float32)).transpose(0, 1).flatten(1)
+    values = values.to(torch.promote_types(values.dtype, torch.float32)).transpose(0, 1).flatten(1)
+    count = values.new_tensor(values.shape[1]) if mask is None else mask.sum()
+    mean = values.sum(1) / count.clamp_min(1)
+    values = values - (mean[:, None] if mask is None else mean[:, None] * mask.flatten())
+    return values, mean.to(wide(values.device)), count.to(wide(values.device))
 
 
 class AlignedPosition(RefreshedPosition):
@@ -169,7 +194,7 @@ class AlignedPosition(RefreshedPosition):
         """What is shown: each student channel is paired with its own target, at a cost of 2 - 2 times their correlation."""
         cost = 2 - 2 * sums.correlation(rotation)
         return Matching(
-            self.name, torch.arange(len(cost), device=cost.device)[:, None], cost.float(), sums.count, changed
+            self.name, torch.arange(len(cost), device=cost.device)[:, None], cost.float(), sums.images, changed
         )
 
     def extra_repr(self) -> str:

@@ -66,7 +66,7 @@ def candidates(encoder: Encoder) -> list[list[Candidate]]:
 
 
 def _resolutions(encoder: Encoder) -> list[list[Operation]]:
-    """The encoder's stages, and those of other resolutions that its branches have, finest first."""
+    """The encoder's stages, and stages of other resolutions in its branches, finest first."""
     stages = list(encoder.stages)
     for operation in leading(encoder):
         if closes_block(encoder.trace, operation) and not any(same_resolution(s[0], operation) for s in stages):

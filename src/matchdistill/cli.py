@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from matchdistill.commands.compare import compare
@@ -29,10 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for a mistake of the user, said in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _make_streams_usable()
+    if arguments[:1] == ["help"]:  # help COMMAND is COMMAND --help
+        arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if arguments[0] in ("--version", "version"):
         from importlib.metadata import version
 
         print(version("matchdistill"))
@@ -40,21 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jsonargparse import ArgumentError
 
     from matchdistill.ending import OUT_OF_TIME, OutOfTime, Terminated, orderly
+    from matchdistill.messages import did_you_mean, plain_warnings
 
     command = COMMANDS.get(arguments[0])
     try:
         if command is None:
-            from matchdistill.messages import did_you_mean
-
+            names = [*COMMANDS, "help", "version"]
             raise ValueError(
-                f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}: expected one of "
-                + ", ".join(COMMANDS)
+                f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], names) or '.'} Commands: {', '.join(names)}"
             )
         for before, argument in itertools.pairwise(arguments):
             if not argument or (argument.startswith("--") and argument.endswith("=")):
                 option = argument.removesuffix("=") or before
                 raise ValueError(f"{option} is given an empty value: is a variable of the shell not set?")
-        with orderly():
+        with orderly(), plain_warnings():
             command(arguments[1:])
     except (ValueError, OSError, FloatingPointError, ArgumentError, RuntimeError) as error:
         if os.environ.get("MATCHDISTILL_DEBUG"):
@@ -97,13 +99,17 @@ def _ended(how: str, code: int) -> int:
     """Say that a command has been ended, once where several processes run it."""
     lightning = sys.modules.get("pytorch_lightning.utilities")
     if lightning is None or lightning.rank_zero_only.rank == 0:
-        print(f"matchdistill: {how}; what was finished is kept, a run goes on with it by --resume", file=sys.stderr)
+        print(f"matchdistill: {how}; finished work is kept: continue a run with --resume", file=sys.stderr)
     return code
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    indent = " " * (width + 4)
+    lines = [
+        textwrap.fill(f"  {name:{width}}  {(command.__doc__ or '').splitlines()[0]}", 79, subsequent_indent=indent)
+        for name, command in COMMANDS.items()
+    ]
     return "\n".join(
         [
             "usage: matchdistill COMMAND ...",
@@ -113,6 +119,7 @@ def _usage() -> str:
             *lines,
             "",
             "matchdistill COMMAND --help explains each, and --help all every option.",
+            "matchdistill version is the version.",
             "MATCHDISTILL_DEBUG=1 shows where an error comes from.",
         ]
     )

@@ -175,7 +175,9 @@ class MatchingDistiller(FeatureDistiller):
         """Add the features of a pass, of the student's and the teacher's values as they were captured, to the sums."""
         values = self.teacher_values(captured)
         for place, (position, total) in enumerate(zip(self.positions, sums, strict=True)):
-            total.update(*position.masked_maps(captured.values[place], values[place], mask))
+            value = captured.values[place]
+            images = len(value) if value.ndim == 2 else None  # pooled: one map of them all
+            total.update(*position.masked_maps(value, values[place], mask), images)
 
     def run(
         self, batch: Any, forward: Callable[[Any], Any] | None = None, count: int | None = None
@@ -217,7 +219,7 @@ class MatchingDistiller(FeatureDistiller):
         assert tolerance is not None
         for place, position in enumerate(self.positions):
             sums = [position.over_ranks(half[place]) for half in halves]
-            counts = [total.count for total in sums]
+            counts = [total.images for total in sums]
             if not all(counts) or sum(counts) >= next_check:
                 return False
             if from_rank_0(torch.tensor(position.regret(sums), device=position.margin.device)) > tolerance:

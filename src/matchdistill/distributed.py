@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,3 +35,25 @@ def from_rank_0(value: Tensor) -> Tensor:
         value = value.contiguous()
         dist.broadcast(value, 0)
     return value
+
+
+def take_from_rank_0(values: Iterable[Tensor]) -> None:
+    """Overwrite values by rank 0's on every rank, as DDP does with what it wraps."""
+    if rank_and_world()[1] > 1:
+        for value in values:
+            value.copy_(from_rank_0(value))
+
+
+@functools.cache
+def leave_at_exit() -> None:
+    """Let this process leave its group before it ends, if it is in one then.
+
+    A group of gloo that lives until the interpreter is torn down can abort the process, after its work is done. Lightning
+    ends groups of NCCL alone.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -42,12 +42,14 @@ class _Ending:
 
     Attributes:
         process: whose work it is; None: there is none.
+        handlers: what handles the signals in it, by number.
         told: the signal that has come.
         since: when it came.
         whole: how many blocks are not to be cut.
     """
 
     process: int | None = None
+    handlers: dict[signal.Signals, Callable[..., Any] | int | None] = {}  # noqa: RUF012 - replaced, never changed
     told: int | None = None
     since = 0.0
     whole = 0
@@ -64,6 +66,7 @@ def orderly() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in CODES}
     _Ending.process, _Ending.told, _Ending.whole = os.getpid(), None, 0
+    _Ending.handlers = {number: _handle for number, handler in before.items() if handler != signal.SIG_IGN}
     try:
         take_signals()
         yield
@@ -77,6 +80,18 @@ def orderly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def of_others() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stay what they are inside, as a scheduler has set them, whatever takes them in it."""
+    _Ending.process, _Ending.told = os.getpid(), None
+    _Ending.handlers = {number: signal.getsignal(number) for number in CODES}
+    try:
+        yield
+    finally:
+        take_signals()
+        _Ending.process = None
+
+
 def exception(number: int) -> BaseException:
     """What tells that a signal has ended the work."""
     return Terminated(CODES[signal.SIGTERM]) if number == signal.SIGTERM else KeyboardInterrupt()
@@ -85,9 +100,8 @@ def exception(number: int) -> BaseException:
 def take_signals() -> None:
     """Take the signals of the work back from what has taken them in it."""
     if _Ending.process == os.getpid() and threading.current_thread() is threading.main_thread():
-        for number in CODES:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, _handle)
+        for number, handler in _Ending.handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -136,6 +136,11 @@ class FeatureDistiller(nn.Module):
         """The teacher, as it was given."""
         return self._teacher.model
 
+    @property
+    def frozen_teacher(self) -> FrozenTeacher:
+        """What runs the teacher."""
+        return self._teacher
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureDistiller:
         self._teacher.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

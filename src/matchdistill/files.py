@@ -157,11 +157,11 @@ def read_json(path: str | Path, **required: Kind) -> dict[str, Any]:
     try:
         value = json.loads(content, object_pairs_hook=_once)  # of bytes it finds out the encoding, by their first ones
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or no JSON ({cause(error)})") from error
+        raise ValueError(f"{path} is damaged or not JSON ({cause(error)})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     if wrong := [key for key, kind in required.items() if key not in value or not is_kind(value[key], kind)]:
-        raise ValueError(f"{path} has no {', '.join(wrong)}, or of another type than expected")
+        raise ValueError(f"{path}: {', '.join(wrong)} is missing or has an unexpected type")
     return value
 
 

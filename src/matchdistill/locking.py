@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import secrets
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK = ".lock"
+MARK = ".in-use-"
 LONGEST = 30.0  # seconds: processes that a killed one has started take a while to see it, and have locks of their own
 
 _held: set[int] = set()  # descriptors of this process's locks
@@ -49,13 +51,43 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        _held.discard(descriptor)
-        os.close(descriptor)
+        _let_go(path, descriptor)
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+@contextlib.contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """Mark a folder as in use by this process, beside any others that use it; it is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = secrets.token_hex(8)
+    path, unlocked = folder / f"{MARK}{name}", folder / f".{name}"
+    descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
+        try_lock(descriptor)
+        unlocked.rename(path)  # a mark without a lock would be one that a killed process has left
+        yield
+    finally:
+        _let_go(path, descriptor)
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a process that lives has marked a folder; where the system does not tell, a mark counts."""
+    for path in folder.glob(f"{MARK}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if is_locked(path) is not False:
+                return True
+            path.unlink()  # of a process that was killed
+    return False
+
+
+def _let_go(path: Path, descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+    _held.discard(descriptor)
+    os.close(descriptor)
 
 
 def _locked(path: Path) -> int:

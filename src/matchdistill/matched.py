@@ -111,12 +111,12 @@ class MatchedPosition(RefreshedPosition):
         self.index.copy_(index)
         self.margin.copy_(from_rank_0(reduce_margin(margin.to(index.device), index, self.rule)))
         # Kept until the next refresh: in float64 it would be the largest thing that a step holds beside the networks.
-        self.matching = Matching(self.name, index, cost.float(), sums.count, changed)
+        self.matching = Matching(self.name, index, cost.float(), sums.images, changed)
         return self.matching
 
     def found(self, sums: CostAccumulator) -> Matching:
         """The matching in force, with the costs of the images of the sums."""
-        return Matching(self.name, self.index, sums.compute().float(), sums.count)
+        return Matching(self.name, self.index, sums.compute().float(), sums.images)
 
     def members(self, channels: Tensor, fit: Matching, most: int) -> Tensor:
         """The teacher channels of the groups of student channels, the most similar first."""

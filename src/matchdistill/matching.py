@@ -25,12 +25,13 @@ class FeatureSums:
     Everything is summed in float64 on the features' device, without waiting for it.
 
     Attributes:
-        count: number of images.
+        count: number of maps of a channel: one for each image, but one for each batch of pooled values, which vary over it.
+        images: number of images.
     """
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
-        self.count = 0
+        self.count = self.images = 0
 
     def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
         """What a batch adds, in the order of `shapes`."""
@@ -44,10 +45,14 @@ class FeatureSums:
         """Sums of the same kind over no images."""
         return type(self)()
 
-    def update(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
-        """Add a batch of student (N, Cs, *) and teacher (N, Ct, *) features of the same images and positions.
+    def update(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None, images: int | None = None) -> None:
+        """Add a batch.
 
-        A mask (N, *), bool, is True at the positions that count.
+        Args:
+            student: features (N, Cs, *).
+            teacher: features (N, Ct, *) of the same images and positions.
+            mask: positions that count (N, *), bool; None: all.
+            images: how many images they are of; None: N.
         """
         batch = self.parts(student, teacher, mask)
         if not self._sums:
@@ -60,16 +65,17 @@ class FeatureSums:
         for total, part in zip(self._sums, batch, strict=True):
             total += part
         self.count += len(student)
+        self.images += len(student) if images is None else images
 
     def over_ranks(self: Sums, students: int, teachers: int, device: torch.device) -> Sums:
         """The sums over the images of all ranks, on every rank; a rank may have seen none."""
         if not self._sums:
             self._start(students, teachers, device)
         reduced = self + self.empty()
-        count = torch.tensor(self.count, device=device)
-        for total in (*reduced._sums, count):
+        counts = torch.tensor([self.count, self.images], device=device)
+        for total in (*reduced._sums, counts):
             dist.all_reduce(total)
-        reduced.count = int(count)
+        reduced.count, reduced.images = map(int, counts.tolist())
         return reduced
 
     def __add__(self: Sums, other: Sums) -> Sums:
@@ -77,7 +83,7 @@ class FeatureSums:
         both = self.empty()
         parts = [sums for sums in (self._sums, other._sums) if sums]
         both._sums = [sum(totals[1:], totals[0].clone()) for totals in zip(*parts, strict=True)]
-        both.count = self.count + other.count
+        both.count, both.images = self.count + other.count, self.images + other.images
         return both
 
     def _start(self, students: int, teachers: int, device: torch.device) -> None:
@@ -141,7 +147,7 @@ class Matching:
         name: the position, "teacher tap -> student tap".
         index: matched teacher channels (Cs, G), -1 where a student channel has none.
         cost: matching cost (Cs, Ct), float32; it was solved for in float64.
-        images: how many images the cost is a mean over.
+        images: how many images the cost is of.
         churn: share of the teacher channels that changed their student channel at this refresh; None at the first.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,11 +30,42 @@ def network_costs(network: nn.Module, inputs: Any, seconds: float = 0.1) -> dict
     with unchanged(network):
         counted = operations(lambda: network.forward(inputs))  # not of a compiled one, which would be compiled anew
         network(inputs)
-        while len(latencies) < 3 or (sum(latencies) < seconds and len(latencies) < 100):
+        # Whatever else the machine does makes single calls longer: the least one tells how many there is time for.
+        while len(latencies) < 3 or (len(latencies) * min(latencies) < seconds and len(latencies) < 100):
             started = _now()
             network(inputs)
             latencies.append(_now() - started)
     return {"operations": counted, "latency": float(torch.tensor(latencies).median())}
+
+
+def best_batch(network: nn.Module, inputs: Any, most: int = 64, seconds: float = 1.0) -> dict[str, float]:
+    """The batch of so many images at which a network takes least time for each, as far as it was tried.
+
+    Args:
+        network: in evaluation mode; its state is put back afterwards.
+        inputs: what it is called with for one image: a batch (1, ...), or a list of one image.
+        most: images of the largest batch that is tried; batches double from 1 on.
+        seconds: a batch that would take longer is not tried.
+
+    Returns:
+        "batch", and its least "latency" of three in seconds: other work of the machine makes it longer.
+    """
+    best = {"batch": 1.0, "latency": math.inf}
+    with unchanged(network):
+        for size in (2**power for power in range(most.bit_length())):
+            batch = inputs.repeat(size, *[1] * (inputs.ndim - 1)) if isinstance(inputs, Tensor) else inputs * size
+            network(batch)
+            latency = math.inf
+            for _ in range(3):
+                started = _now()
+                network(batch)
+                latency = min(latency, _now() - started)
+            if latency / size >= 0.95 * best["latency"] / best["batch"]:
+                break
+            best = {"batch": float(size), "latency": latency}
+            if 2 * latency > seconds:
+                break
+    return best
 
 
 def operations(work: Callable[[], object]) -> int:

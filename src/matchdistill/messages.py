@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -76,6 +77,33 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+_printed: set[str] = set()
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings in a block as sentences, each once; with MATCHDISTILL_DEBUG, with the places that they come from."""
+    before = warnings.formatwarning
+    _printed.clear()
+    if not os.environ.get("MATCHDISTILL_DEBUG"):
+        warnings.formatwarning = as_sentence
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def as_sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as `plain_warnings` prints it; nothing where it was printed before, by another run of a comparison."""
+    text = f"warning: {' '.join(str(message).split())}\n"
+    if text in _printed:
+        return ""
+    _printed.add(text)
+    return text
+
+
 def printable(name: str) -> str:
     """A file's name as any terminal and page can show it: of one that is not UTF-8, the bytes that are not as ``\\xe9``.
 
@@ -95,13 +123,27 @@ def attempt(what: str, work: Callable[[], object]) -> None:
 
 
 def console(quiet: bool = False) -> Console:
-    """Standard output; wide where it is no terminal, so that lines in files and pipes stay whole.
+    """Standard output; tables are 80 columns wide in files and pipes, or what COLUMNS says; ``soft_wrap`` keeps lines whole.
 
     Names and paths are printed as they are: brackets and colons in them are no markup.
     """
     from rich.console import Console
 
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
+    return Console(quiet=quiet, markup=False, emoji=False)
+
+
+def duration(seconds: float) -> str:
+    """A time for people.
+
+    Examples:
+        >>> duration(8), duration(100), duration(4000), duration(300_000)
+        ('8 s', '2 min', '1.1 h', '3.5 days')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def listed(names: Iterable[str], most: int = 30) -> str:

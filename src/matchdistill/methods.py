@@ -105,7 +105,7 @@ class Method(NamedTuple):
         taught = [] if self.family is None else [self.family.learned.format(reduction=self.reduction)]
         taught += ["its output"] if self.kd else []
         if not taught:
-            return f"from {beside} alone"
+            return f"from {beside} alone" if beside else "nothing and is as it was given"
         return f"{f'from {beside}, and' if beside else 'without labels,'} of the teacher {' and '.join(taught)}"
 
 

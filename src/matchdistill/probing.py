@@ -121,11 +121,22 @@ def copy_of_model(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): it holds something that "
             "copy.deepcopy does not take, such as a lock or an open file"
         ) from error
-    for module in copied.modules():
+    remove_own_hooks(copied)
+    return copied
+
+
+def remove_own_hooks(model: nn.Module) -> None:
+    """Take all hooks of this package off a model, and what torch notes of them: another process counts hooks anew."""
+    for module in model.modules():
+        notes = (
+            module._forward_hooks_with_kwargs,
+            module._forward_hooks_always_called,
+            module._forward_pre_hooks_with_kwargs,
+        )
         for hooks in _hooks(module):
             for number in _own(hooks):
-                del hooks[number]
-    return copied
+                for held in (hooks, *notes):
+                    held.pop(number, None)
 
 
 def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:

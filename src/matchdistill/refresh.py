@@ -18,6 +18,27 @@ from matchdistill.trace import tensors_in
 
 # Images before the first check of a refresh with a tolerance: four doublings are less than a fifth of 20,000, the default.
 FIRST_CHECK = 240
+SHARE = 0.1  # of the images of the steps, that refreshes see at most where nothing else is said
+
+
+def check_refreshes(every: int | Sequence[int], max_images: int) -> None:
+    """Raise unless a trainer can refresh by these numbers of epochs and of images.
+
+    Raises:
+        ValueError: numbers that are not whole, negative epochs, or no image.
+
+    Examples:
+        >>> check_refreshes("daily", 100)
+        Traceback (most recent call last):
+        ValueError: refresh_every is 'daily': expected a whole number of epochs, 0 for once, or the epochs as a list
+    """
+    epochs = [every] if isinstance(every, int) else every
+    if isinstance(every, str | bool) or not all(isinstance(epoch, int) and epoch >= 0 for epoch in epochs):
+        raise ValueError(
+            f"refresh_every is {every!r}: expected a whole number of epochs, 0 for once, or the epochs as a list"
+        )
+    if not isinstance(max_images, int) or max_images < 1:
+        raise ValueError(f"max_images is {max_images!r}: expected a whole number of images from 1 on")
 
 
 def due(epoch: int, every: int | Sequence[int]) -> bool:
@@ -28,6 +49,20 @@ def due(epoch: int, every: int | Sequence[int]) -> bool:
     if isinstance(every, int):
         return epoch == 0 or (every > 0 and epoch % every == 0)
     return epoch == 0 or epoch in every
+
+
+def rarely(images: int, trained: int) -> int:
+    """Epochs between refreshes that see at most `SHARE` of the images that the steps see.
+
+    Args:
+        images: the most of a refresh.
+        trained: images of an epoch.
+
+    Examples:
+        >>> rarely(20_000, 600), rarely(20_000, 50_000), rarely(20_000, 1_281_167)
+        (10, 4, 1)
+    """
+    return math.ceil(min(images, trained) / (SHARE * trained))
 
 
 def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from matchdistill.functional import wide
 from matchdistill.probing import copy_of_model
 from matchdistill.taps import Tap
 from matchdistill.trace import tensors_in
+
+
+class Cache(Protocol):
+    """What may have a teacher's values without running it."""
+
+    def values(self, captured: Captured, run: Callable[[], dict[int, Any]]) -> dict[int, Any] | None:
+        """The tapped values by number of the tap, the output left in ``captured.teacher_output``; None: it has none.
+
+        Args:
+            captured: of the student, with the arguments.
+            run: runs the teacher on them and returns the values as they are.
+        """
 
 
 class FrozenTeacher:
@@ -30,6 +42,9 @@ class FrozenTeacher:
         prepare: makes a copy of it run faster, which runs in its place; None: it runs itself.
         shared: modules that the student has too (see `shared_modules`). They stay in the student's modes, except while the
             teacher runs.
+
+    Attributes:
+        cache: has the values of some arguments, for which the teacher does not run; None: it always runs.
 
     Raises:
         ValueError: a tap on a module that the teacher does not have.
@@ -45,6 +60,7 @@ class FrozenTeacher:
         with training_kept(shared):
             model.eval()
         self.model, self.capture, self.prepare, self.shared = model, Capture(model, taps), prepare, shared
+        self.cache: Cache | None = None
         self.copies: dict[torch.device, FrozenTeacher] = {}
         # What the copies were made of: tensors with their versions, and sums.
         self._versions: list[tuple[Tensor, int]] = []
@@ -61,6 +77,12 @@ class FrozenTeacher:
                 "the student itself was not called in the block, only its forward() or parts of it, which no hook sees: "
                 "call student(images), or give the teacher's arguments to distiller.capture(images)"
             )
+        if self.cache is not None and (kept := self.cache.values(captured, lambda: self._run(captured))) is not None:
+            return kept
+        return self._run(captured, make_copy)
+
+    def _run(self, captured: Captured, make_copy: Callable[[int, Tensor], Any] | None = None) -> dict[int, Any]:
+        assert captured.arguments is not None
         tensors = tensors_in(captured.arguments)
         teacher = self.on(tensors[0].device) if tensors else self
         # The student's graph may hold the arguments, which are therefore not the teacher's to change.
@@ -78,7 +100,7 @@ class FrozenTeacher:
                 own.make_copy = make_copy
                 captured.teacher_output = teacher.model(*args, **kwargs)
         except ChangedInPlaceError:  # fewer calls of a module than in the passes before: now it is known
-            return self(captured, make_copy)
+            return self._run(captured, make_copy)
         except TypeError as error:
             if misfit := _misfit(teacher.model, args, kwargs):
                 raise ValueError(

@@ -170,7 +170,7 @@ class Trace:
         return math.prod(operation.grid) > 1
 
     def body(self) -> int:
-        """The weights, as bits, that maps or tokens are made with: all but those of a head on pooled features."""
+        """The weights, as bits, that make maps or tokens: all but a head on pooled features."""
         found = 0
         for operation in self.operations:
             if self.is_feature(operation):
@@ -288,10 +288,10 @@ def traced(
     model itself, whose state is put back.
 
     Args:
-        model: as of `Trace`.
-        example: as of `Trace`.
-        options: as of `Trace`.
-        training: as of `Trace`.
+        model: the network, as `Trace` takes it.
+        example: its inputs, as `Trace` takes them.
+        options: its keyword arguments, as `Trace` takes them.
+        training: the mode of the pass, as `Trace` takes it.
         values: whether a pass with values is made where one without fails.
 
     Raises:

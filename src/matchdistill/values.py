@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from argparse import Action
 from collections import Counter
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from matchdistill.messages import did_you_mean
@@ -20,8 +21,18 @@ LONGEST = 1_000_000  # characters; the longest recipe has some thousands
 MOST = 100_000  # values, those that an alias stands for counted each time
 
 
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help in which functions that read a value are called "path", as they all read one."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        return "path" if isinstance(action.type, FunctionType) else super()._get_type_str(action)
+
+
 class OptionParser(ArgumentParser):
     """A parser of options that names the nearest ones where there is none of a name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error of arguments that do not fit."""
@@ -122,7 +133,7 @@ def check_yaml(text: str | bytes) -> None:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _count(root, {}) > MOST:
-            raise ValueError(f"its aliases stand for more than {MOST} values")
+            raise ValueError(f"its aliases expand to more than {MOST} values")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -132,7 +143,7 @@ def _count(node: Node, counts: dict[Node, int | None]) -> int:
     if node in counts:
         known = counts[node]
         if known is None:
-            raise ValueError(f"{_place(node)} stands for itself by an alias")
+            raise ValueError(f"{_place(node)} contains itself through an alias")
         return known
     counts[node] = None
     total = 1

@@ -50,7 +50,7 @@ def test_a_step_is_set_beside_its_parts(coco, monkeypatch):
     clock = itertools.cycle([2.0, 1.0, 3.3, 3.3, 1.0, 2.0])  # there and back
     works = []
 
-    def timed(work, device):
+    def timed(work, device, given):
         works.append(work)
         work()
         return next(clock)

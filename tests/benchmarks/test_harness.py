@@ -1,5 +1,6 @@
 """Works in turn, what is made of their times, and the file of results."""
 
+import datetime
 import json
 import os
 
@@ -12,7 +13,7 @@ from benchmarks import harness
 def test_works_take_turns_there_and_back(monkeypatch):
     calls = []
     works = {name: lambda name=name: calls.append(name) for name in "abc"}
-    monkeypatch.setattr(harness, "timed", lambda work, device: (work(), len(calls))[1])
+    monkeypatch.setattr(harness, "timed", lambda work, device, clock: (work(), len(calls))[1])
     seconds = harness.interleaved(works, rounds=2, warmup=2)
     assert "".join(calls) == "aabbcc" + "abc" + "cba"
     assert seconds == {"a": [7, 12], "b": [8, 11], "c": [9, 10]}
@@ -50,6 +51,7 @@ def test_results_have_their_command_and_machine(tmp_path, monkeypatch):
     saved = json.loads((tmp_path / "step_cpu.json").read_text())
     assert saved["command"] == "python -m benchmarks step --only '[kd, alone]'"
     assert saved["results"] == {"size": 3}
+    assert datetime.date.fromisoformat(saved["measured"]) <= datetime.datetime.now(datetime.UTC).date()
     assert saved["machine"]["threads"] == torch.get_num_threads()
     assert saved["machine"]["torch"] == torch.__version__
     assert saved["machine"]["device"] == "cpu"

@@ -146,14 +146,36 @@ def test_processes_that_cannot_be_compared(options):
 
 
 def test_assignments(tmp_path, monkeypatch):
-    assign.run(json=tmp_path / "assign.json", students=6, teachers=13, rounds=1)
+    monkeypatch.delitem(assign.COSTS, "trained")
+    assign.run(json=tmp_path / "assign.json", students=[6, 4], teachers=13, rounds=1)
     found = results(tmp_path / "assign.json")["costs"]
-    assert list(found) == ["random", "realistic"]
+    assert list(found) == ["random, 6", "random, 4", "realistic, 6", "realistic, 4"]
     for each in found.values():
         assert 0 < each["mean cost"]["matchdistill"] < 2
+        assert each["mean cost"]["scipy"] == pytest.approx(each["mean cost"]["matchdistill"], abs=1e-12)
     monkeypatch.setattr(assign, "HAS_SOLVER", False)
-    assign.run(json=tmp_path / "assign.json", students=6, teachers=13, rounds=1)
-    assert list(results(tmp_path / "assign.json")["costs"]["random"]["works"]) == ["matchdistill"]
+    assign.run(json=tmp_path / "assign.json", students=[6], teachers=13, rounds=1)
+    assert list(results(tmp_path / "assign.json")["costs"]["random, 6"]["works"]) == ["matchdistill", "scipy"]
+
+
+def test_costs_that_cannot_be_had_are_left_out(tmp_path, monkeypatch, capsys):
+    def missing(students, teachers):
+        raise ImportError("No module named 'efficientnet_lite_pytorch'")
+
+    monkeypatch.setitem(assign.COSTS, "trained", missing)
+    assign.run(json=tmp_path / "assign.json", students=[2], teachers=5, rounds=1)
+    assert "trained: left out (No module named" in capsys.readouterr().out
+    assert list(results(tmp_path / "assign.json")["costs"]) == ["random, 2", "realistic, 2"]
+
+
+def test_trained_costs_are_of_the_last_maps():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    try:
+        cost = assign.trained_cost(20, 30)
+    except ValueError as error:
+        pytest.skip(str(error))  # no Fashion-MNIST
+    assert cost.shape == (20, 30)
+    torch.testing.assert_close(cost, assign.trained_cost(40, 50)[-20:, -30:], rtol=0, atol=1e-6)
 
 
 def test_realistic_costs_have_structure():

@@ -22,6 +22,26 @@ ALL = {
         every=10,
         pairs={"a": {"works": summary({"matchdistill": [1.0, 1.0], "online": [1.02, 1.02]}, "matchdistill")}},
     ),
+    "cached_cpu": found(
+        dtype="float16",
+        pairs={
+            "a": {
+                "works": summary({"alone": [1.0, 1.0], "cached": [1.04, 1.04], "limit": [1.9, 1.9]}, "alone"),
+                "bytes of an image": 3_010_560,
+            }
+        },
+    ),
+    "peers_cpu": found(
+        packages={"torchdistill": "1.1.5"},
+        pairs={
+            "a": {
+                name: {**own, "tensors": tensors}
+                for (name, own), tensors in zip(
+                    summary({"limit": [1.0, 1.0], "torchdistill": [1.3, 1.3]}, "limit").items(), (100, 125), strict=True
+                )
+            }
+        },
+    ),
     "refresh_cpu": found(
         pairs={
             "resnet50 -> mobilenet_v2": {
@@ -41,12 +61,13 @@ ALL = {
         }
     ),
     "assign_cuda": found(
-        students=4,
         teachers=8,
         costs={
-            "random": {
-                "works": summary({"matchdistill": [1.0, 1.0], "original": [30.0, 30.0]}, "matchdistill"),
-                "mean cost": {"matchdistill": 0.5, "original": 0.5},
+            "random, 4": {
+                "works": summary(
+                    {"matchdistill": [1.0, 1.0], "scipy": [5.0, 5.0], "original": [30.0, 30.0]}, "matchdistill"
+                ),
+                "mean cost": {"matchdistill": 0.5, "scipy": 0.5, "original": 0.5},
             }
         },
     ),
@@ -105,6 +126,18 @@ def test_a_profile_names_what_is_above_the_limit_and_adds_up():
     assert "a refresh of 4 images" in text
 
 
+def test_reasons_are_of_the_results():
+    works = summary({"limit": [1.0], "prepared": [0.9], "prepared + compiled loss": [0.99]}, "limit")
+    step = found(pairs={"a": {"works": works, "loss differences": {}}})
+    refresh = {"forwards": {"aten::conv": 2.0, "aten::mm": 0.5}, "matchdistill": {"aten::conv": 2.1, "aten::mm": 0.75}}
+    profile = found(batches=2, pairs={"a": {"step": {"limit": {}, "matchdistill": {}}, "refresh": refresh}})
+    text = page.page({"step_cpu": step, "profile_cpu": profile})
+    assert "(`aten::mm`) alone take 10.0% of the forward" in text
+    assert "of 1.100 of the time (1.100 to 1.100)" in text
+    assert "older solver" in text
+    assert "older solver" not in page.page({"profile_cpu": {**profile, "measured": page.SOLVER}})
+
+
 def test_a_refresh_of_the_default_number_of_images_is_calculated():
     """1.05 s per image without the assignments, half a second for these, beside 1 s per image of the forward passes."""
     assert "takes 1.050 of the forward passes" in page.page({"refresh_cpu": ALL["refresh_cpu"]})
@@ -157,6 +190,9 @@ def test_targets_are_met_or_missed():
     assert line("the original's step").endswith("at least 2 | cpu | resnet50 -> mobilenet_v2 | 2.941 | met |")
     assert line("loss with a prepared teacher,").endswith("2.0e-05 | met |")
     assert line("a step that sums").endswith("1.020 | **missed** |")
+    assert line("a step with the teacher's features").endswith("1.040 | met |")
+    assert line("torchdistill") == "| torchdistill | 1300.0 | 1.300 | 1.300 | 1.300 | 1.250 |"
+    assert "3.01 MB an image in float16" in page.page(ALL)
     assert line("peak memory").endswith("2.000 | **missed** |")
     assert line("memory of a refresh").endswith("1.000 | met |")
     assert line("refresh, of the forward passes").endswith("1.100 | **missed** |")

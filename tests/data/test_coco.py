@@ -136,9 +136,9 @@ BAD = {
     "text": (change_note(8, bbox=["20", 10, 5, 5]), "annotation 8: its box ['20', 10, 5, 5] is not x, y, width, height"),
     "three": (change_note(8, bbox=[20, 10, 5]), "annotation 8: its box [20, 10, 5] is not x, y, width, height"),
     "no box": (lambda content: note_of(content, 8).pop("bbox"), "annotation 8: its box [] is not x, y, width, height"),
-    "category": (change_note(8, category_id=4), "annotation 8: there is nothing with its category_id 4"),
-    "image": (change_note(8, image_id=4), "annotation 8: there is nothing with its image_id 4"),
-    "list as image": (change_note(8, image_id=[4]), "annotation 8: there is nothing with its image_id [4]"),
+    "category": (change_note(8, category_id=4), "annotation 8: its category_id 4 is not in the file"),
+    "image": (change_note(8, image_id=4), "annotation 8: its image_id 4 is not in the file"),
+    "list as image": (change_note(8, image_id=[4]), "annotation 8: its image_id [4] is not in the file"),
     "area": (change_note(8, area=-1), "annotation 8: its area -1 is not a number from 0 on"),
     "text as area": (change_note(8, area="big"), "annotation 8: its area 'big' is not a number from 0 on"),
     "crowd": (change_note(8, iscrowd="yes"), "annotation 8: its iscrowd 'yes' is neither 0 nor 1"),
@@ -212,10 +212,10 @@ def test_validation_boxes_stay_as_they_are(coco_root):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is damaged or no JSON"),
-        ('{"images": [', "is damaged or no JSON"),
+        ("", "is damaged or not JSON"),
+        ('{"images": [', "is damaged or not JSON"),
         ("[]", "expected a JSON object, found list"),
-        ('{"images": [], "categories": []}', "has no annotations"),
+        ('{"images": [], "categories": []}', "annotations is missing or has an unexpected type"),
         ('{"images": [], "annotations": [], "categories": []}', "it has no categories"),
         ('{"images": [], "annotations": [], "categories": [{"id": 3}]}', "category 3 has no name"),
         (

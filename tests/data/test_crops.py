@@ -132,9 +132,9 @@ def test_a_batch_is_whole_though_images_are_skipped(tree):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augmentation": "randaugment"}, "data.augmentation is not for crops that are contrasted"),
-        ({"random_erasing": 0.5}, "data.random_erasing is not for crops that are contrasted"),
-        ({"name": "own:function", "prepared": True}, "data.prepared is not for crops that are contrasted"),
+        ({"augmentation": "randaugment"}, "data.augmentation does not apply to contrasted crops"),
+        ({"random_erasing": 0.5}, "data.random_erasing does not apply to contrasted crops"),
+        ({"name": "own:function", "prepared": True}, "data.prepared does not apply to contrasted crops"),
     ],
 )
 def test_what_does_not_fit(options, message):

@@ -249,5 +249,5 @@ def test_setup_happens_once(coco_root):
 
 def test_broken_annotations_are_named_before_training(coco_root):
     (coco_root / "annotations" / "instances_val2017.json").write_text(json.dumps({"images": []})[:-1])
-    with pytest.raises(ValueError, match=r"instances_val2017\.json is damaged or no JSON"):
+    with pytest.raises(ValueError, match=r"instances_val2017\.json is damaged or not JSON"):
         ready(coco_root)

@@ -106,10 +106,10 @@ def test_what_a_set_may_lack(tmp_path):
     for options, message in [
         (
             {"train_split": "trian"},
-            "has no split 'trian', but 'train', 'validation': .* data.train_split; did you mean 'train'",
+            "has no split 'trian'; its splits are 'train', 'validation': .* data.train_split; did you mean 'train'",
         ),
-        ({"val_split": "test"}, "has no split 'test', but .* data.val_split"),
-        ({"image_column": "img"}, "has no column 'img', but 'image', 'label'; did you mean 'image'"),
+        ({"val_split": "test"}, "has no split 'test'; its splits are .* data.val_split"),
+        ({"image_column": "img"}, "has no column 'img'; its columns are 'image', 'label'; did you mean 'image'"),
     ]:
         with pytest.raises(ValueError, match=message):
             set_up("datasets", root, **options)

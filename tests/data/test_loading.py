@@ -3,8 +3,9 @@ import torch
 from torch import Generator
 from torch.utils.data import TensorDataset
 
-from matchdistill.data import EpochSampler
-from matchdistill.data.loading import BatchLoader, as_it_is, balanced_subset, mix_seed, strided_batches
+from matchdistill.data import EpochSampler, ImageData
+from matchdistill.data.loading import BatchLoader, FixedViews, as_it_is, balanced_subset, mix_seed, strided_batches
+from matchdistill.slots import checksum
 
 DATA = TensorDataset(torch.arange(23))
 
@@ -163,3 +164,75 @@ def test_strided_batches(count, batch_size, world):
 def test_too_many_processes():
     with pytest.raises(ValueError, match="2 validation images cannot be shared among 3 processes"):
         strided_batches(2, 4, 0, 3)
+
+
+class Noisy:
+    """Images (N, 1, 2, 2) of their own number and noise, and labels."""
+
+    def __len__(self):
+        return 5
+
+    def __getitems__(self, indices):
+        labels = torch.tensor(indices)
+        return labels.view(-1, 1, 1, 1) + torch.rand(len(indices), 1, 2, 2), labels
+
+
+def test_a_view_has_the_same_pixels_in_every_batch_and_others_have_others():
+    views = FixedViews(Noisy(), 3)
+    assert len(views) == 15
+    torch.manual_seed(1)
+    (images, labels), numbers = views.__getitems__(list(range(15)))
+    assert labels.tolist() == [*range(5)] * 3
+    assert numbers[:, 0].tolist() == list(range(15))
+    assert numbers[:, 1].tolist() == [checksum(image) for image in images]
+    assert len({image.numpy().tobytes() for image in images}) == 15
+    assert torch.equal(images.long().flatten(1), labels[:, None].expand(-1, 4))
+    torch.manual_seed(2)
+    (again, _), told = views.__getitems__([7, 2, 7])
+    assert torch.equal(again, images[[7, 2, 7]])
+    assert torch.equal(told, numbers[[7, 2, 7]])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_epochs_have_one_view_after_the_other_of_the_images_in_their_usual_order(workers):
+    def epochs(views, seed=0):
+        data = ImageData(train_limit=40, batch_size=20, workers=workers, seed=seed)
+        data.views = views
+        loader, found = data.train_dataloader(), []
+        for epoch in range(4):
+            loader.sampler.set_epoch(epoch)
+            found.append(list(loader))
+        return data, found
+
+    data, usual = epochs(0)
+    for epoch, batches in enumerate(epochs(3)[1]):
+        numbers = torch.cat([batch.numbers[:, 0] for batch in batches])
+        assert set((numbers // 40).tolist()) == {epoch % 3}
+        assert torch.equal(data.train_set.data.labels[numbers % 40], torch.cat([labels for _, labels in usual[epoch]]))
+    pixels = [
+        {number: sum_of for batch in batches for number, sum_of in batch.numbers.tolist()} for batches in epochs(3)[1]
+    ]
+    assert pixels[0] == pixels[3]
+    assert not set(pixels[0].values()) & set(pixels[1].values())
+
+
+def test_a_refresh_has_the_view_of_its_epoch():
+    data = ImageData(train_limit=40, batch_size=20)
+    data.views = 2
+    trained = data.train_dataloader()
+    trained.sampler.set_epoch(1)
+    known = {tuple(each) for batch in trained for each in batch.numbers.tolist()}
+    assert {tuple(each) for batch in data.refresh_dataloader(30, 3) for each in batch.numbers.tolist()} <= known
+
+
+def test_drawing_views_leaves_the_random_numbers_outside_alone():
+    data = ImageData(train_limit=40, batch_size=20)
+    data.views = 2
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    first = torch.rand(1)
+    next(batches)
+    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)

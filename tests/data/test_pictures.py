@@ -193,7 +193,7 @@ def test_links_to_images_elsewhere_are_followed(image_root, tmp_path_factory):
 def test_a_class_that_is_a_link_to_others(image_root, target):
     (image_root / "train" / "all").symlink_to(target)
     (image_root / "val" / "all").symlink_to(target)
-    assert "whose images are there already: remove it" in refusal("folder", image_root)
+    assert "whose images are in the set already: remove the link" in refusal("folder", image_root)
 
 
 def test_types_of_images(image_root):

@@ -162,7 +162,7 @@ def test_a_mask_of_a_picture_on_its_side_is_turned_with_it(tmp_path):
     ("change", "said"),
     [
         (lambda root: (root / "train/masks/003.png").unlink(), "1 of 8 images of .* have no mask: 003; expected"),
-        (lambda root: save(root / "val/masks/001.png", np.zeros((5, 6))), "of 6 x 5 pixels, its image of 48 x 28"),
+        (lambda root: save(root / "val/masks/001.png", np.zeros((5, 6))), "it has 6 x 5 pixels, its image 48 x 28"),
         (lambda root: save(root / "val/masks/001.png", np.full((28, 48), 9)), "value 9, which is no class: expected 0 to 2"),
         (lambda root: save(root / "val/masks/001.png", np.zeros((28, 48, 3))), "in colours .RGB.: expected a number"),
         (lambda root: (root / "val/masks/001.png").write_bytes(b"PNG"), "001.png cannot be used"),
@@ -184,5 +184,5 @@ def test_masks_are_checked_when_they_are_used_if_not_before(tmp_path):
     root = write_pixels(tmp_path / "set")
     save(root / "val/masks/001.png", np.full((28, 48), 9))
     found = data("folder", root, check_masks=False)
-    with pytest.raises(ValueError, match=r"masks/001.png cannot be used .*value 9"):
+    with pytest.raises(ValueError, match=r"masks/001.png cannot be used: it has the value 9"):
         list(found.val_dataloader())

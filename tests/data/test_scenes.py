@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import ndimage
 
 from matchdistill.data import DetectionData
@@ -220,3 +221,61 @@ def test_scenes_of_the_real_items(tmp_path):
     data = DetectionData(tmp_path / "scenes", masks=True)
     data.setup()
     assert sum(len(data.val_set[i][1]["labels"]) for i in range(7)) > 7
+
+
+def enclosed(polygon, size):
+    """The pixels (H, W) whose middle an outline encloses: a ray to the left crosses it an odd number of times."""
+    points = np.array(polygon).reshape(-1, 2)
+    odd = np.zeros((size, size), bool)
+    for (left, top), (right, bottom) in zip(points, np.roll(points, -1, 0), strict=True):
+        for row in range(size):
+            if min(top, bottom) <= row + 0.5 < max(top, bottom):
+                crossing = left + (row + 0.5 - top) / (bottom - top) * (right - left)
+                odd[row] ^= np.arange(size) + 0.5 > crossing
+    return odd
+
+
+def test_scenes_for_ultralytics(tmp_path, fashion):
+    """The training scenes are the ones of COCO's format: the same pixels, and the same masks in the same order."""
+    from pycocotools.coco import COCO
+
+    for kind in ("coco", "yolo"):
+        main(
+            [
+                str(tmp_path / kind),
+                *"--train 24 --val 14 --size 100 --format".split(),
+                kind,
+                "--fashion-mnist",
+                str(fashion),
+            ]
+        )
+    root = tmp_path / "yolo"
+    assert sorted(path.name for path in root.iterdir()) == ["README.md", "data.yaml", "images", "labels"]
+    said = yaml.safe_load((root / "data.yaml").read_text())
+    assert said["names"][9] == "Ankle boot"
+    for split, count in (("train", 24), ("val", 14)):
+        names = [f"{number:012}" for number in range(1, count + 1)]
+        assert sorted(path.stem for path in (root / said[split]).iterdir()) == names
+        assert sorted(path.stem for path in (root / "labels" / split).iterdir()) == names
+    assert (root / "labels" / "val" / f"{7:012}.txt").read_text()  # no crowd
+    coco = COCO(tmp_path / "coco" / "annotations" / "instances_train2017.json")
+    holes = 0
+    for number, image in coco.imgs.items():
+        name = image["file_name"]
+        assert (root / "images" / "train" / name).read_bytes() == (tmp_path / "coco" / "train2017" / name).read_bytes()
+        notes = coco.imgToAnns[number]
+        lines = (root / "labels" / "train" / name).with_suffix(".txt").read_text().splitlines()
+        assert len(lines) == len(notes)
+        for line, note in zip(lines, notes, strict=True):
+            label, *outline = line.split()
+            assert int(label) == note["category_id"] - 1
+            polygon = 100 * np.array(outline, float)
+            assert np.array_equal(enclosed(polygon, 100), coco.annToMask(note) > 0)
+            holes += isinstance(note["segmentation"], dict)
+    assert holes > 3
+    assert "--format yolo" in (root / "README.md").read_text()
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="format is 'voc': expected one of coco, yolo"):
+        write_scenes(tmp_path / "scenes", 1, 1, 100, format="voc")

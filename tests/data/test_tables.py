@@ -49,6 +49,16 @@ def test_other_names_of_splits(image_root):
     same_images(set_up("csv", write(image_root / "all.csv", rows), train_split="0", val_split="1"), image_root)
 
 
+def test_labels_that_look_like_several_are_told_once(image_root):
+    """Of plain classification, which takes each for one class."""
+    rows = [(path, f"{label}|blue", split) for path, label, split in rows_of(image_root)]
+    with pytest.warns(UserWarning, match=r"is taken for the name of one class.* train the task multilabel") as told:
+        data = set_up("csv", write(image_root / "all.csv", rows))
+    assert all("|blue" in name for name in data.class_names)
+    (said,) = [str(each.message) for each in told]
+    assert f"all.csv: '{data.class_names[0]}' is taken" in said
+
+
 def test_two_tables(image_root):
     train, val = (
         write(image_root / f"{split}.csv", [row[:2] for row in rows_of(image_root, [split])], ["path", "label"])
@@ -121,9 +131,15 @@ GOOD = "train/cat/2.webp,cat,train\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "t.csv has no column 'path', but none: name another one as data.image_column"),
-        ("file,label\na,b\n", "t.csv has no column 'path', but 'file', 'label': name another one as data.image_column"),
-        ("path,labels\na,b\n", "t.csv has no column 'label', but 'path', 'labels': .*; did you mean 'labels'"),
+        ("", "t.csv has no column 'path'; it has no columns at all"),
+        (
+            "file,label\na,b\n",
+            "t.csv has no column 'path'; its columns are 'file', 'label': name one of them as data.image_column",
+        ),
+        (
+            "path,labels\na,b\n",
+            "t.csv has no column 'label'; its columns are 'path', 'labels': .*; did you mean 'labels'",
+        ),
         ("path,label,label\na,b,c\n", "t.csv has the column 'label' twice"),
         (HEADER, "t.csv has no training images"),
         (HEADER + GOOD.replace("train\n", "val\n"), "t.csv has no training images"),
@@ -132,8 +148,8 @@ GOOD = "train/cat/2.webp,cat,train\n"
         (HEADER + GOOD + "train/dog/../cat/2.webp,dog,val\n", r"row 2 .* has the path .* of .*, row 1 \(line 2\)"),
         (HEADER + "train/cat/2.webp, ,train\n", r"row 1 \(line 2\): label is empty \(column 'label'\)"),
         (HEADER + ",cat,train\n", r"row 1 \(line 2\): image is empty \(column 'path'\)"),
-        (HEADER + GOOD.replace("train\n", "test\n"), "row 1 .* is of the split 'test': expected 'train' or 'val'"),
-        (HEADER + GOOD.replace("train\n", "\n"), "row 1 .* is of the split '': expected"),
+        (HEADER + GOOD.replace("train\n", "test\n"), "row 1 .* has the split 'test': expected 'train' or 'val'"),
+        (HEADER + GOOD.replace("train\n", "\n"), "row 1 .* has the split '': expected"),
         (HEADER + "\n" + GOOD + "a,b\n", r"row 2 \(line 4\) has 2 values for 3 columns"),
         (HEADER + 'a,"b"c,train\n', "t.csv, line 2 is damaged"),
         (

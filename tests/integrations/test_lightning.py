@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from matchdistill import MatchingDistiller
+from matchdistill.distributed import leave_at_exit
 from matchdistill.integrations.lightning import MatchingDistillation
 from matchdistill.refresh import due
 from networks import Plain, as_if_trained
@@ -193,6 +194,7 @@ def test_half_precision_with_scaled_gradients(tmp_path):
     assert torch.isfinite(expected.student.fc.weight).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(tmp_path):
     teacher, student = networks()
@@ -542,6 +544,8 @@ def test_modules_that_cannot_be_distilled(tmp_path, module, options, message):
 def test_matching_by_steps_is_not_for_the_callback():
     with pytest.raises(ValueError, match="online: the callback matches over the images of a loader"):
         MatchingDistillation(networks()[0], online=10)
+    with pytest.raises(ValueError, match="max_images is 0"):
+        MatchingDistillation(networks()[0], max_images=0)
 
 
 def test_other_stages_do_nothing(tmp_path):
@@ -552,6 +556,13 @@ def test_other_stages_do_nothing(tmp_path):
     assert not any(each._forward_hooks for each in module.modules())
 
 
+class Leaving(pl.Callback):
+    """Ends the workers' group of gloo, which Lightning leaves to the end of the interpreter: that can abort a worker."""
+
+    def setup(self, trainer, module, stage):
+        leave_at_exit()
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.slow
 def test_two_processes(tmp_path, accumulate):
@@ -559,7 +570,8 @@ def test_two_processes(tmp_path, accumulate):
     teacher, student = networks()
     module = Classifier(student.double())
     options = {"strategy": "ddp_spawn", "devices": 2, "precision": "64-true", "accumulate_grad_batches": accumulate}
-    fitted(tmp_path, module, callback_of(teacher), loader=DataLoader(data(), BATCH // 2), **options)
+    loader = DataLoader(data(), BATCH // 2)
+    fitted(tmp_path, module, callback_of(teacher), loader=loader, more=[Leaving()], **options)
 
     teacher, student = (network.double() for network in networks())
     distiller = MatchingDistiller(teacher, student, example=EXAMPLE.double())

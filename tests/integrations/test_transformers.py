@@ -230,6 +230,8 @@ def test_what_cannot_work_is_named(tmp_path: Path) -> None:
         trainer(tmp_path, resnet(4), distillation={"los_weight": 1})
     with pytest.raises(ValueError, match="leave it out"):
         trainer(tmp_path, resnet(4), distillation={"online": 2})
+    with pytest.raises(ValueError, match="refresh_every is -1"):
+        trainer(tmp_path, resnet(4), refresh_every=-1)
     frozen = trainer(tmp_path, resnet(4))
     frozen.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     with pytest.raises(ValueError, match="no parameter of the student"):

@@ -10,6 +10,7 @@ HARMLESS = [
     ("matchdistill.models.small:small_resnet", {}),
     ("matchdistill.models.shufflenet:shufflenet_v2_x1_0", {}),
     ("matchdistill.models:detector", {"backbone": "timm:resnet18"}),
+    ("transformers:upernet", {"backbone_config": {"model_type": "resnet", "backbone": None}}),
     (None, {}),
 ]
 FOREIGN = [
@@ -28,6 +29,13 @@ FOREIGN = [
     ("transformers.models:AutoModel", {"trust_remote_code": True}, "importing 'transformers.models'"),
     ("timm:resnet18", {"checkpoint_path": "x.pth"}, "the option checkpoint_path"),
     ("timm:resnet18", {"pretrained_cfg": {"file": "x.pth"}}, "the option pretrained_cfg"),
+    ("transformers:upernet", {"backbone": "USER/NAME"}, "the option backbone"),
+    (
+        "transformers:upernet",
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "x"}},
+        "the option backbone",
+    ),
+    ("timm:resnet18", {"more": [{"pretrained_cfg": {"file": "x.pth"}}]}, "the option pretrained_cfg"),
     ("resnet18", {}, "importing 'resnet18'"),
 ]
 

@@ -70,7 +70,7 @@ def classification(folder, tiny):
 def detection(folder, small):
     """A run whose student finds something, once for all tests."""
     if not (folder / "detector").exists():
-        fit(small(), folder / "detector", quiet=True)
+        fit(small("--distillation.refresh_every=1"), folder / "detector", quiet=True)
         tensors, told = evidence.load(folder / "detector" / evidence.PICTURES)
         told["images"][0]["student"] = [["disc", 0.9, 0.1, 0.1, 0.5, 0.5]]
         evidence.save(folder / "detector" / evidence.PICTURES, tensors, told)
@@ -92,7 +92,7 @@ def drawn(page):
 def test_charts_have_content_and_fit_the_screen(request, opened, kind, scheme, width):
     page = opened(request.getfixturevalue(kind), scheme, width)
     plots = drawn(page)
-    assert len(plots) == 2 + 2 + 4
+    assert len(plots) == 2 + {"classification": 3, "detection": 1}[kind] + 2 + 4
     for plot in plots:
         marks = plot.query_selector_all(".point, .js-line, .heatmaplayer image, .bars path")
         assert marks, plot.get_attribute("aria-label")
@@ -142,7 +142,7 @@ def test_positions_and_channels_are_chosen_by_keyboard(opened, classification):
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowUp")
     assert page.get_attribute(shown, "data-value") == "0"
-    assert len(drawn(page)) == 2 + 2 + 4  # those of the position now chosen have been drawn
+    assert len(drawn(page)) == 2 + 3 + 2 + 4  # those of the position now chosen have been drawn
     channel = page.locator("select[data-group='channel1.0']")
     first = page.get_attribute("[data-of='channel1.0']:not([hidden])", "aria-label")
     channel.focus()
@@ -178,7 +178,7 @@ def test_charts_follow_the_colour_scheme(opened, classification):
 def test_hovering_tells_values(opened, classification):
     page = opened(classification)
     drawn(page)
-    plot = page.locator(".js-plotly-plot:has(.heatmaplayer)").locator("visible=true").first
+    plot = page.locator("figure:has-text('Costs of all pairs') .js-plotly-plot").locator("visible=true").first
     plot.scroll_into_view_if_needed()
     box = plot.locator(".nsewdrag").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -217,3 +217,71 @@ def test_boxes_are_drawn(opened, detection):
     assert inner["width"] / outer["width"] == pytest.approx(0.4, abs=0.05)
     assert inner["x"] - outer["x"] == pytest.approx(0.1 * outer["width"], abs=0.05 * outer["width"])
     assert page.locator("svg.boxes text", has_text="disc 90%").count() == 1
+
+
+def test_print_draws_every_chart_on_paper(opened, classification):
+    """Nothing was scrolled to: each chart of every position has marks, in the width of the paper, black on white."""
+    page = opened(classification, "dark")
+    page.wait_for_function("window.Plotly !== undefined")
+    page.evaluate(
+        """addEventListener("beforeprint", () => {
+          const plots = [...document.querySelectorAll(".plot")];
+          window.printed = plots.map((plot) => [
+            plot.getAttribute("aria-label"),
+            plot.querySelectorAll(".point, .js-line, .heatmaplayer image, .bars path").length,
+            plot.checkVisibility(),
+          ]);
+          window.ink = getComputedStyle(document.querySelector(".xtick text")).fill;
+        })"""
+    )
+    written = page.pdf(format="A4")
+    assert written.startswith(b"%PDF")
+    printed = page.evaluate("window.printed")
+    assert len(printed) == page.locator(".plot").count() == 2 + 3 + 2 + 3 * 4
+    assert [label for label, marks, shown in printed if not marks or not shown] == []
+    assert contrast(page.evaluate("window.ink"), "rgb(255, 255, 255)") >= 4.5
+    assert page.locator("[data-of='position1'][hidden]").count() == 2  # as before
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 900})
+    for plot in page.locator(".plot:visible").all():
+        svg, box = plot.locator(".main-svg").first.bounding_box(), plot.bounding_box()
+        assert svg["width"] <= box["width"] + 1
+        assert svg["height"] <= box["height"] + 1
+        assert box["height"] > 50
+
+
+def test_charts_and_tables_are_downloaded(opened, classification):
+    page = opened(classification)
+    drawn(page)
+    with page.expect_download() as loading:
+        page.locator("figure.chart:has-text('Accuracy by class') button.csv").click()
+    assert loading.value.suggested_filename == "accuracy-by-class.csv"
+    lines = loading.value.path().read_text().splitlines()
+    assert lines[0] == "series,x,y,value"
+    assert len(lines) == 1 + 2 * 10  # the student and its teacher, ten digits
+    with page.expect_download() as loading:
+        page.locator("figure.chart:has-text('Confusion matrix') button.csv").click()
+    assert len(loading.value.path().read_text().splitlines()) == 1 + 10 * 10
+    with page.expect_download() as loading:
+        page.locator("figure.chart:has-text('Calibration') button.png").click()
+    assert loading.value.path().read_bytes().startswith(b"\x89PNG")
+    with page.expect_download() as loading:
+        page.locator("button[aria-label='download as CSV: networks']").click()
+    assert loading.value.path().read_text().startswith("network,top-1,top-5,")
+
+
+def test_words_are_explained_by_keyboard(opened, classification):
+    page = opened(classification)
+    tip = page.locator(".term:has(button[aria-label='what churn means']) .tip")
+    assert not tip.is_visible()
+    page.locator("button[aria-label='what churn means']").focus()
+    assert tip.is_visible()
+    assert "share of teacher channels" in tip.text_content()
+
+
+def test_a_wide_table_says_that_it_scrolls(opened, classification):
+    page = opened(classification, width=390)
+    assert page.evaluate("getComputedStyle(document.querySelector('.scroll.wider'), '::before').content").startswith(
+        '"scroll'
+    )
+    assert page.locator(".scroll.wider[tabindex='0'] #summary").count() == 1

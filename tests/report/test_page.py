@@ -14,7 +14,8 @@ import yaml
 from matchdistill import cli
 from matchdistill.matching import Matching
 from matchdistill.report import comparison_charts, run_charts
-from matchdistill.report.page import _si, networks, report, write_report
+from matchdistill.report.networks import networks, si
+from matchdistill.report.page import report, write_report
 from matchdistill.report.runs import Run, cells
 from matchdistill.runs import evidence
 from matchdistill.runs.compare import compare
@@ -39,7 +40,7 @@ def assert_self_contained(page):
     """Nothing is fetched from anywhere, and it is small."""
     assert len(page.encode()) < LARGEST
     for address in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]+)""", page.partition('id="library"')[0]):
-        assert address.startswith(("data:", "cells/", "#")), address
+        assert address.startswith(("data:", "cells/", "#", "../../../report.html")), address
     assert "@import" not in page
 
 
@@ -76,13 +77,18 @@ def test_a_comparison_and_each_of_its_runs_have_a_page(runs):
     assert links == [f"cells/{method}/seed{seed}/report.html" for method in ("none", "mgd-amp") for seed in (0, 1)]
     for link in links:
         assert_self_contained((runs / link).read_text())
-    differences, by_method, costs = figures(page)
+    differences, by_method, costs, *of_classes = figures(page)
+    assert len(of_classes) == 3
     (found,) = [entry for entry in metrics["summary"] if entry["method"] == "mgd-amp"]
     assert differences["data"][0]["x"] == pytest.approx([100 * found["difference"]["mean"]])
     assert differences["data"][0]["error_x"]["array"] == pytest.approx([100 * found["difference"]["interval"]])
     means = [trace for trace in by_method["data"] if trace.get("name") == "mgd-amp"]
     assert means[0]["y"][-1] == pytest.approx(found["top1"]["mean"])
     assert costs["data"][0]["x"] == pytest.approx([entry["seconds"] for entry in metrics["summary"]])
+    told = {method: cells(runs)[at].pictures[1]["images"] for method, at in (("none", 0), ("mgd-amp", 2))}
+    for ours, theirs in zip(told["mgd-amp"], told["none"], strict=True):
+        lines = [f"truth: {ours['truth']}", f"teacher: {ours['teacher']}", f"none: {theirs['student']}"]
+        assert "<br>".join([*lines, f"mgd-amp: {ours['student']}"]) in page
 
 
 def test_the_page_of_a_run(runs):
@@ -91,14 +97,17 @@ def test_the_page_of_a_run(runs):
     page = (folder / "report.html").read_text()
     metrics = json.loads((folder / "metrics.json").read_text())
     alone = json.loads((runs / "cells/none/seed1/metrics.json").read_text())
-    table = page[page.index('<table id="summary">') :].partition("</table>")[0]
+    table = page[page.index('<table id="summary"') :].partition("</table>")[0]
     for shown in (metrics["student"], metrics["teacher"], alone["student"]):
         assert f"{shown['top1']:.2%}" in table
     gap = metrics["teacher"]["top1"] - alone["student"]["top1"]
     if gap > 0:
         assert f"{(metrics['student']['top1'] - alone['student']['top1']) / gap:.0%}" in table
     assert f"{metrics['parameters']['student']:,}" in table
-    curves, times, churn, ignored, *of_positions = figures(page)
+    curves, times, by_class, confusion, reliability, churn, ignored, *of_positions = figures(page)
+    assert [trace["name"] for trace in by_class["data"]] == ["student alone", "mgd-amp", "teacher"]
+    assert confusion["data"][0]["type"] == "heatmap"
+    assert [trace.get("name") for trace in reliability["data"]] == ["student alone", "mgd-amp", "teacher", None]
     run = Run.of(folder)
     assert [shape["x0"] for shape in curves["layout"]["shapes"]] == [0, 3]
     by_name = {trace["name"]: trace for trace in curves["data"] if trace["yaxis"] == "y"}
@@ -110,6 +119,18 @@ def test_the_page_of_a_run(runs):
     assert page.count('class="maps"') == sum(len(each["channels"]) for each in run.pictures[1]["positions"])
     assert "torch: " in page
     assert "refresh_every: 1" in page
+
+
+def test_methods_with_the_same_mean_are_all_the_best(runs, tmp_path):
+    folder = shutil.copytree(runs, tmp_path / "grid")
+    own = {}
+    for path in sorted(folder.glob("cells/*/*/metrics.json")):
+        metrics = json.loads(path.read_text())
+        own.setdefault(path.parent.name, metrics["student"])
+        path.write_text(json.dumps({**metrics, "student": own[path.parent.name]}))
+    write_report([folder])
+    assert (folder / "report.html").read_text().count('<tr class="best">') == 2
+    assert (runs / "report.html").read_text().count('<tr class="best">') == 1
 
 
 def test_the_time_adds_up(runs):
@@ -206,6 +227,7 @@ def test_the_total_of_the_losses_by_step(tmp_path):
     (tmp_path / "logs" / "version_0_old").mkdir()
     (tmp_path / "logs" / "version_0_old" / "metrics.csv").write_text("what, ever\n")
     assert run_charts.losses(Run.of(tmp_path)) == [(0, 0, 6.0), (1, 0, 15.0)]
+    assert "the loss goes from 6 to 15 in 2 steps" in run_charts.curves([Run.of(tmp_path)]).caption
 
 
 def test_a_run_that_has_only_begun(tiny, tmp_path):
@@ -416,7 +438,7 @@ def test_a_detection_run(small, tmp_path, monkeypatch):
 
 def test_what_is_no_run_is_an_error(runs, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert "is no folder of a run: it has no recipe.yaml" in capsys.readouterr().err
+    assert "is not the folder of a run: it has no recipe.yaml" in capsys.readouterr().err
     assert cli.main(["report", str(runs), str(runs / "cells/none/seed0")]) == 2
     assert "is a comparison" in capsys.readouterr().err
     (tmp_path / "cells").mkdir()
@@ -444,4 +466,4 @@ def test_a_page_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch):
     ("value", "text"), [(None, ""), (950, "950 FLOP"), (24_562_176, "24.6 MFLOP"), (4.1e9, "4.1 GFLOP")]
 )
 def test_numbers_of_operations(value, text):
-    assert _si(value) == text
+    assert si(value) == text

@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 from matchdistill.functional import random_assignment, solve_assignment
 from matchdistill.methods import METHODS
 from matchdistill.models import small_resnet
-from matchdistill.runs.build import build_module, build_teacher, check_state
+from matchdistill.runs.build import build_module, build_teacher, check_state, corrupts_memory
 
 
 @pytest.fixture
@@ -182,3 +183,21 @@ def test_a_random_teacher_is_the_same_in_every_process_and_for_every_student(tin
     assert not torch.equal(weights[0][0], weights[0][1])  # nor is it the student
     alone = build_module(tiny("--seed=0", "--distillation.method=none"))
     assert torch.equal(weights[0][1], alone.network().fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("width", "stride", "kernel", "crashes"), [(4, 2, 1, True), (8, 2, 1, False), (4, 1, 1, False), (4, 2, 3, False)]
+)
+def test_channels_last_is_left_out_where_it_may_crash(width, stride, kernel, crashes):
+    # A process of its own, since a crash ends it: on CPUs that have the fault, what is not left out has to live.
+    network = torch.nn.Sequential(torch.nn.Conv2d(width, 8, kernel, stride=stride, bias=False))
+    assert corrupts_memory(network) == crashes
+    if not crashes:
+        code = (
+            "import torch\n"
+            f"network = torch.nn.Conv2d({width}, 8, {kernel}, stride={stride}, bias=False)\n"
+            "for _ in range(100):\n"
+            f"    images = torch.randn(4, {width}, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()\n"
+            "    network(images).square().sum().backward()\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,8 +16,10 @@ from matchdistill import cli
 from matchdistill.data.folder import image_transform
 from matchdistill.models import small_resnet
 from matchdistill.models.preparation import IMAGENET
+from matchdistill.runs.card import _results
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
+from records import run_of
 
 ModelCard = pytest.importorskip("huggingface_hub").ModelCard
 
@@ -178,3 +180,14 @@ def test_a_detector(small, tmp_path, capsys):
     ours, _ = load_student(out, trust=True)
     for name, value in ours.state_dict().items():
         assert torch.equal(names["model"].state_dict()[name], value)
+
+
+def test_the_results_of_a_card_say_what_is_known_of_the_student_alone():
+    guided, alone = run_of("kd", 0, {"top1": 0.7}, {"top1": 0.9}), run_of("none", 0, {"top1": 0.65})
+    table, unknown = _results(guided, None)
+    assert "alone" not in table
+    assert unknown == "What the student reaches without its teacher is not known."
+    table, told = _results(guided, alone)
+    assert "| student alone | 65.00% | 1 |" in table
+    assert told == "By its teacher: +5.00 top-1; one seed tells no difference; at least 3 would."
+    assert len(_results(alone, None)) == 1  # it has no teacher

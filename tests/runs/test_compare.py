@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -15,12 +14,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from matchdistill.runs import compare as module
-from matchdistill.runs.compare import Cell, Compared, compare, summary_table
+from matchdistill.runs.compare import Cell, Compared, compare, show_summary, summary_table
 from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.summary import summarise
 from matchdistill.runs.train import fit
-from records import run_of, runs_of
+from records import run_of, runs_of, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 
@@ -123,11 +122,6 @@ def test_methods_named_twice_run_once(tiny, tmp_path, fitted):
     assert [entry.method for entry in report.summary] == ["none"]
 
 
-def timeless(records):
-    """Records but for the seconds that they took."""
-    return [dataclasses.replace(record, seconds=0.0) for record in records]
-
-
 @pytest.mark.slow
 def test_jobs_change_nothing(tiny, tmp_path):
     reports = []
@@ -189,9 +183,9 @@ def test_runs_and_comparisons_do_not_share_a_folder(tiny, tmp_path, fitted):
     compare(tiny(), tmp_path / "grid", ["none"], 1)
     fit(tiny("--distillation.method=none"), tmp_path / "run")
     before = [(tmp_path / name / "metrics.json").read_text() for name in ("grid", "run")]
-    with pytest.raises(ValueError, match="grid holds a comparison already: choose another --out"):
+    with pytest.raises(ValueError, match="grid already holds a comparison: choose another --out"):
         fit(tiny(), tmp_path / "grid", resume=True)
-    with pytest.raises(ValueError, match="run holds a run already: choose another --out"):
+    with pytest.raises(ValueError, match="run already holds a run: choose another --out"):
         compare(tiny("--distillation.method=none"), tmp_path / "run", ["none"], 1)
     assert [(tmp_path / name / "metrics.json").read_text() for name in ("grid", "run")] == before
 
@@ -236,8 +230,19 @@ def test_table():
     lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
     none, amp = (next(line for line in lines if line.startswith(method)) for method in ("none", "mgd-amp"))
     assert none == "none 81.00 ± 12.71 2"
-    assert amp == "mgd-amp+kd 85.50 ± 6.35 +4.50 ± 6.35 50% 2"
+    assert amp == "mgd-amp+kd 85.50 ± 6.35 +4.50 ± 6.35 2"  # no share of the gap: two seeds tell nothing
     assert "teacher: top-1 90.00%" in text
+
+
+def test_what_a_summary_tells_is_said_below_its_table():
+    values = {"none": [0.80, 0.82, 0.81], "kd": [0.85, 0.86, 0.86], "mgd-amp": [0.80, 0.84, 0.79]}
+    runs = runs_of(values, teacher=0.9)
+    console = Console(width=80, record=True, file=io.StringIO())
+    show_summary(Compared({}, summarise(runs, list(values)), runs), console)
+    told = console.export_text()
+    assert re.search(r"^kd: better than without a teacher$", told, re.MULTILINE)
+    assert re.search(r"^mgd-amp: no difference can be told; ", told, re.MULTILINE)
+    assert max(map(len, told.splitlines())) <= 80
 
 
 def test_folders_of_cells():

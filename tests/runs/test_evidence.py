@@ -14,9 +14,11 @@ from torch import nn
 import oracles
 from matchdistill.capture import Capture
 from matchdistill.files import read_json
+from matchdistill.measuring import network_costs
 from matchdistill.models import load_weights, save_weights
-from matchdistill.runs import evidence
+from matchdistill.runs import evidence, looking
 from matchdistill.runs.build import build_module
+from matchdistill.runs.looking import _as_images
 from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.train import fit
 from matchdistill.taps import Tap
@@ -66,7 +68,7 @@ def test_students_without_a_teacher_channel_come_last():
 
 def test_operations_and_latency():
     network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 8 * 8, 7)).eval()
-    found = evidence.network_costs(network, torch.zeros(1, 3, 8, 8))
+    found = network_costs(network, torch.zeros(1, 3, 8, 8))
     assert found["operations"] == 2 * (3 * 5 * 9 * 8 * 8 + 5 * 8 * 8 * 7)
     assert 0 < found["latency"] < 1
 
@@ -82,7 +84,7 @@ def test_measuring_leaves_the_network_as_it_was():
 
     network = Counts(3, 3).eval()
     weight = network.weight.clone()
-    evidence.network_costs(network, torch.zeros(1, 3))
+    network_costs(network, torch.zeros(1, 3))
     assert network.calls == 0
     assert network.last is None
     assert network.weight.equal(weight)
@@ -102,7 +104,7 @@ def test_operations_of_attention():
 
     fast = torch.backends.mha.get_fastpath_enabled()
     with torch.no_grad():  # as in a look, where the module takes its fast path
-        found = evidence.network_costs(Attends().eval(), torch.zeros(1, tokens, width))
+        found = network_costs(Attends().eval(), torch.zeros(1, tokens, width))
     assert found["operations"] == 2 * (4 * tokens * width * width + 2 * tokens * tokens * width)
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
@@ -167,7 +169,7 @@ def test_the_trained_student_is_compared_with_its_teacher(tiny, tmp_path, monkey
     load_weights(module.network(), out / "student.safetensors")
     saved = torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
     module.load_state_dict(saved)
-    images, _ = next(iter(recipe.data.refresh_dataloader(evidence.LOOKED_AT, 2)))
+    images, _ = next(iter(recipe.data.refresh_dataloader(looking.LOOKED_AT, 2)))
     assert told["images"] == len(images) == 20
     positions = module.distiller.positions
     own = features(module.network(), [Tap.parse(str(position.student)) for position in positions], images)
@@ -266,7 +268,7 @@ def test_a_look_that_fails_does_not_fail_the_run(tiny, tmp_path, monkeypatch, pa
     def fails(*_):
         raise RuntimeError("no space on the moon")
 
-    monkeypatch.setattr(evidence, part, fails)
+    monkeypatch.setattr(looking, part, fails)
     out = tmp_path / "run"
     with pytest.warns(UserWarning, match=f"could not {what}: RuntimeError: no space on the moon"):
         metrics = fit(tiny(*EVERY), out, quiet=True)
@@ -329,8 +331,8 @@ def test_a_detector_leaves_boxes_in_shares_of_the_image(small, tmp_path):
 
 def test_tokens_become_a_grid():
     maps = torch.arange(10.0).reshape(1, 1, 10)
-    assert evidence._as_images(maps, None).tolist() == [[[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]]
-    assert evidence._as_images(torch.ones(2, 3), None).shape == (2, 3, 1, 1)
+    assert _as_images(maps, None).tolist() == [[[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]]
+    assert _as_images(torch.ones(2, 3), None).shape == (2, 3, 1, 1)
     counted = torch.tensor([[[True, False]]])
-    assert evidence._as_images(torch.ones(1, 1, 1, 2), counted).tolist() == [[[[1, 0]]]]
-    assert evidence._as_images(torch.ones(1, 1, 112, 56), None).shape == (1, 1, 56, 28)
+    assert _as_images(torch.ones(1, 1, 1, 2), counted).tolist() == [[[[1, 0]]]]
+    assert _as_images(torch.ones(1, 1, 112, 56), None).shape == (1, 1, 56, 28)

@@ -37,7 +37,7 @@ def test_what_is_measured_comes_in_the_order_of_the_task():
         ({"student": {}}, r"is damaged: it lacks metrics of the student"),
         ({"student": {"top5": 1.0}}, r"is damaged: it lacks metrics of the student"),
         ({"teacher": {"top1": 1.0}, "parameters": {"student": 1, "teacher": None}}, r"or parameters of the teacher"),
-        ({"seconds": "long"}, r"has no seconds, or of another type"),
+        ({"seconds": "long"}, r"seconds is missing or has an unexpected type"),
     ],
 )
 def test_files_of_another_version_and_damaged_ones(tmp_path, change, message):

@@ -19,7 +19,7 @@ from matchdistill.data import DetectionData, ImageData
 from matchdistill.data.masks import check_mask, draw_mask
 from matchdistill.models import build_detector
 from matchdistill.runs.predict import Predictor, drawn_paths, find_pictures, image_ids
-from matchdistill.runs.store import load_student
+from matchdistill.runs.store import describe_student, load_student
 from matchdistill.tasks.detection.predicting import BoxPredicting
 from records import TINY
 
@@ -144,6 +144,29 @@ def test_a_classifier_predicts_as_it_was_measured(predict, classifier, source):
     expected = json.loads((classifier / "metrics.json").read_text())["student"]["top1"]
     assert 0.4 < expected < 1
     assert sum(right) / 42 == pytest.approx(expected)
+
+
+def test_runs_of_the_first_versions(predict, classifier, tmp_path):
+    """Which did not say how images are prepared, as all had ImageNet's way, nor that digits are gray and resized whole."""
+    described, old = describe_student(classifier), tmp_path / "old"
+    shutil.copytree(classifier, old, ignore=shutil.ignore_patterns("export"))
+    first = {name: value for name, value in described.items() if name not in ("preparation", "gray")}
+    (old / "model.json").write_text(json.dumps(first))
+    assert describe_student(old) == described
+    images = classifier.parent / "images" / "val" / "blue"
+    found = [predict(run, images).partition("images in")[0] for run in (old, classifier)]
+    assert found[0] == found[1]
+    assert cli.main(["export", str(old)]) == 0
+    assert json.loads((old / "export/config.json").read_text()) == json.loads(
+        (classifier / "export/config.json").read_text()
+    )
+    (old / "recipe.yaml").write_text(yaml.safe_dump({**TINY, "data": {"name": "digits"}}))
+    (old / "model.json").write_text(json.dumps({**first, "image_size": 16}))
+    digits = describe_student(old)
+    assert (digits["gray"], digits["preparation"]) == (True, ImageData("digits").preparation.plain())
+    (old / "model.json").write_text(json.dumps({name: each for name, each in first.items() if name != "image_size"}))
+    with pytest.raises(ValueError, match="is damaged, or of another version"):
+        describe_student(old)
 
 
 def test_a_program_that_can_run_code_needs_trust(predict, mistake, classifier):
@@ -291,7 +314,7 @@ def test_places_without_a_student(mistake, classifier, tmp_path):
         ({"name": None}, "describes no student"),
         ({"task": "guessing"}, "describes no student"),
         ({"num_classes": "3"}, "has no num_classes"),
-        ({"label_names": ["one"]}, "label_names is no list of 3 names"),
+        ({"label_names": ["one"]}, "label_names is not a list of 3 names"),
         ({"mean": None}, "does not say how images are prepared"),
         ({"crop_pct": 0.0}, "does not say how images are prepared"),
         ({"interpolation": "cubism"}, "images cannot be prepared as it says"),

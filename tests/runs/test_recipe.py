@@ -243,8 +243,8 @@ def test_reading(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"- 1\n- 2\n", r"r.yaml is no recipe: expected a mapping of sections, got list"),
-        (b"", r"r.yaml is no recipe: expected a mapping of sections, got NoneType"),
+        (b"- 1\n- 2\n", r"r.yaml is not a recipe: expected a mapping of sections, got list"),
+        (b"", r"r.yaml is not a recipe: expected a mapping of sections, got NoneType"),
         (b"a: [1\nb: {", r"r.yaml is not YAML: .*line 2"),
         (b"a: \xff\xfe", r"r.yaml is not YAML"),
         (b"a: !!python/object/apply:os.getcwd []", r"r.yaml is not YAML: could not determine a constructor"),

@@ -304,7 +304,7 @@ def test_end_to_end(name, miniature, tmp_path, monkeypatch, capfd):
     trains_teacher = recipe.teacher.training.epochs > 0
     small += ["--teacher.training.epochs=1"] if trains_teacher else []
     out = run("fit", name, "--data.root", root, *small)
-    table = out[out.index("top-1 error") :]
+    table = out[out.index("top-1 ") :]
     roles = ("teacher", "student") if name in DISTILLED else ("student",)
     assert re.findall(r"│ (teacher|student) ", table) == list(roles)
     folder = Path("runs", name)

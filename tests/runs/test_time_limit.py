@@ -65,7 +65,7 @@ def test_the_command_says_how_to_go_on(tiny_file, tmp_path, late, capsys, one_th
     arguments = ["fit", str(tiny_file), "--out", str(tmp_path / "run"), "--distillation.method=none", *LIMITED]
     assert cli.main(arguments) == 75
     assert capsys.readouterr().err == (
-        "matchdistill: training.max_time 8h is over after epoch 1 of 2; what was finished is kept, a run goes on with it by "
+        "matchdistill: training.max_time 8h is over after epoch 1 of 2; finished work is kept: continue a run with "
         "--resume\n"
     )
     assert cli.main([*arguments, "--resume"]) == 0

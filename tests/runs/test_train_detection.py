@@ -144,7 +144,8 @@ def test_comparison(small_file, tmp_path, capsys, one_thread):
         assert next(csv.reader(file)) == ["method", "seed", "ap", "teacher_ap", "seconds"]
 
 
-def test_taps(capsys):
+def test_taps(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     options = ["--task=detection", "--image_size=64"]
     names = ["matchdistill.models:detector"] * 2
     own = [
@@ -227,6 +228,7 @@ def test_two_processes(small_file, tmp_path):
         "--data.batch_size=2",
         "--data.masks=true",
         "--distillation.refresh_images=7",
+        "--distillation.refresh_every=1",
         "--teacher.weights=null",
     ]
     arguments += [*two_stages("mask_rcnn"), "--out=run"]

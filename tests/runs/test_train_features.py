@@ -19,15 +19,16 @@ from matchdistill.data import UnlabelledData
 from matchdistill.models import build_model, small_resnet
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.build import build_module
+from matchdistill.runs.compare import compare
 from matchdistill.runs.evidence import PICTURES, load, read_epochs
 from matchdistill.runs.metrics import comparing
 from matchdistill.runs.predict import Predictor
-from matchdistill.runs.recipe import load_recipe
+from matchdistill.runs.recipe import Recipe, load_recipe
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
 from matchdistill.runs.validate import validate
 from matchdistill.tasks import TASKS
-from matchdistill.tasks.features.module import FeaturesModule
+from matchdistill.tasks.features.module import FeaturesModule, Likeness
 from matchdistill.tasks.neighbours import neighbour_classes
 
 pytestmark = [
@@ -166,6 +167,66 @@ def test_without_labels_features_are_compared(of_tree, tmp_path):
     best = json.loads((tmp_path / "run" / "evidence" / "best.json").read_text())["student"]
     assert best["matched_cosine"] == max(each["val/matched_cosine"] for each in read_epochs(tmp_path / "run"))
     assert comparing([metrics]) is TASKS["features"].metrics[2]
+
+
+@pytest.mark.pages
+def test_the_student_as_it_was_given_is_what_methods_are_compared_with(of_tree, teacher_weights, tmp_path):
+    """It is measured and not trained, beside its teacher without labels."""
+    made = of_tree("--training.ema=0.9", "--training.keep_best=true", f"--teacher.weights={teacher_weights}")
+    compared = compare(made, tmp_path / "all", ["none", "fitnets"], seeds=1)
+    alone, distilled = compared.runs
+    assert (alone.epochs, distilled.epochs) == (0, 2)
+    run = tmp_path / "all" / "cells" / "none" / "seed0"
+    recipe_alone = Recipe.of(made.config, distillation__method="none")
+    start = build_module(recipe_alone)
+    assert_equal(load_file(run / "student.safetensors"), dict(start.network().state_dict()))
+    likeness = Likeness(start._compared[0])
+    data = recipe_alone.data
+    with torch.no_grad(), start.eval()._compared[0].capture() as captured:
+        start.network()(data.val_set.__getitems__(range(len(data.val_set)))[0])
+        likeness.update(captured, len(data.val_set), False)
+    assert alone.student == {"matched_cosine": pytest.approx(likeness.compute()["matched_cosine"].item(), abs=1e-5)}
+    gain = distilled.student["matched_cosine"] - alone.student["matched_cosine"]
+    assert compared.summary[1].difference.mean == pytest.approx(gain)
+    assert validate(recipe_alone, run)["student"] == alone.student
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "Differences to &#39;none&#39;" in page
+    assert [page.count(f"{role}: nearest training image") for role in ("teacher", "none", "fitnets")] == [2 * 2] * 3
+    page = (run / "report.html").read_text()
+    assert "The student learns nothing and is as it was given." in page
+    assert "To repeat it" in page
+    assert "student: nearest training image, cosine " in page
+
+
+def test_the_student_as_it_was_given_by_labels(recipe, tmp_path):
+    arguments = ("--distillation.method=none", "--teacher.name=null")
+    metrics = fit(recipe(arguments), tmp_path / "run", quiet=True)
+    assert metrics.student.keys() == {"knn", "probe"}
+    assert metrics.teacher == {}
+    again = recipe(arguments)
+    assert validate(again, tmp_path / "run")["student"] == metrics.student
+    assert fit(again, tmp_path / "run", resume=True, quiet=True) == metrics
+
+
+def test_without_labels_there_must_be_something_to_compare_with(of_tree, tmp_path):
+    with pytest.raises(ValueError, match=r"^there is nothing to measure: without labels .*teacher.name"):
+        fit(of_tree("--distillation.method=none", "--teacher.name=null"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_labels_the_page_shows_the_nearest_training_images(of_tree, tmp_path):
+    made = of_tree("--training.epochs=1", "--distillation.method=at")
+    fit(made, tmp_path / "run", quiet=True)
+    tensors, told = load(tmp_path / "run" / PICTURES)
+    student, data = load_student(tmp_path / "run")[0], made.data
+    (shown, _), (bank, _) = (each.__getitems__(range(len(each))) for each in (data.val_set, data.bank_set))
+    cosines = torch.cosine_similarity(pooled(student, shown)[:, None], pooled(student, bank)[None], dim=2)
+    assert len(told["images"]) == len(shown) == 2
+    for number, (each, cosine) in enumerate(zip(told["images"], cosines, strict=True)):
+        assert each.keys() == {"student", "teacher"}
+        assert each["student"]["words"] == f"nearest training image, cosine {cosine.max():.2f}"
+        nearest = (255 * data.preparation.pixels(bank[cosine.argmax()])).clamp(0, 255)
+        torch.testing.assert_close(tensors[f"drawn student{number}"].float(), nearest, atol=1, rtol=0)
 
 
 def test_the_commands_take_it(of_tree, tree, tmp_path, monkeypatch, capsys):

@@ -100,7 +100,7 @@ OPTIONS["fp16"] = (["--trainer.precision=16-mixed", "--trainer.accelerator=gpu",
 MARKS = {
     "compiled": pytest.mark.slow,
     "compiled, all others": pytest.mark.slow,
-    "fp16": pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    "fp16": (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 }
 
 
@@ -132,18 +132,21 @@ def test_a_prepared_teacher_is_trained_and_measured_as_it_is(tiny, tmp_path, met
     assert first["teacher"] == second["teacher"]
 
 
-def test_channels_last_reaches_networks_and_images(tiny, monkeypatch):
-    module = build_module(tiny("--trainer.channels_last=true"))
+def test_channels_last_reaches_networks_and_images(tiny):
+    wide = ("--trainer.channels_last=true", "--student.options={width: 8}")
+    module = build_module(tiny(*wide))
     for network in (module.network(), module.teacher):
         assert network.layer2.conv1.weight.is_contiguous(memory_format=torch.channels_last)
         assert not network.layer2.conv1.weight.is_contiguous()
     images, _ = module.on_after_batch_transfer((torch.rand(2, 3, 8, 8), torch.zeros(2)), 0)
     assert images.is_contiguous(memory_format=torch.channels_last)
+    narrow = build_module(tiny("--trainer.channels_last=true"))  # where it may crash: see `corrupts_memory`
+    assert narrow.network().layer2.conv1.weight.is_contiguous()
     plain = build_module(tiny())
     assert plain.teacher.layer2.conv1.weight.is_contiguous()
     images = torch.rand(2, 3, 8, 8)
     assert plain.on_after_batch_transfer((images, torch.zeros(2)), 0)[0] is images
-    kd = build_module(tiny("--trainer.channels_last=true", "--distillation.method=kd"))
+    kd = build_module(tiny(*wide, "--distillation.method=kd"))
     assert not kd.teacher.layer2.conv1.weight.is_contiguous()
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from test_train_options import assert_weights_near, by_hand
 
 from matchdistill.data import ImageData
+from matchdistill.data import module as data_module
 from matchdistill.models import small_resnet
 from matchdistill.runs.averaging import TRAINED
 from matchdistill.runs.build import build_module
@@ -112,7 +113,14 @@ def assert_equal(first, second):
         assert torch.equal(value, second[name]), name
 
 
-def test_two_processes(tmp_path, launch, tiny):
+def share(recipe, rank, monkeypatch):
+    """The images that one of two processes refreshes the matching with."""
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "rank_and_world", lambda: (rank, 2))
+        return recipe.data.refresh_dataloader(41, 0)
+
+
+def test_two_processes(tmp_path, launch, tiny, monkeypatch):
     arguments = (
         "--teacher.weights=null",
         "--teacher.training.epochs=2",
@@ -142,7 +150,12 @@ def test_two_processes(tmp_path, launch, tiny):
     # One process over the same images gets the same matching.
     recipe = tiny(*arguments[2:], "--teacher.weights=" + str(out / "teacher" / "student.safetensors"))
     module = build_module(recipe)
-    alone = module.distiller.refresh(recipe.data.refresh_dataloader(41, 0))
+    shares = [list(loader) for loader in (share(recipe, rank, monkeypatch) for rank in (0, 1))]
+    images = torch.cat([images for images, _ in recipe.data.refresh_dataloader(41, 0)])
+    for rank, batches in enumerate(shares):
+        assert torch.equal(torch.cat([images for images, _ in batches]), images[rank::2])
+    # In the batches of the processes: features of single precision depend a little on what else is in a batch.
+    alone = module.distiller.refresh([batch for batches in shares for batch in batches])
     for matching, position, (index, cost, _, _, margin) in zip(
         alone, module.distiller.positions, first["matchings"][0], strict=True
     ):
@@ -209,6 +222,7 @@ def test_losses_of_two_processes_are_those_of_a_plain_loop(tmp_path, launch, tin
     assert_weights_near(load_file(tmp_path / "run" / "student.safetensors"), student, 1e-4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("method", ["mgd-amp", "none"])
 def test_synchronised_batch_norms_make_one_batch_of_two(tmp_path, launch, tiny, monkeypatch, method):

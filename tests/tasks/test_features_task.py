@@ -162,6 +162,9 @@ def test_the_pooled_output_is_compared_over_the_batch():
     cost = 2 - 2 * F.normalize(values[0], dim=0).T @ F.normalize(values[1], dim=0)
     torch.testing.assert_close(matching.cost, cost.detach(), atol=1e-5, rtol=1e-5)
     assert matching.cost.unique().numel() > 100  # by one image alone, channels would be alike but for their signs
+    assert matching.images == 12
+    assert [each.images for each in distiller.refresh([images, images[:5]])] == [17]
+    assert [each.images for each in distiller.refresh([images, images[:5]], tolerance=0.5)] == [17]
     _, loss = distiller.train()(images)
     loss.backward()
     assert student.layer3.conv1.weight.grad.abs().sum() > 0
@@ -174,7 +177,6 @@ def problems(*arguments):
 
 
 def test_settings_that_do_not_fit():
-    assert "method 'none' distils no features" in problems("--distillation.method=none")
     assert "method 'mgd-amp+kd' distils the output of classifiers" in problems("--distillation.method=mgd-amp+kd")
     assert "teacher.training.epochs is for tasks with labels" in problems("--teacher.training.epochs=1")
     assert "trainer.compile is not for features" in problems("--trainer.compile=true")

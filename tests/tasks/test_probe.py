@@ -7,6 +7,7 @@ from torch import nn
 from matchdistill.models import small_resnet
 from matchdistill.runs.build import build_module
 from matchdistill.runs.train import fit
+from matchdistill.runs.validate import validate
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 
@@ -54,6 +55,24 @@ def test_the_head_learns_as_a_linear_layer_on_the_features(tiny, weights):
     student.fc = head
     module.eval()
     assert not head.training
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights")
+def test_the_head_starts_as_it_is_said(tiny, weights, tmp_path):
+    """From normal weights of a deviation and zero biases, but not where a trained student is loaded into it."""
+    path, before = weights
+    given = ["--distillation.method=none", "--training.frozen=true", f"--student.weights={path}"]
+    recipe = tiny(*given, "--training.head_std=0.01", "--student.options={width: 40}", "--student.weights=null")
+    head = build_module(recipe).network().fc
+    assert head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.weight.mean().abs() < 0.001
+    assert head.bias.count_nonzero() == 0
+    assert torch.equal(build_module(tiny(*given)).network().fc.weight, before["fc.weight"])
+    recipe = tiny(*given, "--training.head_std=0.01")
+    body = build_module(recipe).network().state_dict()
+    assert [name for name, value in before.items() if not torch.equal(value, body[name])] == ["fc.weight", "fc.bias"]
+    metrics = fit(recipe, tmp_path / "run", quiet=True)
+    assert validate(recipe, tmp_path / "run")["student"] == metrics.student
 
 
 def test_a_random_body_is_warned_of(tiny):

@@ -21,7 +21,7 @@ USED = {
     "training": ("epochs", "optimizer", "lr", "schedule", "validate_every"),
     "distillation": ("method", "taps", "weights"),
     "trainer": ("accelerator", "devices", "precision"),
-    "compare": ("methods", "seeds"),
+    "cluster": ("name", "partition"),
 }
 
 
@@ -42,7 +42,7 @@ def short_help(parser: ArgumentParser) -> str:
     from matchdistill.runs.recipe import SECTIONS
 
     actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
-    own = [action for name, action in actions.items() if name.partition(".")[0] not in SECTIONS]
+    own = [action for name, action in actions.items() if name.partition(".")[0] not in {*SECTIONS, *USED}]
     lines = [
         *textwrap.wrap(f"usage: {parser.usage}", WIDTH, subsequent_indent="  "),
         "",
@@ -53,6 +53,8 @@ def short_help(parser: ArgumentParser) -> str:
     for section, names in USED.items():
         shown = [actions[f"{section}.{name}"] for name in names if f"{section}.{name}" in actions]
         count = sum(name.startswith(f"{section}.") for name in actions)
+        if not count:  # not of this command
+            continue
         lines += [f"{section}: {len(shown)} of {count} options", *map(_line, shown)]
     return "\n".join([*lines, "", "--help all explains every option in full."])
 
@@ -60,4 +62,4 @@ def short_help(parser: ArgumentParser) -> str:
 def _line(action: Action) -> str:
     """An option and how its explanation begins."""
     text = textwrap.shorten((action.help or "").replace("``", ""), WIDTH - NAMES - 4, placeholder=" …")
-    return f"  {f'--{action.dest}':{NAMES}}  {text}".rstrip()
+    return f"  {action.option_strings[0]:{NAMES}}  {text}".rstrip()

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matchdistill.tasks.metric import Metric
 
 
+MOST_COLUMNS = 5  # of a table of networks that fits a terminal
+
+
 def path_option(text: str) -> Path:
     """As `path_of`, for the options of a parser, which keeps the words of this error alone."""
     try:
@@ -34,6 +37,13 @@ def plain_parser(prog: str, command: Callable[[Sequence[str]], None]) -> Argumen
 def add_trust(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="store_true", help="run code that the folder names, or that is in a .pt2 file: only your own"
+    )
+
+
+def add_allow_weak(parser: ArgumentParser) -> None:
+    """The short form of an option of recipes."""
+    parser.add_argument(
+        "--allow-weak-teacher", action="store_true", help="train even if the teacher knows nothing of the classes"
     )
 
 
@@ -79,6 +89,8 @@ def resolved_recipe(
         return parser.get_defaults(), None, ""
     resolved = resolve_recipe(values, parser, rest)
     config = plain_config(resolved)
+    if getattr(resolved, "allow_weak_teacher", False):
+        config["teacher"]["allow_weak"] = True
     if adjust is not None:
         adjust(resolved, config)
     if only_print:
@@ -100,7 +112,7 @@ def print_metrics(
     title: str,
     parameters: Mapping[str, int | None] | None = None,
 ) -> None:
-    """A table of teacher and student, as the paper gives them: shares of images that they get wrong, or precisions.
+    """A table of what teacher and student come to.
 
     Args:
         metrics: of the task.
@@ -114,14 +126,21 @@ def print_metrics(
     from matchdistill.tasks.metric import metrics_in
 
     shown = metrics_in(metrics, found["student"])
-    table = Table("network", title=title)
-    for heading in [*(metric.heading for metric in shown), *(["parameters"] if parameters else [])]:
-        table.add_column(heading, justify="right")
+    rows = [["network", *(metric.label for metric in shown), *(["parameters"] if parameters else [])]]
     for role in ("teacher", "student"):
         if found[role] or (role == "student" and not shown):
-            row = [metric.in_table(found[role][metric.name]) if metric.name in found[role] else "" for metric in shown]
-            table.add_row(role, *row, *([f"{parameters[role]:,}"] if parameters else []))
-    console().print(table)
+            row = [metric.shown(found[role][metric.name]) if metric.name in found[role] else "" for metric in shown]
+            rows.append([role, *row, *([f"{parameters[role]:,}"] if parameters else [])])
+    if len(rows[0]) > MOST_COLUMNS:  # a column for each network then
+        rows = list(map(list, zip(*rows, strict=True)))
+    table = Table(rows[0][0])
+    for heading in rows[0][1:]:
+        table.add_column(heading, justify="right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    terminal = console()
+    terminal.print(title, highlight=False, soft_wrap=True)  # a table would break a path in it
+    terminal.print(table)
 
 
 def point_to_page(path: Path, opens: bool) -> None:

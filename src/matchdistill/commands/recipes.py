@@ -15,8 +15,8 @@ def recipes(arguments: Sequence[str]) -> None:
     known = packaged()
     usage = "usage: matchdistill recipes list | show NAME | copy NAME [FILE]"
     match list(arguments):
-        case ["-h" | "--help", *_]:
-            print(usage)
+        case [*others] if {"-h", "--help"} & set(others):
+            print(f"{usage}\n\n{recipes.__doc__}\n\nA copy is yours to change: matchdistill fit FILE trains by it.")
         case ["list"]:
             width = max(map(len, known))
             for name, text in known.items():

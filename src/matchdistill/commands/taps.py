@@ -42,9 +42,14 @@ def _options(arguments: Sequence[str]) -> Namespace:
     parser = plain_parser("matchdistill taps", taps)
     parser.add_argument("teacher", type=str, help="torchvision:NAME, timm:NAME or package.module:function")
     parser.add_argument("student", type=str, help="likewise")
-    parser.add_argument("--image_size", type=int, default=None, help="pixels; default: what the models ask for")
-    parser.add_argument("--channels", type=int, default=3, help="of the images")
-    parser.add_argument(
+    networks = parser.add_argument_group("networks")
+    networks.add_argument("--task", type=str, default=None, help="what the models do; default: they classify images")
+    networks.add_argument("--teacher_options", type=dict[str, Any], default={}, help="of the function that builds it")
+    networks.add_argument("--student_options", type=dict[str, Any], default={}, help="likewise")
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument("--image_size", type=int, default=None, help="pixels; default: what the models ask for")
+    inputs.add_argument("--channels", type=int, default=3, help="of the images")
+    inputs.add_argument(
         "--example",
         type=str,
         nargs="+",
@@ -52,10 +57,8 @@ def _options(arguments: Sequence[str]) -> Namespace:
         help="inputs of other kinds, each by its shape without the batch: 3x16x112x112 a video, 1x16000 a sequence, 12:int "
         "whole numbers; several for networks of several inputs",
     )
-    parser.add_argument("--reduction", type=str, default="amp", help="how matched channels are reduced")
-    parser.add_argument("--task", type=str, default=None, help="what the models do; default: they classify images")
-    parser.add_argument("--teacher_options", type=dict[str, Any], default={}, help="of the function that builds it")
-    parser.add_argument("--student_options", type=dict[str, Any], default={}, help="likewise")
+    matching = parser.add_argument_group("matching")
+    matching.add_argument("--reduction", type=str, default="amp", help="how matched channels are reduced")
     resolved: Namespace = parser.parse_args(list(arguments))
     return resolved
 

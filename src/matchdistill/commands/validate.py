@@ -13,6 +13,7 @@ def validate(arguments: Sequence[str]) -> None:
     """Measure a run's student, from its folder, checkpoint or exported file, and its teacher."""
     from matchdistill.runs.machine import is_first
     from matchdistill.runs.metrics import check_schema
+    from matchdistill.runs.places import found_again
     from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
     from matchdistill.runs.store import RECIPE, check_single
     from matchdistill.runs.validate import validate as measure
@@ -34,10 +35,10 @@ def validate(arguments: Sequence[str]) -> None:
     if weights is not None and not (run / RECIPE).is_file() and (path.absolute().parents[1] / RECIPE).is_file():
         run = path.absolute().parents[1]  # of an exported file, which has a folder of its own
     if not (run / RECIPE).is_file():
-        raise ValueError(f"{run} is no folder of a run: it has no {RECIPE}")
+        raise ValueError(f"{run} is not the folder of a run: it has no {RECIPE}")
     check_single(run)
     check_schema(run)
-    values = read_recipe(run / RECIPE)
+    values = found_again(read_recipe(run / RECIPE), run)
     usage, parser = parser.usage, recipe_parser(parser.prog, task_of(values))
     parser.usage = usage
     add_trust(parser)

@@ -242,7 +242,7 @@ def _looked_up(known: dict[int, T], entry: dict[str, Any], key: str) -> T:
     """What an annotation refers to."""
     number = entry.get(key)
     if type(number) is not int or number not in known:
-        raise ValueError(f"there is nothing with its {key} {number!r}")
+        raise ValueError(f"its {key} {number!r} is not in the file")
     return known[number]
 
 

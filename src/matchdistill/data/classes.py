@@ -88,7 +88,7 @@ def several_classes(
         train: training images.
         val: validation images; None: there are none.
         source: what they are read from, for errors.
-        known: all classes in their order; None: those of the training images.
+        known: all classes in their order; None: the classes of the training images.
 
     Returns:
         The images, whose labels (N, C) uint8 have a 1 for each class of an image, and the names.

@@ -47,9 +47,9 @@ class CropOptions(UnlabelledOptions):
         yield from super().problems(prefix)
         for name, value in (("augmentation", self.augmentation), ("random_erasing", self.random_erasing)):
             if value:
-                yield f"{prefix}.{name} is not for crops that are contrasted, which have their own variations: leave it out"
+                yield f"{prefix}.{name} does not apply to contrasted crops, which have their own augmentation: leave it out"
         if self.prepared:
-            yield f"{prefix}.prepared is not for crops that are contrasted: they are taken of pictures"
+            yield f"{prefix}.prepared does not apply to contrasted crops, which are cut from pictures: leave it out"
 
 
 class CropData(UnlabelledData):

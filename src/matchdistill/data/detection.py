@@ -30,10 +30,10 @@ class DetectionOptions(DataOptions):
         train_images: the folder of the training images.
         val_images: the folder of the validation images.
         train_annotations: the training images' boxes and masks.
-        val_annotations: those of the validation images, of the same categories.
+        val_annotations: the annotations of the validation images, with the same categories.
         masks: read masks, for instance segmentation.
         flip: mirror half of the training images at random.
-        bad_annotations: what to do about annotations that cannot be used, as of a box outside of its image, and about
+        bad_annotations: what to do about annotations that cannot be used, for example a box outside of its image, and about
             images that are missing: "refuse" to start and name them, or "skip" them with a warning. COCO 2017 itself
             has two boxes without area.
         skip_empty: leave out training images without objects.

@@ -119,7 +119,9 @@ def class_folders(folder: Path) -> dict[str, Path]:
             )
         place = path.resolve()
         if folder.resolve().is_relative_to(place) or place in places:
-            raise ValueError(f"class folder {path} is a link to {place}, whose images are there already: remove it")
+            raise ValueError(
+                f"class folder {path} is a link to {place}, whose images are in the set already: remove the link"
+            )
         places.add(place)
         named[name] = path
     return named

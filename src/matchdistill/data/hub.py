@@ -78,7 +78,7 @@ class HubSet:
         for option, name in (("train_split", self.train_split), ("val_split", val_name)):
             if name is not None and name not in splits:
                 raise ValueError(
-                    f"{self.root} has no split {name!r}, but {listed(map(repr, splits))}: name another one as "
+                    f"{self.root} has no split {name!r}; its splits are {listed(map(repr, splits))}: name one of them as "
                     f"data.{option}{did_you_mean(name, splits)}"
                 )
         train = splits[self.train_split]
@@ -140,7 +140,7 @@ class HubSet:
             if given is not None and given not in dataset.features:
                 hint = did_you_mean(given, dataset.features)
                 raise ValueError(
-                    f"{self.root} has no column {given!r}, but {listed(map(repr, dataset.features))}{hint}"
+                    f"{self.root} has no column {given!r}; its columns are {listed(map(repr, dataset.features))}{hint}"
                 )
             if given is None and len(typed) != 1:
                 raise ValueError(

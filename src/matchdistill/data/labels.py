@@ -95,7 +95,7 @@ class LabelsData(ImageData):
     def _read(self) -> tuple[Images, Images, list[str]]:
         train, val, class_names = super()._read()
         if len(class_names) < 2:
-            raise ValueError(f"there is one class alone, {class_names[0]!r}: expected at least two")
+            raise ValueError(f"there is only one class, {class_names[0]!r}: expected at least two")
         if not val.labels.any():
             raise ValueError("no validation image has any class, so nothing can be measured: label some of them")
         return train, val, class_names

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from matchdistill.distributed import rank_and_world
+from matchdistill.slots import checksum
 
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
@@ -45,6 +46,8 @@ class EpochSampler(DistributedSampler[Any]):
         rank: of this process; None asks ``torch.distributed``.
         world: number of processes, likewise.
         repeats: how often each image comes.
+        views: of `FixedViews` of the data set, in which case each epoch has the numbers of the next view of all images; 0:
+            the data set has none.
     """
 
     sharded = True  # tells MatchingDistiller.refresh that the loader gives this rank's share only
@@ -57,6 +60,7 @@ class EpochSampler(DistributedSampler[Any]):
         rank: int | None = None,
         world: int | None = None,
         repeats: int = 1,
+        views: int = 0,
     ) -> None:
         default_rank, default_world = rank_and_world()
         super().__init__(
@@ -67,11 +71,14 @@ class EpochSampler(DistributedSampler[Any]):
         )
         self.run_seed = seed
         self.generator = generator
-        self.repeats = repeats
+        self.repeats, self.views = repeats, views
         self.set_epoch(0)
 
     def __iter__(self) -> Iterator[Any]:
-        """The indices of the epoch."""
+        """The indices of the epoch, or of its views."""
+        if self.views:
+            first = first_of_view(self.epoch, self.views, len(self.dataset))  # type: ignore[arg-type]
+            return (first + index for index in super().__iter__())
         if self.repeats == 1:
             return super().__iter__()
         from timm.data.distributed_sampler import RepeatAugSampler
@@ -120,6 +127,58 @@ class BatchLoader(DataLoader[Any]):
         finally:
             # An iterator that is left to the garbage collector, as after an error, waits 5 s for each worker.
             getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+class Viewed(NamedTuple):
+    """A batch of fixed views of images.
+
+    Attributes:
+        batch: what it is without its numbers.
+        numbers: of each image (N, 2) int64 the number of its view, and the checksum of its pixels.
+    """
+
+    batch: Any
+    numbers: Tensor
+
+
+class FixedViews(Dataset[Any]):
+    """A data set of which each image comes in a few views, that have always the same pixels.
+
+    What varies an image draws from random numbers of that image and view alone. View v of image i of N has the number
+    ``v * N + i``.
+
+    Args:
+        dataset: gives batches (images, ...) by ``__getitems__``, as tensors whose first axis is that of images, and draws
+            from torch's random numbers alone.
+        views: of each image.
+    """
+
+    def __init__(self, dataset: Any, views: int) -> None:
+        self.dataset, self.views = dataset, views
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.views
+
+    def __getitems__(self, numbers: Sequence[int]) -> Viewed:
+        """The views of these numbers."""
+        samples = []
+        for number in numbers:
+            view, index = divmod(number, len(self.dataset))
+            torch.default_generator.manual_seed(mix_seed("view", index, view))
+            samples.append(self.dataset.__getitems__([index]))
+        batch = tuple(torch.cat(parts) for parts in zip(*samples, strict=True))
+        told = [[number, checksum(image)] for number, image in zip(numbers, batch[0], strict=True)]
+        return Viewed(batch, torch.tensor(told).view(-1, 2))
+
+
+def first_of_view(time: int, views: int, images: int) -> int:
+    """The number of the first image's view in an epoch or the like; see `FixedViews`.
+
+    Examples:
+        >>> [first_of_view(epoch, views=2, images=10) for epoch in range(3)]
+        [0, 10, 0]
+    """
+    return time % views * images
 
 
 def _drawn_apart(batches: Iterator[Any], generator: Generator) -> Iterator[Any]:

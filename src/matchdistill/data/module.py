@@ -17,9 +17,11 @@ from torch.utils.data import Dataset
 from matchdistill.data.loading import (
     BatchLoader,
     EpochSampler,
+    FixedViews,
     ShareSampler,
     as_it_is,
     balanced_subset,
+    first_of_view,
     mix_seed,
     strided_batches,
 )
@@ -106,6 +108,8 @@ class DataModule(pl.LightningDataModule, ABC):
         options: all of them.
         preparation: how the network wants its images, see `prepare_as`; its size: theirs, if they have one.
         repeats: how often each training image of an epoch comes, varied anew each time; see `EpochSampler`.
+        views: fixed ones of each training image, of which an epoch has the next one, in batches `Viewed`; 0: images are
+            varied anew each time.
 
     Raises:
         TypeError: there is no such option; the nearest names are suggested.
@@ -117,6 +121,7 @@ class DataModule(pl.LightningDataModule, ABC):
     options: Any  # an instance of options_type
     preparation: Preparation = IMAGENET
     repeats = 1
+    views = 0
     num_classes: int
     class_names: list[str]
     train_set: Any  # a Dataset that has a length
@@ -201,18 +206,38 @@ class DataModule(pl.LightningDataModule, ABC):
         rank, world = rank_and_world()
         self.check_shares(world)
         generator = Generator()
-        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world, self.repeats)
+        sampler = EpochSampler(self.train_set, self.options.seed, generator, rank, world, self.repeats, self.views)
         # Batch norm cannot take a batch of one image, which the last one might be, so an incomplete batch is
         # dropped; in the next epoch other images fall into it. If all images are less than a batch, they are one.
         drop_last = len(sampler) >= self.options.batch_size
         return self._loader(
-            self.train_set, generator, batch_size=self.options.batch_size, sampler=sampler, drop_last=drop_last
+            self._varied(self.train_set),
+            generator,
+            batch_size=self.options.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
         )
+
+    def _varied(self, images: Any) -> Any:
+        """Training images, in their fixed views where they have some."""
+        return FixedViews(images, self.views) if self.views else images
+
+    def views_dataloader(self, numbers: Sequence[int]) -> BatchLoader:
+        """Fixed views of training images, by their numbers; see `FixedViews`."""
+        batching = {"batch_size": self.options.batch_size, "sampler": ShareSampler(numbers)}
+        return self._loader(self._varied(self.train_set), Generator(), **batching)
 
     def val_dataloader(self) -> BatchLoader:
         """This rank's share of the validation images: over all ranks, each image once."""
         self.setup()
         return self._each_once(self.val_set)
+
+    def these_dataloader(self, indices: Sequence[int]) -> BatchLoader:
+        """These validation images in this order, all of them in this process."""
+        self.setup()
+        size = self.options.batch_size
+        batches = [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+        return self._loader(self.val_set, Generator(), batch_sampler=batches)
 
     def _each_once(self, dataset: Any) -> BatchLoader:
         """This rank's share of images in their order: over all ranks, each image once."""
@@ -234,8 +259,10 @@ class DataModule(pl.LightningDataModule, ABC):
         choice = Generator().manual_seed(mix_seed("refresh", self.options.seed, epoch))
         chosen = torch.randperm(len(self.refresh_set), generator=choice)[:max_images]
         generator = Generator().manual_seed(mix_seed("refresh workers", self.options.seed, epoch, rank))
-        sampler = ShareSampler(chosen[rank::world].tolist())
-        return self._loader(self.refresh_set, generator, batch_size=self.options.batch_size, sampler=sampler)
+        first = first_of_view(epoch, self.views, len(self.refresh_set)) if self.views else 0
+        sampler = ShareSampler((first + chosen[rank::world]).tolist())
+        images = self._varied(self.refresh_set)
+        return self._loader(images, generator, batch_size=self.options.batch_size, sampler=sampler)
 
     @property
     def refresh_set(self) -> Any:

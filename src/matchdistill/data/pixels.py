@@ -98,11 +98,10 @@ class PixelMasks(ABC):
             if size is not None and found.shape != size[::-1] and orientation in LYING and found.shape == size:
                 found = np.asarray(Image.fromarray(found.astype(np.int32)).transpose(UPRIGHT[orientation]), np.int16)
             if size is not None and found.shape != size[::-1]:
-                raise ValueError(
-                    f"it is of {found.shape[1]} x {found.shape[0]} pixels, its image of {size[0]} x {size[1]}"
-                )
+                raise ValueError(f"it has {found.shape[1]} x {found.shape[0]} pixels, its image {size[0]} x {size[1]}")
         except Exception as error:  # Pillow's readers fail in every way on damaged files
-            raise ValueError(f"mask {printable(self.paths[index])} cannot be used ({cause(error)})") from error
+            said = str(error) if isinstance(error, ValueError) else cause(error)
+            raise ValueError(f"mask {printable(self.paths[index])} cannot be used: {said}") from error
         return found
 
 

@@ -1,6 +1,7 @@
-"""Scenes of Fashion-MNIST items with COCO annotations: a detection set of real images, of any size.
+"""Scenes of Fashion-MNIST items with boxes and masks: a detection set of real images, of any size.
 
-``python -m matchdistill.data.scenes OUT --train 1000 --val 300 --size 160`` writes one.
+``python -m matchdistill.data.scenes OUT --train 1000 --val 300 --size 160`` writes one in the format of COCO, and with
+``--format yolo`` one in the format of Ultralytics.
 
 Axes: H height, W width. Images and masks are NumPy arrays.
 """
@@ -12,10 +13,12 @@ import json
 import secrets
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import yaml
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,19 +31,34 @@ SMALLEST = 16  # pixels: the least side of an item and of its 28 x 28 source
 THRESHOLD = 40  # of 255: darker pixels of an item are not part of it
 VISIBLE = 0.3  # the least share of an item that later ones, and the edge of the image, leave to be seen
 
+Format = Literal["coco", "yolo"]
+
 README = """# Scenes of Fashion-MNIST items
 
-{train} training and {val} validation images of {size} x {size} pixels in the layout and format of COCO 2017, with boxes
+{train} training and {val} validation images of {size} x {size} pixels in the layout and format of {written}, with boxes
 and masks of ten classes.
 
-Made by `python -m matchdistill.data.scenes OUT --train {train} --val {val} --size {size} --seed {seed}`: items are
+Made by `python -m matchdistill.data.scenes OUT --train {train} --val {val} --size {size} --seed {seed}{option}`: items are
 scaled, mirrored, tinted and laid on a coloured noise background, later ones over earlier ones. Boxes, masks and areas
-are of what is left to be seen. Masks without holes are polygons, the others run lengths. Of ten images one is empty,
-and of ten validation images one has a crowd. Training scenes have items from Fashion-MNIST's training images alone,
+are of what is left to be seen. {masks} Training scenes have items from Fashion-MNIST's training images alone,
 validation scenes from its test images.
 
 Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist) is Copyright (c) 2017 Zalando SE, under the MIT license.
 """
+
+WORDS = {
+    "coco": {
+        "written": "COCO 2017",
+        "option": "",
+        "masks": "Masks without holes are polygons, the others run lengths. Of ten images one is empty,\n"
+        "and of ten validation images one has a crowd.",
+    },
+    "yolo": {
+        "written": "Ultralytics",
+        "option": " --format yolo",
+        "masks": "Each mask is one polygon, its parts and holes joined by lines there\nand back. One image in ten is empty.",
+    },
+}
 
 
 class Item(NamedTuple):
@@ -58,9 +76,15 @@ class Item(NamedTuple):
 
 
 def write_scenes(
-    out: Path, train: int, val: int, size: int = 160, seed: int = 0, fashion_mnist: Path | None = None
+    out: Path,
+    train: int,
+    val: int,
+    size: int = 160,
+    seed: int = 0,
+    fashion_mnist: Path | None = None,
+    format: Format = "coco",
 ) -> None:
-    """Write a set of scenes, which :class:`DetectionData` reads as it is.
+    """Write a set of scenes.
 
     Args:
         out: the folder to make; it appears when all is written.
@@ -69,13 +93,18 @@ def write_scenes(
         size: height and width of the images in pixels.
         seed: of everything random.
         fashion_mnist: the folder with its four files, where the Debian package is not installed.
+        format: "coco", which :class:`DetectionData` reads as it is; or "yolo", which Ultralytics reads by its ``data.yaml``
+            for detection and for segmentation, and which has no crowds.
 
     Raises:
-        ValueError: in one line, a number out of range, a folder that exists, or that Fashion-MNIST is not there.
+        ValueError: in one line, an unknown format, a number out of range, a folder that exists, or that Fashion-MNIST is not
+            there.
     """
     for name, value, least in (("train", train, 1), ("val", val, 1), ("size", size, 4 * SMALLEST)):
         if value < least:
             raise ValueError(f"{name} is {value}: expected a whole number from {least} on")
+    if format not in get_args(Format):
+        raise ValueError(f"format is {format!r}: expected one of {', '.join(get_args(Format))}")
     if out.exists():
         raise ValueError(f"{out} exists already: remove it, or give another folder")
     try:
@@ -88,15 +117,41 @@ def write_scenes(
     splits = load_fashion_mnist(source)
     partial = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
-        (partial / "annotations").mkdir(parents=True)
-        for name, count, items in zip(("train2017", "val2017"), (train, val), splits, strict=True):
-            (partial / name).mkdir()
-            content = _write_split(partial / name, count, items, size, seed)
-            (partial / "annotations" / f"instances_{name}.json").write_text(json.dumps(content), encoding="utf-8")
-        (partial / "README.md").write_text(README.format(train=train, val=val, size=size, seed=seed), encoding="utf-8")
+        write = _write_coco if format == "coco" else _write_yolo
+        write(partial, [(count, items) for count, items in zip((train, val), splits, strict=True)], size, seed)
+        readme = README.format(train=train, val=val, size=size, seed=seed, **WORDS[format])
+        (partial / "README.md").write_text(readme, encoding="utf-8")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_coco(out: Path, splits: Sequence[tuple[int, GrayImages]], size: int, seed: int) -> None:
+    (out / "annotations").mkdir(parents=True)
+    for name, (count, items) in zip(("train2017", "val2017"), splits, strict=True):
+        (out / name).mkdir()
+        content = _write_split(out / name, count, items, size, seed)
+        (out / "annotations" / f"instances_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _write_yolo(out: Path, splits: Sequence[tuple[int, GrayImages]], size: int, seed: int) -> None:
+    """One file of text for each image, a line for each item: its class, and its outline as shares of the image."""
+    names = ("train", "val")
+    for name, (count, items) in zip(names, splits, strict=True):
+        images, labels = (out / kind / name for kind in ("images", "labels"))
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for number in range(1, count + 1):
+            chance = np.random.default_rng([seed, name == "val", number])
+            pixels, shown = compose(items, size, chance, empty=number % 10 == 4)
+            Image.fromarray(pixels).save(images / f"{number:012}.jpg", quality=95)
+            lines = [
+                " ".join([str(item.label), *(f"{value / size:.6g}" for value in joined(outlines(mask)))])
+                for item, mask in shown
+            ]
+            (labels / f"{number:012}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    content = {**{name: f"images/{name}" for name in names}, "names": dict(enumerate(FASHION_CLASSES))}
+    (out / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def _write_split(folder: Path, count: int, items: GrayImages, size: int, seed: int) -> dict[str, Any]:
@@ -234,6 +289,20 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[int]]:
     return polygons
 
 
+def joined(polygons: list[list[int]]) -> list[int]:
+    """Polygons [x, y, x, y ...] as one that encloses the same by the even-odd rule: lines lead to each of them and back.
+
+    Examples:
+        >>> joined([[0, 0, 1, 0, 1, 1], [5, 5, 6, 5, 6, 6]])
+        [0, 0, 1, 0, 1, 1, 0, 0, 5, 5, 6, 5, 6, 6, 5, 5]
+    """
+    if len(polygons) == 1:
+        return polygons[0]
+    first = polygons[0][:2]
+    others = [value for polygon in polygons[1:] for value in (*polygon, *polygon[:2], *first)]
+    return [*polygons[0], *first, *others][: -len(first)]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m matchdistill.data.scenes", description=__doc__.splitlines()[0])
@@ -243,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=160, help="height and width in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     parser.add_argument("--fashion-mnist", type=Path, help="the folder with its files, without the Debian package")
+    parser.add_argument("--format", choices=get_args(Format), default="coco", help="of the annotations (%(default)s)")
     options = vars(parser.parse_args(arguments))
     try:
         write_scenes(**options)

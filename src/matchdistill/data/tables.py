@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from matchdistill.data.folder import VAL_NAMES, ImageFiles, same_name
 from matchdistill.files import read_bytes
 from matchdistill.messages import cause, did_you_mean, listed, printable
 
+USUAL_SEPARATOR = "|"  # of several labels
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 
@@ -81,12 +83,18 @@ class Table:
                     raise ValueError(f"{row.where}: there is no file {printable(place)}")
                 if row.split not in (None, self.train_split, *val_names):
                     expected = f"{self.train_split!r} or {' or '.join(map(repr, val_names))}"
-                    raise ValueError(f"{row.where} is of the split {row.split!r}: expected {expected}")
+                    raise ValueError(f"{row.where} has the split {row.split!r}: expected {expected}")
                 seen[place] = row.where
                 splits[path != self.path or row.split in val_names].append((place, row.label))
         train, val = (sorted(split) for split in splits)
         given = val if val or self.val_path else None
         if self.separator is None:
+            if odd := next((label for _, label in [*train, *val] if USUAL_SEPARATOR in label), None):
+                warnings.warn(
+                    f"{self.path}: {odd!r} is taken for the name of one class; where an image has several, train the "
+                    f"task multilabel, which splits labels at {USUAL_SEPARATOR!r}",
+                    stacklevel=2,
+                )
             return named_classes(train, given, str(self.path))
         several = [
             [(place, self._names(label, seen[place])) for place, label in split] for split in (train, given or [])
@@ -177,8 +185,10 @@ def _parquet(path: Path, needed: dict[str, str], optional: str | None) -> Found:
 def _check_columns(path: Path, header: list[str], needed: dict[str, str]) -> None:
     for option, column in needed.items():
         if column not in header:
+            if not header:
+                raise ValueError(f"{path} has no column {column!r}; it has no columns at all")
             raise ValueError(
-                f"{path} has no column {column!r}, but {listed(map(repr, header)) or 'none'}: name another one as "
+                f"{path} has no column {column!r}; its columns are {listed(map(repr, header))}: name one of them as "
                 f"data.{option}{did_you_mean(column, header)}"
             )
         if header.count(column) > 1:

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.distributed import from_rank_0, rank_and_world
+from matchdistill.distributed import rank_and_world, take_from_rank_0
 from matchdistill.integrations.optimizers import group_of_scales, positions_of
 from matchdistill.matching import logged
 from matchdistill.options import MatchingOptions
 from matchdistill.probing import copy_of_model
-from matchdistill.refresh import due
+from matchdistill.refresh import check_refreshes, due
 from matchdistill.taps import resolve
 from matchdistill.trace import tensors_in
 
@@ -76,6 +76,7 @@ class MatchingDistillation(pl.Callback):
     ) -> None:
         if options.get("online"):
             raise ValueError("online: the callback matches over the images of a loader, leave it out")
+        check_refreshes(refresh_every, max_images)
         self.teacher, self.student, self.refresh_every = teacher, student, refresh_every
         self.max_images, self.forward, self.loader = max_images, forward, loader
         self.options = MatchingOptions.of(**options)
@@ -107,8 +108,7 @@ class MatchingDistillation(pl.Callback):
         except ValueError:
             distiller.release()
             raise
-        for value in tensors_in(positions_of(distiller).state_dict()):
-            value.copy_(from_rank_0(value))  # as DDP does with what it wraps
+        take_from_rank_0(tensors_in(positions_of(distiller).state_dict()))
         self.distiller, self._guests = distiller, guests
         # Called after every other hook before a step. Scaled gradients are looked at earlier.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -216,9 +216,7 @@ class MatchingDistillation(pl.Callback):
 
     def _refresh(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.distiller is not None
-        if rank_and_world()[1] > 1:
-            for buffer in self.distiller.student.buffers():  # since the last step each process has had its own
-                buffer.copy_(from_rank_0(buffer))
+        take_from_rank_0(self.distiller.student.buffers())  # since the last step each process has had its own
         loader = trainer.train_dataloader if self.loader is None else self.loader
         if self.loader is None and isinstance(loader, Mapping | list | tuple):
             raise ValueError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -18,14 +19,15 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 from transformers import Trainer, TrainerCallback, set_seed
 
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.distributed import from_rank_0, rank_and_world
+from matchdistill.distributed import rank_and_world, take_from_rank_0
 from matchdistill.files import atomic_write
 from matchdistill.integrations.optimizers import group_of_scales, positions_of
 from matchdistill.matching import logged
 from matchdistill.options import MatchingOptions
-from matchdistill.refresh import due
+from matchdistill.refresh import check_refreshes, due
 from matchdistill.taps import resolve
 
+WEIGHTS = "model.safetensors"  # of the model in a checkpoint
 MATCHING = "matching.safetensors"  # in a checkpoint, beside the files of Trainer
 REFRESHED = "refreshed"  # in it, the epoch of the last refresh
 
@@ -77,6 +79,7 @@ class MatchingDistillation:
         distillation: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        check_refreshes(refresh_every, max_images)
         self._teacher, self._path = teacher, student
         self._refresh_every, self._max_images = refresh_every, max_images
         self._options = MatchingOptions.of(**(distillation or {}))
@@ -153,15 +156,25 @@ class MatchingDistillation:
             positions_of(self.distiller).load_state_dict(state)
             self.distiller.has_matching = True
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+        own, path = self.model if model is None else model, Path(checkpoint, WEIGHTS)
+        if not path.is_file() or not hasattr(own, "from_pretrained"):
+            return
+        with safetensors.safe_open(path, "pt") as file:
+            saved = set(file.keys())
+        if own.state_dict().keys() - saved:
+            # Files of DETR and others have other names than their modules. The trainer reads them as they are, and leaves
+            # such weights at random; from_pretrained knows the names.
+            own.load_state_dict(type(own).from_pretrained(checkpoint).state_dict())
+
     def refresh_matching(self, epoch: int) -> None:
         """Solve the matching anew over training images, if it is due before this epoch or there is none."""
         assert self.distiller is not None
         loaded = self._refreshed == epoch  # a run that goes on within an epoch has its matching
         if self.distiller.has_matching and (loaded or not due(epoch, self._refresh_every)):
             return
-        if rank_and_world()[1] > 1:
-            for buffer in self.distiller.student.buffers():  # since the last step each process has had its own
-                buffer.copy_(from_rank_0(buffer))
+        take_from_rank_0(self.distiller.student.buffers())  # since the last step each process has had its own
         with isolate_rng():  # so that it is the same to a run that is resumed
             set_seed(self.args.seed + epoch)
             found = self.distiller.refresh(self._loader(epoch), self._max_images, self._run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,12 @@ from torch import nn
 from matchdistill.files import path_of
 from matchdistill.lookup import own_function
 from matchdistill.messages import cause, did_you_mean
-from matchdistill.models.huggingface import build_transformers, transformers_names, transformers_wants
+from matchdistill.models.huggingface import (
+    build_transformers,
+    build_transformers_segmenter,
+    transformers_names,
+    transformers_wants,
+)
 from matchdistill.models.pretrained import (
     ANY_PRETRAINED,
     Wanted,
@@ -30,6 +35,7 @@ WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".bin"}
 # Arguments by which models over another network download that one's weights, if they are not told otherwise.
 BACKBONE_WEIGHTS = {"weights_backbone": None, "encoder_weights": None, "pretrained_backbone": False}
 WEIGHTS_OF_PARTS = ("backbone_weights", *BACKBONE_WEIGHTS)
+BACKBONES = ("backbone",)  # of transformers, which looks it up on the Hub
 OTHER_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # options of timm's
 COUNTS = {"num_classes", "num_columns"}  # of classes, which torchvision's detectors note beside their classifiers
 
@@ -65,6 +71,19 @@ def build_model(
         >>> model(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 4])
     """
+    builders = {library: source.build for library, source in SOURCES.items()}
+    return build_with(builders, name, num_classes, weights, fresh_head, options)
+
+
+def build_with(
+    builders: Mapping[str, Builder],
+    name: str,
+    num_classes: int | None,
+    weights: str | Path | None,
+    fresh_head: bool,
+    options: dict[str, Any],
+) -> nn.Module:
+    """A network by name, by the functions that libraries have for its kind; see `build_model`."""
     file = None if weights is None else weights_file(str(weights))
     pretrained = str(weights) if weights is not None and file is None else None
     library, _, entry = name.partition(":")
@@ -75,10 +94,8 @@ def build_model(
         raise ValueError(f"model {name!r}: expected {forms} or 'package.module:function'{hint}")
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if library in SOURCES:
-        model = SOURCES[library].build(entry, pretrained, options)
-    else:
-        model = _build_own(name, pretrained, options)
+    build = builders.get(library)
+    model = _build_own(name, pretrained, options) if build is None else build(entry, pretrained, options)
     if file is not None:
         load_weights(model, file, fresh_head=fresh_head)
     return model
@@ -233,6 +250,9 @@ def find_preparation(name: str, weights: str, options: dict[str, Any]) -> Wanted
     return source.wants(entry, weights, options)
 
 
+Builder = Callable[[str, str | None, dict[str, Any]], nn.Module]
+
+
 class Source(NamedTuple):
     """A library of networks that are built by name.
 
@@ -244,18 +264,22 @@ class Source(NamedTuple):
         wants: how its own weights want their images: (the network's name, the weights' name, options of the network) ->
             what is known of it, None where there are no such weights; None: nothing is known of any.
         reads: options by which it would read other files, which a folder of somebody else must not name.
+        pixels: builds one that gives every pixel a class, where these are others than `build` makes.
     """
 
     names: Callable[[], Sequence[str]]
-    build: Callable[[str, str | None, dict[str, Any]], nn.Module]
+    build: Builder
     reads: tuple[str, ...] = ()
     wants: Callable[[str, str, dict[str, Any]], Wanted | None] | None = None
+    pixels: Builder | None = None
 
 
 SOURCES = {
     "torchvision": Source(_torchvision_names, _build_torchvision, wants=torchvision_wants),
     "timm": Source(_timm_names, _build_timm, OTHER_FILES, timm_wants),
-    "transformers": Source(transformers_names, build_transformers, wants=transformers_wants),
+    "transformers": Source(
+        transformers_names, build_transformers, BACKBONES, transformers_wants, build_transformers_segmenter
+    ),
     "smp": Source(smp_names, build_smp, OTHER_FILES),  # whose encoders are timm's, too
 }
 

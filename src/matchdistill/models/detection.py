@@ -24,6 +24,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from matchdistill.messages import cause, did_you_mean
 from matchdistill.models.build import build_model, take_head, weightless, weights_file
+from matchdistill.models.huggingface_detection import build_transformers_detector
 from matchdistill.models.weights import load_weights
 from matchdistill.norms import group_norm
 from matchdistill.probing import scratch
@@ -65,7 +66,7 @@ def detector(
         backbone_weights: the classifier's weights, as `build_model` takes them; its head may be for any classes.
         frozen_stages: how much of the backbone is not trained: 1 the stem, 2 also C2 (stride 4), ... 5 all of it. The
             paper's students have 1.
-        trained_norms: which batch norms of the backbone are trained: "all"; "last", those of the last block at each
+        trained_norms: which batch norms of the backbone are trained: "all"; "last", only the last block at each
             stride, the others keep their statistics, scales and shifts, as in the paper; or "none".
         pyramid_channels: width of the feature pyramid, and of the heads on it; of FCOS a multiple of 32.
         pyramid_norm: "group" puts group norms into the pyramid, and into RetinaNet's heads, which then learn faster and take
@@ -318,7 +319,8 @@ def build_detector(
 
     Args:
         name: "matchdistill.models:detector", "torchvision:retinanet_resnet50_fpn" (its backbone has no pre-trained weights
-            unless `weights_backbone` says so), or "package.module:function" of your own.
+            unless `weights_backbone` says so), "transformers:detr" or a folder of one or a name of the Hub, or
+            "package.module:function" of your own.
         num_classes: number of classes, without the background.
         weights: a file, or a name that the library has for its own weights, as `build_model` takes them.
         fresh_head: whether the head is a fresh one where a file is for another number of classes.
@@ -347,7 +349,12 @@ def build_detector(
             own.load_state_dict({**state, **of_labels(model.state_dict(), state, labels)}, strict=False)
             take_head(model, own)
             return model
-    model = build_model(name, num_classes, None if file else weights, **options)
+    if library == "transformers":
+        model = build_transformers_detector(
+            entry, None if weights is None or file else str(weights), {**options, "num_classes": num_classes}
+        )
+    else:
+        model = build_model(name, num_classes, None if file else weights, **options)
     if file is not None:
 
         def adapt(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,16 +1,18 @@
-"""Image classifiers of Hugging Face transformers by name."""
+"""Image classifiers of Hugging Face transformers by name, and networks that give every pixel a class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from matchdistill.files import path_of
 from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.preparation import Preparation
 from matchdistill.models.pretrained import ANY_PRETRAINED, Wanted
 
+PROCESSOR = "preprocessor_config.json"  # beside a config.json, of the image processor
 RESAMPLING = (
     "nearest",
     "lanczos",
@@ -19,6 +21,30 @@ RESAMPLING = (
     "box",
     "hamming",
 )  # by the numbers that image processors have
+
+
+class Kind(NamedTuple):
+    """What networks of transformers are for.
+
+    Attributes:
+        words: what one is called.
+        auto: the class of transformers that builds one.
+        table: the dictionary of transformers that has their model types.
+        logits: whether logits are all that is needed of what one returns.
+    """
+
+    words: str
+    auto: str
+    table: str
+    logits: bool = True
+
+
+CLASSIFIER = Kind("image classifier", "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES")
+SEGMENTER = Kind(
+    "network with logits for every pixel",
+    "AutoModelForSemanticSegmentation",
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
+)
 
 
 class Logits:
@@ -30,58 +56,69 @@ class Logits:
         return output[0] if isinstance(output, tuple) else output
 
 
-def transformers_names() -> list[str]:
-    """The model types that have image classifiers, such as "vit"; empty where the package is missing."""
+def transformers_names(kind: Kind = CLASSIFIER) -> list[str]:
+    """The model types that have networks of a kind, such as "vit"; empty where the package is missing."""
     try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as NAMES
+        from transformers.models.auto import modeling_auto
     except ImportError:
         return []
-    return list(NAMES)
+    return list(getattr(modeling_auto, kind.table))
 
 
-def build_transformers(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
-    """An image classifier that takes images (N, 3, H, W) and returns logits.
+def build_transformers_segmenter(entry: str, pretrained: str | None, options: dict[str, Any]) -> nn.Module:
+    """A network that takes images (N, 3, H, W) and returns logits (N, classes, h, w); see `build_transformers`."""
+    return build_transformers(entry, pretrained, options, SEGMENTER)
+
+
+def build_transformers(
+    entry: str, pretrained: str | None, options: dict[str, Any], kind: Kind = CLASSIFIER
+) -> nn.Module:
+    """A network that takes images (N, 3, H, W) and returns logits.
 
     Args:
         entry: a folder with a ``config.json``, a name of the Hub, or a model type such as "vit".
         pretrained: "pretrained" for the weights of the folder or name; None starts at random.
         options: fields of its config, and ``num_classes``.
+        kind: what it is for.
 
     Raises:
         ValueError: in one line, no such model, a package that is missing, or options that do not fit.
     """
     name = f"transformers:{entry}"
     try:
-        from transformers import AutoModelForImageClassification
+        import transformers
     except ImportError as error:
         raise ValueError(f"model {name!r} needs {error.name}: pip install 'matchdistill[transformers]'") from error
     options = dict(options)
     num_classes = options.pop("num_classes", None)
-    config = _config(entry, options)
+    config = _config(entry, options, kind)
+    if pretrained is None and hasattr(config, "use_pretrained_backbone"):
+        config.use_pretrained_backbone = False  # nothing is downloaded without being asked for
     if num_classes is not None and num_classes != config.num_labels:
         config.num_labels = num_classes
-    if pretrained is not None and (entry in transformers_names() or pretrained.lower() not in ANY_PRETRAINED):
+    if pretrained is not None and (entry in transformers_names(kind) or pretrained.lower() not in ANY_PRETRAINED):
         raise ValueError(
             f"model {name!r} has no pretrained weights {pretrained!r}, nor is it a file: name a folder or a model of the "
             "Hub, with the weights 'pretrained'"
         )
+    auto = getattr(transformers, kind.auto)
     try:
         if pretrained is None:
-            model = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
+            model = auto.from_config(config)
         else:
-            model = AutoModelForImageClassification.from_pretrained(
-                entry, config=config, ignore_mismatched_sizes=True, **_harmless(entry)
-            )
+            model = auto.from_pretrained(entry, config=config, ignore_mismatched_sizes=True, **_harmless(entry))
     except Exception as error:  # each architecture fails in a way of its own
         raise ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}") from error
     found: nn.Module = model
-    found.register_forward_hook(Logits())
+    if kind.logits:
+        found.register_forward_hook(Logits())
     return found
 
 
 def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> Wanted | None:
     """How the weights of a folder or a name of the Hub want their images, by its image processor; see `Source.wants`."""
-    if entry in transformers_names() or pretrained.lower() not in ANY_PRETRAINED:
+    types = {*transformers_names(), *transformers_names(SEGMENTER)}
+    if entry in types or pretrained.lower() not in ANY_PRETRAINED:
         return None
     try:
         from transformers import AutoImageProcessor
@@ -89,7 +126,7 @@ def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> 
         processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             entry, **_harmless(entry)
         )
-        config = _config(entry, options)
+        config = _config(entry, options, None)
     except (ImportError, OSError, ValueError):  # a model that is missing is told when it is built
         return None
     normalises = getattr(processor, "do_normalize", True)
@@ -99,9 +136,36 @@ def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> 
     }
     if (resampling := getattr(processor, "resample", None)) is not None:
         values["interpolation"] = RESAMPLING[int(resampling)]
+    if "ForSemanticSegmentation" in "".join(getattr(config, "architectures", None) or ()):
+        return Wanted(values, fixed=False)  # it takes images of any size
     values |= _cut(processor)
     # Position embeddings are of one size, and only some architectures interpolate them.
     return Wanted(values, fixed=isinstance(getattr(config, "image_size", None), int))
+
+
+def processor_of(entry: str, config: Any) -> Any:
+    """The image processor of a folder or a name of the Hub; where it has none, the usual one of its type.
+
+    Raises:
+        ValueError: the type has none.
+    """
+    from transformers import AutoImageProcessor
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    if entry != config.model_type:
+        try:
+            return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                entry, **_harmless(entry)
+            )
+        except (OSError, ValueError):
+            pass
+    known: Any = IMAGE_PROCESSOR_MAPPING.get(type(config), None)
+    kinds = list(known.values()) if isinstance(known, dict) else list(known or ())
+    kind = known.get("torchvision") if isinstance(known, dict) else None
+    kind = kind or next((each for each in reversed(kinds) if each is not None), None)
+    if kind is None:
+        raise ValueError(f"model 'transformers:{entry}' has no image processor")
+    return kind()
 
 
 def _cut(processor: Any) -> dict[str, Any]:
@@ -120,15 +184,16 @@ def _cut(processor: Any) -> dict[str, Any]:
     return {"size": seen, "crop_pct": seen / side, "crop_mode": mode}
 
 
-def _config(entry: str, options: dict[str, Any]) -> Any:
+def _config(entry: str, options: dict[str, Any], kind: Kind | None) -> Any:
     """The config of a model, with options over it.
 
     Raises:
-        ValueError: there is no such model, no image classifier of its type, or it has no such option.
+        ValueError: there is no such model, none of the kind has its type, or it has no such option.
     """
     from transformers import AutoConfig
 
-    name, known = f"transformers:{entry}", transformers_names()
+    kinds = [CLASSIFIER, SEGMENTER] if kind is None else [kind]
+    name, known = f"transformers:{entry}", [each for one in kinds for each in transformers_names(one)]
     try:
         by_type = entry in known
         config = AutoConfig.for_model(entry) if by_type else AutoConfig.from_pretrained(entry, **_harmless(entry))
@@ -139,13 +204,23 @@ def _config(entry: str, options: dict[str, Any]) -> Any:
             f"{hint} ({cause(error)})"
         ) from error
     if config.model_type not in known:
-        raise ValueError(f"model {name!r}: transformers has no image classifier of the type {config.model_type!r}")
+        words = " nor ".join(each.words for each in kinds)
+        raise ValueError(f"model {name!r}: transformers has no {words} of the type {config.model_type!r}")
     for option, value in options.items():
         if not hasattr(config, option):
             hint = did_you_mean(option, config.to_dict())
             raise ValueError(f"model {name!r} cannot be built with the option {option!r}{hint}")
-        setattr(config, option, value)
+        setattr(config, option, _inner_config(value))
     return config
+
+
+def _inner_config(value: Any) -> Any:
+    """A value of a config; of a network inside, such as a backbone, its own config."""
+    if not isinstance(value, Mapping) or "model_type" not in value:
+        return value
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**value)
 
 
 def _harmless(entry: str) -> dict[str, Any]:
@@ -168,6 +243,53 @@ def described_config(model: nn.Module, class_names: list[str]) -> tuple[str, dic
     }
     written = {**config.to_dict(), **labels, "architectures": [type(model).__name__]}
     return f"transformers:{config.model_type}", options, written
+
+
+def pixel_processor_config(preparation: Preparation, size: int | None) -> dict[str, Any]:
+    """The `preprocessor_config.json` of an image processor that prepares images as networks for pixels see them.
+
+    Args:
+        preparation: whose mean and deviation images get.
+        size: pixels of the shorter side; None: images keep theirs.
+    """
+    return {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": size is not None,
+        **({} if size is None else {"size": {"shortest_edge": size}, "resample": RESAMPLING.index("bilinear")}),
+        "do_reduce_labels": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preparation.mean),
+        "image_std": list(preparation.std),
+    }
+
+
+def processor_config(preparation: Preparation, size: int) -> dict[str, Any] | None:
+    """The `preprocessor_config.json` of an image processor that prepares images so; None: there is none that pads so.
+
+    Args:
+        preparation: how images are prepared.
+        size: of the images in pixels.
+    """
+    if preparation.crop_mode == "border":
+        return None
+    resized = preparation.uncropped(size)
+    squashed = preparation.crop_mode == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",  # which has each of these steps
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": resized, "width": resized} if squashed else {"shortest_edge": resized},
+        "resample": RESAMPLING.index(preparation.interpolation),
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preparation.mean),
+        "image_std": list(preparation.std),
+    }
 
 
 NOT_OPTIONS = {"architectures", "id2label", "label2id", "model_type", "num_labels", "transformers_version", "dtype"}

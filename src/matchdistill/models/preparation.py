@@ -37,7 +37,8 @@ class Preparation:
         crop_pct: the share of a validation image's side that the network sees.
         crop_mode: center: the shorter side is resized, and the middle taken; squash: both sides are resized, whatever their
             ratio; border: the longer side is resized, and what is missing has the mean's color.
-        size: height and width in pixels that the network is made for; None: it takes any, or that is not known.
+        size: height and width in pixels that the network is made for; None: it takes any, or that is not known. Of a
+            student ``data.image_size``, where that is given, counts instead.
 
     Examples:
         >>> Preparation(crop_pct=0.9).uncropped(224), Preparation().uncropped(224)

@@ -15,7 +15,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from matchdistill.messages import did_you_mean
-from matchdistill.models.build import build_model, weightless, weights_file
+from matchdistill.models.build import SOURCES, build_with, weightless, weights_file
 from matchdistill.models.detection import timm_body, timm_strides
 
 ARCHITECTURES = ("deeplabv3", "fcn", "lraspp")
@@ -131,8 +131,8 @@ def build_segmenter(
     """Build a network that gives every pixel a class by name, as `build_model` does.
 
     Args:
-        name: "matchdistill.models:segmenter", "torchvision:deeplabv3_resnet50", "smp:Unet", or
-            "package.module:function" of your own.
+        name: "matchdistill.models:segmenter", "torchvision:deeplabv3_resnet50", "smp:Unet", "transformers:segformer" or a
+            folder of one or a name of the Hub, or "package.module:function" of your own.
         num_classes: number of classes; None: as the library has it.
         weights: a file, or a name that the library has for its own weights, as `build_model` takes them.
         fresh_head: whether the head is a fresh one where a file is for another number of classes.
@@ -153,9 +153,11 @@ def build_segmenter(
         # Its weights have a second head, which is then exchanged for other classes too.
         if library == "torchvision" and weights_file(str(weights)) is None and not entry.startswith("lraspp"):
             options = {"aux_loss": True, **options}
-    return build_model(name, num_classes, weights, fresh_head, **options)
+    builders = {library: source.pixels or source.build for library, source in SOURCES.items()}
+    return build_with(builders, name, num_classes, weights, fresh_head, options)
 
 
 def backbone_of(model: nn.Module) -> str:
     """The path of the backbone of a network that gives every pixel a class; "": it has none by a usual name."""
-    return next((path for path in ("backbone", "encoder") if isinstance(getattr(model, path, None), nn.Module)), "")
+    usual = ("backbone", "encoder", getattr(model, "base_model_prefix", None))  # the last one of transformers
+    return next((path for path in usual if path and isinstance(getattr(model, path, None), nn.Module)), "")

@@ -56,9 +56,16 @@ def _foreign(name: str, options: Mapping[str, Any]) -> str:
     """What building a network would do that is not known to be harmless; empty if nothing."""
     library, _, entry = name.partition(":")
     if library in SOURCES:  # whose names are looked up in lists of their own
-        given = [key for key in SOURCES[library].reads if key in options]
+        given = [key for key in SOURCES[library].reads if key in _keys(options)]
         return f"it builds {name} with the option {given[0]}, which makes {library} read other files" if given else ""
     if name not in OWN:
         return f"it builds its network by importing {library!r} and calling {entry!r} of it"
     backbone = options.get("backbone")
     return _foreign(backbone, {}) if isinstance(backbone, str) else ""
+
+
+def _keys(options: Any) -> set[str]:
+    """The keys that say something in options, also in mappings and lists inside of them."""
+    if isinstance(options, Mapping):
+        return {key for key, value in options.items() if value is not None}.union(*map(_keys, options.values()))
+    return set().union(*map(_keys, options)) if isinstance(options, list | tuple) else set()

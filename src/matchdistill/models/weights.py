@@ -196,7 +196,7 @@ def no_file(path: Path) -> str:
     """What is said of a path where a file of weights is expected and is not."""
     if path.is_dir():
         return "it is a folder without a finished run: finish the run with --resume, or name a file of weights"
-    return "no file, but a device or a pipe" if path.exists() else "there is no such file"
+    return "it is not a regular file, but a device or a pipe" if path.exists() else "there is no such file"
 
 
 def _read(path: Path) -> Any:

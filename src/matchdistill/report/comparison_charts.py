@@ -9,21 +9,16 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from matchdistill.report.charts import COLOURS, Chart, colour, layout
+from matchdistill.report.charts import BASELINE, COLOURS, TEACHER, Chart, colour, layout, zoomed
 from matchdistill.report.runs import Run
-from matchdistill.runs.summary import Entry, summarise
-
-
-def summary(runs: Sequence[Run]) -> list[Entry]:
-    """What each method came to, by the runs that are finished."""
-    done = [run.metrics for run in runs if run.metrics]
-    return summarise(done, list(dict.fromkeys(run.method for run in done))) if done else []
+from matchdistill.report.verdict import entries_of
+from matchdistill.runs.summary import teacher_value
 
 
 def differences(runs: Sequence[Run], base: str = "none") -> Chart | None:
     """What each method gains over the base, paired by seed, with its interval."""
     metric = runs[0].comparing
-    entries = [(entry.method, entry.difference) for entry in summary(runs) if entry.difference]
+    entries = [(entry.method, entry.difference) for entry in entries_of(runs) if entry.difference]
     if not entries or metric is None:
         return None
     figure = go.Figure(
@@ -43,6 +38,7 @@ def differences(runs: Sequence[Run], base: str = "none") -> Chart | None:
     return Chart(
         layout(figure, 130 + 36 * len(entries)),
         f"Differences to {base!r}, paired by seed, with 95% intervals: {said}{' points' if metric.share else ''}.",
+        f"Gain over {base!r}",
     )
 
 
@@ -52,14 +48,17 @@ def by_method(runs: Sequence[Run]) -> Chart | None:
     if metric is None:
         return None
     methods = list(dict.fromkeys(run.method for run in runs))
-    figure, said = go.Figure(), []
-    for number, method in enumerate(methods):
+    figure, said, shown = go.Figure(), [], []
+    longest = max((point.epoch + 1 for run in runs for point in run.curves.get(f"val/{metric.name}", [])), default=1)
+    taught = [method for method in methods if method != "none"]
+    for method in methods:
+        shade = BASELINE if method == "none" else colour(taught.index(method))
         lines = [points for run in runs if run.method == method and (points := run.curves.get(f"val/{metric.name}"))]
         for points in lines:
             figure.add_scatter(
                 x=[point.epoch + 1 for point in points],
                 y=[point.value for point in points],
-                line={"width": 1, "color": colour(number)},
+                line={"width": 1, "color": shade},
                 opacity=0.3,
                 mode="lines",
                 showlegend=False,
@@ -70,18 +69,27 @@ def by_method(runs: Sequence[Run]) -> Chart | None:
             epochs = sorted(set.intersection(*({point.epoch for point in points} for points in done)))
             by_epoch = [{point.epoch: point.value for point in points} for points in done]
             means = [float(np.mean([values[epoch] for values in by_epoch])) for epoch in epochs]
-            figure.add_scatter(
-                x=[epoch + 1 for epoch in epochs], y=means, name=method, line={"width": 3, "color": colour(number)}
-            )
+            line = {"width": 3, "color": shade}
+            if not any(done):  # nothing was trained
+                own = [run.metrics.student[metric.name] for run in runs if run.method == method and run.metrics]
+                epochs, means, line = [0, longest - 1], [float(np.mean(own))] * 2, {**line, "dash": "dot"}
+            figure.add_scatter(x=[epoch + 1 for epoch in epochs], y=means, name=method, line=line)
+            shown.append(means)
             if means:
                 said.append(f"{method} {metric.shown(means[-1])} over {len(done)} runs")
     if not figure.data:
         return None
-    figure.update_layout(xaxis_title="epoch", yaxis_title=metric.label, yaxis_tickformat=".0%" if metric.share else "")
+    teacher = teacher_value([run.metrics for run in runs if run.metrics], metric)
+    if teacher is not None:
+        line = {"dash": "dash", "color": TEACHER}
+        figure.add_scatter(x=[1, longest], y=[teacher, teacher], name="teacher", mode="lines", line=line)
+    figure.update_layout(xaxis_title="epoch", yaxis_title=metric.label, yaxis_tickformat=".1%" if metric.share else "")
+    figure.update_yaxes(range=zoomed(shown, *([] if teacher is None else [teacher])))
     return Chart(
         layout(figure, 380),
         f"{metric.label} by epoch, thin lines by run, thick ones the mean of those that are finished. At the end "
-        f"{', '.join(said) or 'there is none yet'}.",
+        f"{', '.join(said) or 'there is none yet'}. The axis begins where the curves are after a third of the epochs.",
+        f"{metric.label} by epoch",
     )
 
 
@@ -108,4 +116,6 @@ def costs(runs: Sequence[Run]) -> Chart | None:
         f"{method} {time:.0f} s" + ("" if math.isnan(memory) else f", {memory:.0f} MiB")
         for method, time, memory in zip(methods, spent, held, strict=True)
     ]
-    return Chart(layout(figure, 130 + 32 * len(methods)), f"Cost of a run, means: {'; '.join(said)}.")
+    return Chart(
+        layout(figure, 130 + 32 * len(methods)), f"Cost of a run, means: {'; '.join(said)}.", "Cost of training"
+    )

@@ -9,7 +9,6 @@ import base64
 import functools
 import gzip
 import json
-import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,14 +25,15 @@ from torch import Tensor
 from matchdistill.files import atomic_write
 from matchdistill.messages import cause
 from matchdistill.refreshed import RefreshedPosition
-from matchdistill.report import tables
-from matchdistill.report.charts import Chart, values
-from matchdistill.report.comparison_charts import summary
-from matchdistill.report.gallery import embedded, gallery
+from matchdistill.report import tables, verdict
+from matchdistill.report.charts import TERMS, Chart, values
+from matchdistill.report.gallery import compared, embedded, gallery
+from matchdistill.report.judgements import against, files, own_name
+from matchdistill.report.networks import networks
 from matchdistill.report.runs import Run, cells
 from matchdistill.runs.metrics import METRICS
 from matchdistill.runs.store import CELLS, RECIPE
-from matchdistill.runs.summary import teacher_value
+from matchdistill.runs.summary import Entry, teacher_value
 from matchdistill.tasks.metric import Metric
 
 REPORT = "report.html"
@@ -105,6 +105,8 @@ def _runs(folders: Sequence[Path]) -> dict[str, Any]:
         runs = [Run.of(folder, name) for folder, name in zip(folders, names, strict=True)]
     return {
         "title": " and ".join(names) if len(names) < 3 else f"{len(names)} runs",
+        "verdicts": [verdict.of_run(run) for run in runs],
+        "back": runs[0].comparison if len(runs) == 1 else None,
         "networks": networks(runs),
         "charts": _shown([chart(runs) for chart in tables.RUNS]),
         "runs": [_details(run, sum(len(each.positions) for each in runs)) for run in runs],
@@ -114,13 +116,17 @@ def _runs(folders: Sequence[Path]) -> dict[str, Any]:
 def _comparison(folder: Path) -> dict[str, Any]:
     runs = cells(folder)
     metric = runs[0].comparing
+    entries = verdict.entries_of(runs)
+    best = verdict.best_of(entries, metric)
+    top = None if best is None or best.value is None else best.value.mean
     rows = [
         {
             "method": entry.method,
+            "best": len(entries) > 1 and entry.value is not None and entry.value.mean == top,
             "cells": [] if metric is None else entry.cells(metric),
             "seconds": f"{entry.seconds:.0f}",
         }
-        for entry in summary(runs)
+        for entry in entries
     ]
     links = [
         {
@@ -133,13 +139,33 @@ def _comparison(folder: Path) -> dict[str, Any]:
     teacher = None if metric is None else teacher_value([run.metrics for run in runs if run.metrics], metric)
     return {
         "title": folder.resolve().name,
+        "verdicts": [verdict.of_comparison(runs)],
         "metric": metric.label if metric else None,
         "teacher": None if metric is None or teacher is None else metric.shown(teacher),
         "rows": rows,
         "charts": _shown([chart(runs) for chart in tables.COMPARISON]),
+        "classes": _classes(runs, verdict.best_of([each for each in entries if each.method != "none"], metric)),
+        "pictures": compared(runs),
         "links": links,
         "recipe": (folder / RECIPE).read_text(encoding="utf-8"),
         "environment": next((run.environment for run in runs if run.environment), {}),
+    }
+
+
+def _classes(runs: Sequence[Run], best: Entry | None) -> dict[str, Any] | None:
+    """What the first student of the best method makes of the validation images; None: nothing is known of it."""
+    found = (run for run in runs if best and run.method == best.method and run.metrics and run.examined)
+    run = next(found, None)
+    return None if run is None else _judged(run)
+
+
+def _judged(run: Run) -> dict[str, Any]:
+    """What a page shows of what a run's networks make of the validation images."""
+    return {
+        "name": run.name,
+        "role": own_name(run),
+        "charts": _shown([chart(run) for chart in tables.CLASSES]),
+        "against": against(run),
     }
 
 
@@ -150,92 +176,18 @@ def _value(run: Run, metric: Metric | None) -> str:
     return "finished" if metric is None else metric.shown(run.metrics.student[metric.name])
 
 
-def networks(runs: Sequence[Run]) -> dict[str, Any]:
-    """The table at the top: the networks' metrics, parameters, operations and latencies, the teacher's first."""
-    rows: list[dict[str, Any]] = []
-    metrics: dict[Metric, None] = {}
-
-    def add(role: str, run: Run, kind: str, time: float | None, gap: float | None = None) -> None:
-        assert run.metrics is not None
-        costs, count = run.costs.get(kind, {}), run.metrics.parameters.get(kind)
-        known = [metric for metric in run.metrics.measured if metric.name in run.metrics.of(kind)]
-        metrics.update(dict.fromkeys(known))
-        row = {
-            "role": role,
-            "metrics": {metric.name: metric.shown(run.metrics.of(kind)[metric.name]) for metric in known},
-            "gap": _share(gap),
-            "parameters": "" if count is None else f"{count:,}",
-            "operations": _si(costs.get("operations")),
-            "latency": f"{1000 * costs['latency']:.2f} ms" if costs else "",
-            "time": "" if time is None else f"{time:,.0f} s",
-        }
-        same = ("role", "metrics", "parameters")  # runs of one teacher, whose latency each has measured
-        if not any(all(row[key] == other[key] for key in same) for other in rows):
-            rows.append(row)
-
-    alone = {run.folder.resolve(): run for run in runs if run.method == "none"}
-    for run in runs:
-        if run.alone is not None:
-            alone.setdefault(run.alone.folder.resolve(), run.alone)
-    done = [run for run in runs if run.metrics]
-    for run in done:
-        if run.metrics and run.metrics.teacher:
-            name = str(run.recipe["teacher"]["name"]).rpartition(":")[2]
-            add(f"teacher, {name}", run, "teacher", run.teacher.seconds if run.teacher else None)
-    for run in alone.values():
-        if run.metrics:
-            add(_named("student alone", run), run, "student", run.seconds)
-    for run in done:
-        if run.method != "none":
-            others = [run.alone] if run.alone else [other for other in alone.values() if other.metrics]
-            base = others[0] if len(others) == 1 else None
-            add(_named(run.method, run), run, "student", run.seconds, _gap(run, base))
-    unfinished = [run.name for run in runs if not run.metrics]
-    return {
-        "metrics": [(metric.name, metric.label) for metric in metrics],
-        "rows": rows,
-        "unfinished": ", ".join(unfinished),
-        "has_gap": any(row["gap"] for row in rows),
-    }
-
-
-def _named(role: str, run: Run) -> str:
-    """A role with the run's name, unless that says it already."""
-    return run.name if run.method in run.name and role == run.method else f"{role} ({run.name})"
-
-
-def _gap(run: Run, alone: Run | None) -> float | None:
-    """The share of the distance from the student alone to the teacher that the distilled student has made up."""
-    metric = run.comparing
-    if metric is None or alone is None or alone.metrics is None or run.metrics is None:
-        return None
-    measured = (alone.metrics.student, run.metrics.student, run.metrics.teacher)
-    found = [values[metric.name] for values in measured if metric.name in values]
-    return metric.gap_recovered(*found) if len(found) == len(measured) else None
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
-def _si(value: float | None) -> str:
-    """A number of operations with its prefix."""
-    if not value:
-        return ""
-    power = min(4, int(math.log10(value)) // 3)
-    return f"{value / 1000**power:.3g} {' KMGT'[power].strip()}FLOP"
-
-
 def _details(run: Run, positions: int) -> dict[str, Any]:
     """What the page shows of one run, if the runs of the page have so many positions together."""
     return {
         "name": run.name,
         "learned": run.learned,
         "notes": run.notes,
+        "judged": _judged(run),
+        "files": files(run),
         "charts": _shown([chart(run) for chart in tables.RUN]),
         "positions": [
             {
-                "name": f"{number}: {each['teacher']} ({each['teacher channels']} channels) → {each['student']} "
+                "name": f"{each['teacher']} ({each['teacher channels']} channels) → {each['student']} "
                 f"({each['student channels']})",
                 "charts": _shown([each for chart in tables.POSITION for each in chart(run, number)]),
                 "channels": _channels(run, number) if positions <= MOST_MAPS else [],
@@ -308,6 +260,7 @@ def _shown(found: Sequence[Chart | None]) -> list[dict[str, Any]]:
                     "figure": json.dumps(figure, cls=PlotlyJSONEncoder).replace("<", "\\u003c"),
                     "height": chart.figure.layout.height,
                     "caption": chart.caption,
+                    "title": chart.title,
                     "values": values(chart.figure),
                 }
             )
@@ -341,4 +294,5 @@ def _render(kind: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     pages.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
-    return pages.get_template("page.html").render(kind=kind, library=_library(), templates=_templates(), **content)
+    assets = {"library": _library(), "templates": _templates(), "terms": TERMS}
+    return pages.get_template("page.html").render(kind=kind, **assets, **content)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from matchdistill.report.charts import Chart, colour, layout
+from matchdistill.report.charts import BASELINE, TEACHER, Chart, colour, layout, zoomed
 from matchdistill.report.runs import Point, Run
+from matchdistill.runs.summary import teacher_value
 from matchdistill.tasks.metric import Metric
 
 MOST_POINTS = 500  # of a curve
 MOST_MARKS = 60  # refreshes marked by a line
+BESIDE = "student alone"  # the curve beside that of one run
 
 
 def curves(runs: Sequence[Run]) -> Chart | None:
@@ -35,7 +38,7 @@ def curves(runs: Sequence[Run]) -> Chart | None:
         title = label if name == measure else name
         for number, (series, points) in enumerate(lines):
             shown = _thinned(points)
-            of_run = single is not None and name in ("loss", measure)
+            of_run = single is not None and name in ("loss", measure) and series != BESIDE
             figure.add_scatter(
                 x=[point.step for point in shown],
                 y=[point.value for point in shown],
@@ -45,13 +48,24 @@ def curves(runs: Sequence[Run]) -> Chart | None:
                 legendgroup=name if of_run else series,
                 showlegend=not of_run and series not in named,
                 mode="lines+markers" if name == "matching cost" or len(shown) < 30 else "lines",
-                line={"color": "#7f7f7f" if of_run else colour(number)},
+                line={"color": _shade(series, number, runs)},
                 row=row,
                 col=1,
             )
             named |= set() if of_run else {series}
-        share = {"tickformat": ".0%", "rangemode": "tozero"} if metric and metric.share and name == measure else {}
-        figure.update_yaxes(title_text=title, row=row, col=1, **share)
+        axis: dict[str, Any] = {}
+        if metric is not None and name == measure:
+            teacher = teacher_value([run.metrics for run in runs if run.metrics], metric)
+            own = [[point.value for point in points] for _, points in lines]
+            axis["range"] = zoomed(own, *([] if teacher is None else [teacher]))
+            axis |= {"tickformat": ".1%"} if metric.share else {}
+            if teacher is not None:
+                ends = [min(point.step for _, points in lines for point in points)]
+                ends.append(max(point.step for _, points in lines for point in points))
+                dash = {"dash": "dash", "color": TEACHER}
+                y = [teacher, teacher]
+                figure.add_scatter(x=ends, y=y, name="teacher", mode="lines", line=dash, row=row, col=1)
+        figure.update_yaxes(title_text=title, row=row, col=1, **axis)
     moments = single.refreshes if single else []
     line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "opacity": 0.6}
     line["line"] = {"width": 1, "dash": "dot", "color": "#7f7f7f"}
@@ -60,7 +74,23 @@ def curves(runs: Sequence[Run]) -> Chart | None:
     figure.update_xaxes(title_text="step", row=len(rows), col=1)
     said = [_course(run, metric) for run in runs]
     marks = " Dotted lines are refreshes of the matching." if moments else ""
-    return Chart(layout(figure, 120 + 170 * len(rows)), f"Training. {' '.join(said)}{marks}")
+    return Chart(
+        layout(figure, 120 + 170 * len(rows)), f"Training. {' '.join(said)}{marks}", _title(rows, measure, label)
+    )
+
+
+def _shade(series: str, number: int, runs: Sequence[Run]) -> str:
+    """The colour of a curve: grey for a student alone."""
+    alone = series == BESIDE or (
+        len(runs) > 1 and any(series == escape(run.name) and run.method == "none" for run in runs)
+    )
+    return BASELINE if alone else colour(number)
+
+
+def _title(rows: dict[str, Any], measure: str, label: str) -> str:
+    """What the chart of the curves shows."""
+    names = [label if name == measure else name for name in rows]
+    return f"Training: {', '.join(names)}"
 
 
 def _rows(runs: Sequence[Run], measure: str) -> dict[str, list[tuple[str, list[Point]]]]:
@@ -71,6 +101,8 @@ def _rows(runs: Sequence[Run], measure: str) -> dict[str, list[tuple[str, list[P
         name = escape(run.name)  # Plotly takes some markup
         rows["loss"].append((name, losses(run)))
         rows[measure].append((name, run.curves.get(measure, [])))
+        if single is not None and run.alone is not None:
+            rows[measure].append((BESIDE, run.alone.curves.get(measure, [])))
         costs = [[Point(r["step"], r["epoch"], cost) for cost in r["cost"]] for r in run.refreshes]
         if single is None:
             rows["features"].append((name, run.curves.get("train/features", [])))
@@ -78,7 +110,7 @@ def _rows(runs: Sequence[Run], measure: str) -> dict[str, list[tuple[str, list[P
             rows["matching cost"].append((name, means))
         else:
             for number, each in enumerate(zip(*costs, strict=True)):
-                name, logged = f"position {number}", f"train/features_{number}"
+                name, logged = escape(run.layer(number)), f"train/features_{number}"
                 rows["features"].append((name, run.curves.get(f"{logged}_epoch") or run.curves.get(logged, [])))
                 rows["matching cost"].append((name, list(each)))
             if not costs:
@@ -107,7 +139,8 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
 def _course(run: Run, metric: Metric | None) -> str:
     said = []
     if loss := losses(run):
-        said.append(f"the loss goes from {loss[0].value:.4g} to {loss[-1].value:.4g} in {loss[-1].step + 1} steps")
+        course = f"goes from {loss[0].value:.4g} to" if len(loss) > 1 else "is"
+        said.append(f"the loss {course} {loss[-1].value:.4g} in {loss[-1].step + 1} steps")
     if metric is not None and (values := run.curves.get(f"val/{metric.name}")):
         last, best = metric.shown(values[-1].value), metric.shown(metric.best(point.value for point in values))
         said.append(f"{metric.label} ends at {last} (best {best})")
@@ -147,7 +180,7 @@ def times(runs: Sequence[Run]) -> Chart | None:
     said = [
         f"{name}: {', '.join(f'{part} {value:.3g} s' for part, value in own.items())}." for name, own in spent.items()
     ]
-    return Chart(layout(figure, 150 + 32 * len(runs)), f"Where the time went. {' '.join(said)}")
+    return Chart(layout(figure, 150 + 32 * len(runs)), f"Seconds by part. {' '.join(said)}", "Where the time went")
 
 
 def churn(run: Run) -> Chart | None:
@@ -161,15 +194,16 @@ def churn(run: Run) -> Chart | None:
             x=[moment["step"] for moment in later],
             y=values,
             mode="lines+markers",
-            name=f"position {number}",
+            name=escape(run.layer(number)),
             line_color=colour(number),
         )
     figure.update_layout(xaxis_title="step", yaxis_title="changed", yaxis_tickformat=".0%", yaxis_rangemode="tozero")
-    last = ", ".join(f"{value:.0%}" for value in later[-1]["churn"])
+    last = ", ".join(f"{run.layer(place)} {value:.0%}" for place, value in enumerate(later[-1]["churn"]))
     return Chart(
         layout(figure, 300),
         "Churn: the share of teacher channels that changed their student channel at a refresh. At the last one "
-        f"{last}, by position.",
+        f"{last}.",
+        "Churn of the matching",
     )
 
 
@@ -178,12 +212,14 @@ def ignored(run: Run) -> Chart | None:
     if "final" not in run.matchings:
         return None
     shares = run.matchings["final"][1]["ignored"]
-    names = [f"position {number}" for number in range(len(shares))]
-    figure = go.Figure(go.Bar(x=names, y=shares, marker_color=[colour(number) for number in range(len(shares))]))
+    names = [run.layer(number) for number in range(len(shares))]
+    figure = go.Figure(
+        go.Bar(x=list(map(escape, names)), y=shares, marker_color=[colour(number) for number in range(len(shares))])
+    )
     figure.update_layout(yaxis_tickformat=".0%", yaxis_range=[0, 1])
-    said = ", ".join(f"{share:.0%}" for share in shares)
+    said = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True))
     return Chart(
         layout(figure, 260),
-        f"Elements that the partial loss leaves alone, as student and target both vanish behind the activation: {said}, "
-        "by position.",
+        f"Elements that the partial loss leaves alone, as student and target both vanish behind the activation: {said}.",
+        "What the loss ignores",
     )

@@ -19,9 +19,12 @@ from matchdistill.runs.best import BEST_VALUES, best_in_words
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics
 from matchdistill.runs.recipe import read_recipe, task_of
 from matchdistill.runs.store import CELLS, RECIPE
+from matchdistill.runs.summary import ALONE
 from matchdistill.runs.throughput import THROUGHPUT, speed_in_words
 from matchdistill.tasks import TASKS
+from matchdistill.tasks.judging import Judged
 from matchdistill.tasks.metric import Metric, metrics_in
+from matchdistill.tasks.task import Task
 
 
 class Point(NamedTuple):
@@ -30,6 +33,23 @@ class Point(NamedTuple):
     step: int
     epoch: int
     value: float
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a run's networks made of the validation images.
+
+    Attributes:
+        images: how many the set has.
+        index: numbers (N,) of the ones that were looked at.
+        classes: names of the classes.
+        roles: what the "student" and the "teacher" made of them.
+    """
+
+    images: int
+    index: Tensor
+    classes: list[str]
+    roles: dict[str, Judged]
 
 
 Seen = tuple[dict[str, Tensor], dict[str, Any]]
@@ -59,7 +79,7 @@ class Run:
             ValueError: there is none, or it is damaged.
         """
         if not (folder / RECIPE).is_file():
-            raise ValueError(f"{folder} is no folder of a run: it has no {RECIPE}")
+            raise ValueError(f"{folder} is not the folder of a run: it has no {RECIPE}")
         run = cls(folder, name or folder.resolve().name, read_recipe(folder / RECIPE), read_metrics(folder))
         if name is None and run._grid:
             run.name = f"{folder.resolve().parent.name}, {run.name.replace('seed', 'seed ')}"
@@ -69,6 +89,11 @@ class Run:
     def method(self) -> str:
         """The method of distillation."""
         return str((self.recipe.get("distillation") or {}).get("method", "none"))
+
+    @property
+    def task(self) -> Task:
+        """Its task."""
+        return TASKS[task_of(self.recipe)]
 
     @property
     def learned(self) -> str:
@@ -138,6 +163,43 @@ class Run:
         return evidence.load(self.folder / evidence.PICTURES)
 
     @cached_property
+    def examined(self) -> Examined | None:
+        """What its networks made of the validation images; None of a run of an earlier version."""
+        if (found := evidence.load(self.folder / evidence.JUDGED)) is None:
+            return None
+        tensors, told = found
+        roles: dict[str, Judged] = {}
+        for role, words in told["roles"].items():
+            own: dict[str, Any] = {
+                name.removesuffix(f" {role}"): each for name, each in tensors.items() if name.endswith(f" {role}")
+            }
+            roles[role] = Judged(**words, **own)
+        return Examined(told["images"], tensors["index"], told["classes"], roles)
+
+    @cached_property
+    def contested(self) -> dict[int, dict[str, Any]]:
+        """What is known of the images that its student and its teacher differ in, by number, with the "place" of each."""
+        found = evidence.load(self.folder / evidence.CONTESTED)
+        self.contested_tensors = None if found is None else found[0]
+        images = [] if found is None else found[1]["images"]
+        return {each["number"]: {**each, "place": place} for place, each in enumerate(images)}
+
+    contested_tensors: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def layers(self) -> list[str]:
+        """What each position is called: the student's layer, with the teacher's where one layer has several."""
+        students = [str(each["student"]) for each in self.positions]
+        return [
+            f"{each['teacher']} → {name}" if students.count(name) > 1 else name
+            for each, name in zip(self.positions, students, strict=True)
+        ]
+
+    def layer(self, number: int) -> str:
+        """What a position is called; its number before the first refresh."""
+        return self.layers[number] if number < len(self.positions) else f"position {number}"
+
+    @cached_property
     def costs(self) -> dict[str, Any]:
         """Operations and latency of "student" and "teacher", and "memory"."""
         return self._json(evidence.COSTS)
@@ -177,11 +239,17 @@ class Run:
 
     @cached_property
     def alone(self) -> Run | None:
-        """The run of the same seed without a teacher, in the same comparison."""
-        if self._grid is None or self.method == "none":
+        """The run of the same seed without a teacher: beside this one, or in the same comparison."""
+        if self.method == "none":
             return None
-        folder = self._grid / CELLS / "none" / self.folder.resolve().name
-        return Run.of(folder) if (folder / METRICS).is_file() else None
+        places = [self.folder / ALONE]
+        places += [self._grid / CELLS / "none" / self.folder.resolve().name] if self._grid else []
+        return next((Run.of(folder) for folder in places if (folder / METRICS).is_file()), None)
+
+    @property
+    def comparison(self) -> str | None:
+        """The address of the page of its comparison, from its own; None: it is no run of one."""
+        return None if self._grid is None else "../../../report.html"
 
     @property
     def _grid(self) -> Path | None:

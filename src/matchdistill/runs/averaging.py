@@ -16,10 +16,11 @@ from matchdistill.probing import copy_of_model
 from matchdistill.tasks.module import DistilledModule
 
 TRAINED = "trained_student"  # in a checkpoint: the weights that the optimiser goes on with
+PREFIX = "trained_"  # before the names of all parts that are averaged
 
 
 class WeightAverage(Callback):
-    """Averages the student's weights after every step of the optimiser.
+    """Averages the student's weights, and the others that a module is measured with, after every step of the optimiser.
 
     Validation and the student at the end have the average; in a checkpoint it is the student of "state_dict", and the
     weights in training lie beside it. The running statistics of batch norms are averaged as the weights that made them
@@ -31,30 +32,38 @@ class WeightAverage(Callback):
 
     def __init__(self, decay: float) -> None:
         self._average_floats = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._trained: dict[str, Tensor] | None = None
+        self._trained: dict[str, dict[str, Tensor]] = {}
         self._steps = 0
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take the weights in training from beside the average, which the module has loaded as its own."""
-        self._trained, self._steps = checkpoint[TRAINED], checkpoint["global_step"]
+        self._trained = {
+            name.removeprefix(PREFIX): value for name, value in checkpoint.items() if name.startswith(PREFIX)
+        }
+        self._steps = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights as they are, or with the average of the run that goes on."""
         assert isinstance(pl_module, DistilledModule)
-        self._student = pl_module.network()
-        self._average = AveragedModel(copy_of_model(self._student), multi_avg_fn=self._update, use_buffers=True)
-        self._average.n_averaged.fill_(self._steps)
-        if self._trained is not None:
-            self._student.load_state_dict(self._trained)
+        self._parts = pl_module.averaged
+        self._averages = {
+            name: AveragedModel(copy_of_model(part), multi_avg_fn=self._update, use_buffers=True)
+            for name, part in self._parts.items()
+        }
+        for average in self._averages.values():
+            average.n_averaged.fill_(self._steps)
+        for name, state in self._trained.items():
+            self._parts[name].load_state_dict(state)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, unless the batch only added to the gradients."""
         if trainer.global_step > self._steps:
-            self._average.update_parameters(self._student)
+            for name, average in self._averages.items():
+                average.update_parameters(self._parts[name])
             self._steps = trainer.global_step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,14 +78,16 @@ class WeightAverage(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep both: the average where weights are looked for, the weights in training beside it."""
-        path = next(name for name, module in pl_module.named_modules() if module is self._student)
-        averaged = self._average.module.state_dict()
-        checkpoint[TRAINED] = {name: checkpoint["state_dict"][f"{path}.{name}"] for name in averaged}
-        checkpoint["state_dict"].update({f"{path}.{name}": value for name, value in averaged.items()})
+        for name, part in self._parts.items():
+            path = next(path for path, module in pl_module.named_modules() if module is part)
+            averaged = self._averages[name].module.state_dict()
+            checkpoint[PREFIX + name] = {key: checkpoint["state_dict"][f"{path}.{key}"] for key in averaged}
+            checkpoint["state_dict"].update({f"{path}.{key}": value for key, value in averaged.items()})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average as the result."""
-        self._student.load_state_dict(self._average.module.state_dict())
+        for name, part in self._parts.items():
+            part.load_state_dict(self._averages[name].module.state_dict())
 
     def _update(self, average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         """Average tensors of one type."""
@@ -88,10 +99,11 @@ class WeightAverage(Callback):
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for mean, value in zip(_tensors(self._average.module), _tensors(self._student), strict=True):
-            kept = value.clone()
-            value.copy_(mean)
-            mean.copy_(kept)
+        for name, part in self._parts.items():
+            for mean, value in zip(_tensors(self._averages[name].module), _tensors(part), strict=True):
+                kept = value.clone()
+                value.copy_(mean)
+                mean.copy_(kept)
 
 
 def _tensors(module: nn.Module) -> chain[Tensor]:

@@ -148,7 +148,7 @@ def is_better(metric: Metric, result: dict[str, float], best: dict[str, float] |
     Args:
         metric: by which they are compared.
         result: the metrics of the validation.
-        best: those of the best one; None: there is none yet.
+        best: the metrics of the best one; None: there is none yet.
 
     Examples:
         >>> is_better(Metric("top1", "top-1"), {"top1": 0.5}, {"top1": 0.5})

@@ -19,6 +19,8 @@ from matchdistill.models.preparation import convert_images
 from matchdistill.norms import FeatureNorm, group_norm
 from matchdistill.prepare import prepared
 from matchdistill.probing import evaluating
+from matchdistill.runs.caching import cache_for
+from matchdistill.runs.machine import corrupts_memory
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.settings import Model
 from matchdistill.runs.starting import load_from_run, run_in
@@ -36,12 +38,16 @@ def build_module(recipe: Recipe) -> DistilledModule:
     data.setup()
     # Of its own, or an untrained teacher would be drawn as the student is.
     pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
-    teacher = build_teacher(recipe, recipe.teacher.weights) if recipe.distillation.needs_teacher else None
+    has_teacher = recipe.distillation.needs_teacher or (task.by_teacher and recipe.teacher.name is not None)
+    teacher = build_teacher(recipe, recipe.teacher.weights) if has_teacher else None
     pl.seed_everything(recipe.seed, verbose=False)
     student = _build(recipe, recipe.student, data.num_classes)
     task.check(student, data, "student")
     check_state(student, "student")
+    student = task.started(student, recipe, data)
     tried = task.try_training(student, data)
+    if not recipe.training.frozen:
+        task.check_batches(student, data)
     if recipe.trainer.sync_batchnorm:
         # Before the taps are hooked: the conversion replaces modules.
         student = _synchronised(student)
@@ -51,11 +57,12 @@ def build_module(recipe: Recipe) -> DistilledModule:
             for name, part in position.named_children():
                 setattr(position, name, _synchronised(part))
     module = task.module(recipe, data, student, teacher, distiller, tried)
-    if recipe.trainer.channels_last:
+    if recipe.trainer.channels_last and not corrupts_memory(module):
         module.memory_format = torch.channels_last
         for network in (module, module.teacher):
             if network is not None:
                 network.to(memory_format=torch.channels_last)
+    module.cache = cache_for(recipe, module)
     return module
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: seeds, signals, compilation, and what the terminal shows."""
+"""What happens beside the steps of a training: seeds, signals, compilation, a limit in time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
-from rich.console import Console
+from pytorch_lightning.callbacks import Callback
 
 from matchdistill import ending
 from matchdistill.data.loading import mix_seed
 from matchdistill.lookup import own_function
-from matchdistill.matching import Matching
 from matchdistill.messages import cause
+from matchdistill.runs.machine import corrupts_memory
 from matchdistill.tasks.module import DistilledModule
 
 _started: list[list[subprocess.Popen[bytes]]] = []  # processes of trainings over several, as their launchers list them
@@ -93,7 +92,7 @@ class Signals(Callback):
         for process in processes:
             if isinstance(exception, RuntimeError):  # what comes of a process that does not answer any more
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    codes.add(process.wait(timeout=3))
+                    codes.add(process.wait(timeout=10))  # a busy machine takes some seconds to end one
             process.kill()
             process.wait()
         _started.clear()
@@ -159,46 +158,7 @@ class Compilation(Callback):
         torch.compiler.reset()
         for network in (pl_module.network(), pl_module.teacher):
             if network is not None:
-                network.compile()
+                # Where not forbidden, the compiler puts the channels of convolutions innermost by itself.
+                network.compile(options={"layout_optimization": False} if corrupts_memory(network) else {})
         for position in () if pl_module.distiller is None else pl_module.distiller.positions:
             position.compile(dynamic=True)
-
-
-class ProgressBars(RichProgressBar):
-    """Rich bars with the names as short as they are clear."""
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The metrics beside a bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name.rpartition("/")[2]: value for name, value in metrics.items() if name != "v_num"}
-
-
-class Narration(Callback):
-    """A line for every refresh of the matching, and without a progress bar one for every epoch."""
-
-    def __init__(self, terminal: Console, epochs: bool) -> None:
-        self.terminal, self.epochs = terminal, epochs
-        self._told: list[Matching] = []
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Say what the refresh before the step came to."""
-        if isinstance(pl_module, DistilledModule) and pl_module.refreshed and pl_module.refreshed is not self._told:
-            matchings = self._told = pl_module.refreshed
-            costs = " ".join(f"{matching.mean_cost:.2f}" for matching in matchings)
-            churns = " ".join(f"{matching.churn:.0%}" for matching in matchings if matching.churn is not None)
-            self._say(f"matching of {matchings[0].images} images", f"cost {costs}", f"churn {churns}" if churns else "")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what the epoch came to."""
-        if self.epochs:
-            values = trainer.callback_metrics
-            shown = {"loss": "train/loss", "features": "train/features"}
-            if isinstance(pl_module, DistilledModule) and pl_module.metrics and pl_module.validates():
-                shown[pl_module.metrics[0].label] = f"val/{pl_module.metrics[0].name}"
-            parts = [f"{label} {float(values[name]):.4g}" for label, name in shown.items() if name in values]
-            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts)
-
-    def _say(self, *parts: str) -> None:
-        self.terminal.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)

@@ -14,9 +14,11 @@ from matchdistill.files import atomic_write, read_json, write_json
 from matchdistill.methods import parse_method
 from matchdistill.models import weights_file
 from matchdistill.models.pretrained import ANY_PRETRAINED
+from matchdistill.runs.hub import README
 from matchdistill.runs.metrics import RunMetrics, check_schema
 from matchdistill.runs.recipe import resolved_config
 from matchdistill.runs.store import RECIPE
+from matchdistill.runs.summary import Mean, conclusion
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.task import CONFIG, Card
@@ -34,66 +36,99 @@ CITATION = """```bibtex
 ```"""
 
 
-def recipe_of(run: Path, folder: Path) -> dict[str, Any]:
-    """The resolved recipe of a run whose student is to be described in a folder.
+def recipe_of(run: Path) -> dict[str, Any]:
+    """The resolved recipe of a run whose student is to be described.
 
     Raises:
-        ValueError: there is none, or it is damaged; or files of the folder that are no export's have the names of those to
-            be written, or are of another student.
+        ValueError: there is none, or it is damaged.
     """
     if not (run / RECIPE).is_file():
         raise ValueError(
             f"{run} has no {RECIPE}, which says what was distilled: export from the folder that fit has left"
         )
-    for path in (folder / CARD, folder / CONFIG):
-        if path.exists() and "matchdistill" not in path.read_text(encoding="utf-8", errors="replace"):
-            raise ValueError(f"{path} exists already and is no export's: name a file in another folder by --out")
     check_schema(run)
     recipe = resolved_config(run / RECIPE)
     method = recipe["distillation"]["method"]
     if not recipe["student"]["name"] or (method != "none" and not recipe["teacher"]["name"]):
         raise ValueError(f"{run / RECIPE} is damaged: it names no student, or no teacher for the method {method!r}")
-    if (folder / CONFIG).exists():
-        there, student = read_json(folder / CONFIG), recipe["student"]["name"]
-        name = there.get("name") or f"timm:{there.get('architecture')}"
-        if name not in (student, student.partition(".")[0]):
-            raise ValueError(
-                f"{folder / CONFIG} describes another student, {name}, than {student}: name a file in another folder by "
-                "--out"
-            )
     return recipe
+
+
+def check_files(folder: Path, card: Card, with_page: bool) -> None:
+    """Raise a ValueError if the files that `write_card` is to write are there, and are not of this student's export.
+
+    Args:
+        folder: where they go.
+        card: of the student.
+        with_page: whether `README.md` is written too.
+    """
+    elsewhere = "name a file in another folder by --out"
+    foreign = [
+        path
+        for path in (folder / CARD, folder / CONFIG, *([folder / README] if with_page else []))
+        if path.exists() and "matchdistill" not in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    if not (folder / CONFIG).exists():  # every export writes it, with what its loaders read beside it
+        foreign += [folder / name for name in card.beside if (folder / name).exists()]
+    if foreign:
+        raise ValueError(f"{foreign[0]} exists already and is no export's: {elsewhere}")
+    if (folder / CONFIG).exists():
+        there, own = _named(read_json(folder / CONFIG)), _named(card.config)
+        if there != own:
+            raise ValueError(f"{folder / CONFIG} describes another student, {there}, than {own}: {elsewhere}")
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """What config.json calls a student."""
+    return str(config.get("name") or f"timm:{config.get('architecture')}")
 
 
 def write_card(
     exported: Path,
     kind: Format,
+    card: Card,
     model: nn.Module,
     described: dict[str, Any],
     recipe: dict[str, Any],
     metrics: RunMetrics | None,
-) -> None:
-    """Write `config.json` and `model_card.md` beside an exported student.
+    license: str | None = None,
+    uploaded_as: str | None = None,
+    alone: RunMetrics | None = None,
+) -> list[Path]:
+    """Write `config.json` and `model_card.md` beside an exported student, and what else its loaders read.
 
     Args:
         exported: the file.
         kind: its format.
+        card: of the student, as its task gives it.
         model: the student.
         described: of the student, as `load_student` gives it.
         recipe: of its run, as `recipe_of` gives it.
         metrics: of its run, as `read_metrics` gives them; None: it was not measured.
+        license: under which it is given away, in the Hub's words; None: none is chosen.
+        uploaded_as: the Hub's name of the repository for which `README.md` is written too; None: for none.
+        alone: of the student without its teacher, as `read_alone` gives them; None: it was not trained.
+
+    Returns:
+        What belongs on the Hub beside the exported file: `README.md`, `config.json`, and what else its loaders read.
     """
     task = TASKS[described["task"]]
-    card = task.card(model, described, recipe["data"])
     write_json(exported.with_name(CONFIG), student_config(card, described, recipe["data"]))
     # Those of other formats, exported before, are described too.
     others = [each for each in task.formats if exported.with_suffix(f".{each}").is_file()]
     files = {each: exported.with_suffix(f".{each}").name for each in others} | {str(kind): exported.name}
     parameters = sum(value.numel() for value in model.parameters())
-    text = _text(card, recipe, described, metrics, files, parameters)
-    atomic_write(
-        exported.with_name(CARD),
-        lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"),
-    )
+    pages = {CARD: (files, None)} | ({} if uploaded_as is None else {README: ({str(kind): exported.name}, uploaded_as)})
+    for name, (shown, own) in pages.items():
+        text = _text(card, recipe, described, metrics, shown, parameters, license, own, alone)
+        atomic_write(
+            exported.with_name(name),
+            lambda temporary, text=text: temporary.write_text(text, "utf-8", "backslashreplace"),  # type: ignore[misc]
+        )
+    for name, values in card.beside.items():
+        write_json(exported.with_name(name), values)
+    page = [] if uploaded_as is None else [README]
+    return [exported.with_name(name) for name in (*page, CONFIG, *card.beside)]
 
 
 def student_config(card: Card, described: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -121,12 +156,17 @@ def _text(
     metrics: RunMetrics | None,
     files: Mapping[str, str],
     parameters: int,
+    license: str | None,
+    uploaded_as: str | None,
+    alone: RunMetrics | None,
 ) -> str:
+    """The card; where it has been uploaded, by that name and without how to do so."""
     student, teacher, method = recipe["student"], recipe["teacher"], recipe["distillation"]["method"]
     beside = TASKS[described["task"]].learns_from
     distilled = method != "none"
-    title = _short(student["name"]) + (f" distilled from {_short(teacher['name'])}" if distilled else "")
+    title = title_of(recipe)
     head: dict[str, Any] = {
+        **({} if license is None else {"license": license}),
         "library_name": card.library,
         "pipeline_tag": card.pipeline,
         "tags": _tags(card.library, method, files),
@@ -147,17 +187,27 @@ def _text(
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
         _table(["", ""], list(rows.items())),
-        *(["## Results", _results(metrics)] if metrics is not None and metrics.measured else []),
+        *(["## Results", *_results(metrics, alone)] if metrics is not None and metrics.measured else []),
         "## Use",
         *(card.use(kind, name) for kind, name in files.items()),
         card.images,
-        "## Upload",
-        "Choose a license and add it to the block at the top, `license: ...`. The Hub shows `README.md`:",
-        f"```\ncp {CARD} README.md\nhf upload USER/NAME . . --exclude {CARD}\n```",
+        *([] if uploaded_as else ["## Upload", _how_to_upload(license)]),
         *(["## Citation", CITATION] if parse_method(method).features == "mgd" else []),
         f"Made by matchdistill {version('matchdistill')}.",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(sections).replace("USER/NAME", uploaded_as or "USER/NAME") + "\n"
+
+
+def title_of(recipe: Mapping[str, Any]) -> str:
+    """What is distilled from what, in a recipe's plain values."""
+    student, teacher = _short(recipe["student"]["name"]), recipe["teacher"]["name"]
+    return f"{student} distilled from {_short(teacher)}" if recipe["distillation"]["method"] != "none" else student
+
+
+def _how_to_upload(license: str | None) -> str:
+    choose = "Choose a license, `--license ...`. " if license is None else ""
+    command = "```\nmatchdistill export RUN --push USER/NAME\n```"
+    return f"{choose}This exports the weights again, and uploads them with `{CONFIG}` and a page like this one:\n\n{command}"
 
 
 def _short(name: str) -> str:
@@ -217,14 +267,22 @@ def _result(task: str, data: str, metrics: RunMetrics) -> dict[str, Any]:
     return {"task": {"type": task}, "dataset": {"type": HUB_DATA.get(data, data), "name": data}, "metrics": values}
 
 
-def _results(metrics: RunMetrics) -> str:
-    """Teacher and student on the validation images."""
+def _results(metrics: RunMetrics, alone: RunMetrics | None) -> list[str]:
+    """Teacher, student, and the student without its teacher on the validation images, and what this tells of the teacher."""
     rows = []
-    for role in ("teacher", "student"):
-        if values := metrics.of(role):
+    found = {"teacher": metrics.teacher, "student": metrics.student, "student alone": alone.student if alone else {}}
+    for role, values in found.items():
+        if values:
             shown = [metric.shown(values[metric.name]) if metric.name in values else "" for metric in metrics.measured]
-            rows.append([role, *shown, f"{metrics.parameters[role]:,}"])
-    return _table(["validation images", *(metric.label for metric in metrics.measured), "parameters"], rows)
+            rows.append([role, *shown, f"{metrics.parameters[role.removesuffix(' alone')]:,}"])
+    table = _table(["validation images", *(metric.label for metric in metrics.measured), "parameters"], rows)
+    if metrics.method == "none":
+        return [table]
+    if alone is None:
+        return [table, "What the student reaches without its teacher is not known."]
+    metric = metrics.measured[0]
+    change = Mean(metrics.student[metric.name] - alone.student[metric.name], None)
+    return [table, f"By its teacher: {change.shown(metric, '+')} {metric.label}; {conclusion(change, 1, metric)}."]
 
 
 def _table(head: list[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,14 +25,17 @@ from rich.table import Table
 from matchdistill import ending
 from matchdistill.files import atomic_write, write_json
 from matchdistill.locking import held
-from matchdistill.messages import attempt
+from matchdistill.messages import as_sentence, attempt, duration
+from matchdistill.methods import parse_method
 from matchdistill.report.page import write_report
 from matchdistill.runs.build import build_module
+from matchdistill.runs.machine import machine_trainer
 from matchdistill.runs.metrics import METRICS, SCHEMA, RunMetrics, comparing, read_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, check_folder, claim
 from matchdistill.runs.summary import Entry, summarise, teacher_value
 from matchdistill.runs.train import fit, look_at
+from matchdistill.runs.weak import TeacherCheck
 
 TABLE = "metrics.csv"
 
@@ -106,8 +111,15 @@ def compare(
         return _compare(recipe, out, methods, seeds, jobs, terminal)
 
 
-def _compare(recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int, terminal: Console) -> Compared:
-    """The comparison itself, in a folder that is this process's."""
+def prepare(recipe: Recipe, out: Path, methods: Sequence[str], seeds: int) -> tuple[list[Cell], bool]:
+    """Make a folder that of a comparison, if all that it is to run can be run.
+
+    Returns:
+        The runs, and whether a teacher has to be there before them.
+
+    Raises:
+        ValueError: a run cannot be done, or the folder holds something else; nothing is written then.
+    """
     check_folder(recipe, out, resume=True, other=CHECKPOINT)
     for method in methods:  # before anything is trained or written
         build_module(Recipe.of(recipe.config, distillation__method=method))
@@ -117,45 +129,89 @@ def _compare(recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs
         recipe.for_teacher().data.check_shares(1)
     claim(recipe, out)
     (out / CELLS).mkdir(exist_ok=True)  # it tells a comparison from a run
-    cells = [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods]
+    return [Cell(method, recipe.seed + number) for number in range(seeds) for method in methods], trains_teacher
+
+
+def finish(config: dict[str, Any], methods: Sequence[str], runs: list[RunMetrics], out: Path) -> Compared:
+    """Write what a comparison came to, with its page."""
+    compared = Compared(config, summarise(runs, methods), runs)
+    write_json(out / METRICS, compared.plain())
+    atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
+    attempt("write the page", lambda: write_report([out]))
+    return compared
+
+
+def _compare(recipe: Recipe, out: Path, methods: Sequence[str], seeds: int, jobs: int, terminal: Console) -> Compared:
+    """The comparison itself, in a folder that is this process's."""
+    cells, trains_teacher = prepare(recipe, out, methods, seeds)
     if trains_teacher:
         terminal.print(
             f"teacher: {recipe.teacher.name}, {recipe.teacher.training.epochs} epochs", highlight=False, markup=False
         )
-        if read_metrics(out / "teacher") is None:
-            look_at(recipe.data)
         with _threads(jobs):
-            result = fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=not terminal.is_terminal)
-        terminal.print(f"teacher: {_told(result)}", highlight=False)
+            result = train_teacher(recipe, out, quiet=not terminal.is_terminal)
+        terminal.print(f"teacher: {told(result)}", highlight=False)
+    if (weak := _weak_teacher(recipe, methods, out)) is not None:
+        terminal.print(f"warning: {weak}", highlight=False, soft_wrap=True)
     results: dict[Cell, RunMetrics] = {}
     failures: dict[str, list[str]] = {}  # what went wrong -> where
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as progress:
-        task = progress.add_task("runs", total=len(cells))
-        for cell, outcome in _run(recipe.config, cells, out, jobs):
+        task, started = progress.add_task("runs", total=len(cells)), time.monotonic()
+        for number, (cell, outcome) in enumerate(_run(recipe.config, cells, out, jobs)):
             progress.advance(task)
             if isinstance(outcome, str):
                 failures.setdefault(outcome, []).append(f"{cell.method} seed {cell.seed}")
-                terminal.print(f"{cell.method}, seed {cell.seed}: {outcome}", highlight=False, markup=False)
+                terminal.print(
+                    f"{cell.method}, seed {cell.seed}: {outcome}", highlight=False, markup=False, soft_wrap=True
+                )
                 continue
             results[cell] = outcome
-            terminal.print(f"{cell.method}, seed {cell.seed}: {_told(outcome)}", highlight=False)
+            terminal.print(f"{cell.method}, seed {cell.seed}: {told(outcome)}", highlight=False)
+            passed, left = time.monotonic() - started, len(cells) - 1
+            if number == 0 and left and passed > 1:  # a run that was done before says nothing
+                terminal.print(
+                    f"about {duration(passed * -(-left // jobs))} for {left} more run{'s' * (left > 1)}",
+                    highlight=False,
+                )
     if failures:
         attempt("write the page", lambda: write_report([out]))
-        told = "; ".join(f"{outcome} ({', '.join(places)})" for outcome, places in failures.items())
+        causes = "; ".join(f"{outcome} ({', '.join(places)})" for outcome, places in failures.items())
         kept = f", the others are kept in {out}" if results else ""
         failed = len(cells) - len(results)
-        raise RuntimeError(f"{failed} of {len(cells)} runs failed{kept}; the same command goes on with them: {told}")
+        raise RuntimeError(f"{failed} of {len(cells)} runs failed{kept}; the same command continues them: {causes}")
     runs = [results[cell] for cell in cells]
-    compared = Compared(recipe.config, summarise(runs, methods), runs)
-    write_json(out / METRICS, compared.plain())
-    atomic_write(out / TABLE, lambda path: _write_csv(path, runs))
-    attempt("write the page", lambda: write_report([out]))
-    terminal.print(summary_table(compared))
+    compared = finish(recipe.config, methods, runs, out)
+    show_summary(compared, terminal)
     return compared
 
 
-def _told(run: RunMetrics) -> str:
+def _weak_teacher(recipe: Recipe, methods: Sequence[str], out: Path) -> str | None:
+    """Why the teacher is not worth learning from, measured once for all runs; None: it is.
+
+    Raises:
+        ValueError: it is not, and the recipe does not allow that.
+    """
+    # A method with the teacher's output says more of its head than one without.
+    taught = sorted((each for each in methods if each != "none"), key=lambda each: not parse_method(each).kd)
+    cells = [Cell(method, recipe.seed) for method in taught]
+    if all((out / cell.folder / METRICS).is_file() for cell in cells):  # also where there are none
+        return None
+    own = recipe_of(recipe.config, cells[0], out)
+    check = TeacherCheck(own, build_module(own), out)
+    found = check.found(machine_trainer(recipe.trainer, logger=False, max_epochs=0).strategy.root_device)
+    attempt("keep what the teacher came to", check.keep)
+    return found
+
+
+def train_teacher(recipe: Recipe, out: Path, quiet: bool = True) -> RunMetrics:
+    """The teacher of all runs of a comparison, unless it is there already."""
+    if read_metrics(out / "teacher") is None:
+        look_at(recipe.data)
+    return fit(recipe.for_teacher(), out / "teacher", resume=True, quiet=quiet)
+
+
+def told(run: RunMetrics) -> str:
     metric = comparing([run])
     measured = "" if metric is None else f"{metric.label} {metric.shown(run.student[metric.name])}, "
     return f"{measured}{run.seconds:.0f} s"
@@ -167,13 +223,14 @@ def _run(
     """The metrics of every cell as it finishes, or what went wrong in it."""
     if jobs == 1:
         for cell in cells:
-            yield cell, _run_cell(config, cell, out)
+            yield cell, run_cell(config, cell, out)
         return
     context = multiprocessing.get_context("spawn")
     with _threads(jobs):
-        pool = ProcessPoolExecutor(jobs, context, _start_worker, (torch.get_num_threads(),))
+        plain = warnings.formatwarning is as_sentence
+        pool = ProcessPoolExecutor(jobs, context, _start_worker, (torch.get_num_threads(), plain))
     try:
-        futures = {pool.submit(_run_cell, config, cell, out): cell for cell in cells}
+        futures = {pool.submit(run_cell, config, cell, out): cell for cell in cells}
         for future in as_completed(futures):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
@@ -190,8 +247,10 @@ def _run(
     pool.shutdown()
 
 
-def _start_worker(threads: int) -> None:
-    """Set up a process of the pool; it ends with its parent, even where that is killed."""
+def _start_worker(threads: int, plain: bool) -> None:
+    """Set up a process of the pool, whose warnings look as its parent's; it ends with that, even where it is killed."""
+    if plain:
+        warnings.formatwarning = as_sentence
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all of a terminal's processes; the parent ends this one
@@ -217,14 +276,29 @@ def _threads(jobs: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_cell(config: dict[str, Any], cell: Cell, out: Path) -> RunMetrics | str:
+def recipe_of(config: dict[str, Any], cell: Cell, out: Path) -> Recipe:
+    """The recipe of a run of the grid, with the teacher that was trained for all of them."""
     recipe = Recipe.of(config, seed=cell.seed, distillation__method=cell.method)
     if recipe.distillation.needs_teacher and recipe.teacher.training.epochs:
         recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
+    return recipe
+
+
+def run_cell(config: dict[str, Any], cell: Cell, out: Path) -> RunMetrics | str:
+    """What a run came to, or what went wrong in it."""
     try:
-        return fit(recipe, out / cell.folder, resume=True, quiet=True)
+        return fit(recipe_of(config, cell, out), out / cell.folder, resume=True, quiet=True)
     except (Exception, ending.OutOfTime) as error:  # whatever it is, the other runs go on
         return f"{type(error).__name__}: {error}"
+
+
+def show_summary(compared: Compared, terminal: Console) -> None:
+    """Print the summary, and what it tells in words."""
+    terminal.print(summary_table(compared))
+    metric = comparing(compared.runs)
+    for entry in compared.summary:
+        if metric is not None and (told := entry.conclusion(metric)) is not None:
+            terminal.print(f"{entry.method}: {told}", highlight=False, soft_wrap=True)
 
 
 def summary_table(compared: Compared) -> Table:

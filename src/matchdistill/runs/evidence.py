@@ -1,19 +1,18 @@
-"""What a run leaves in its folder for its page, beside metrics and logs.
+"""What a run leaves in its folder for its page, beside metrics and logs, and how these files are written and read.
 
-Axes: N images, Cs student channels, Ct teacher channels, G group, M members shown, H height, W width.
+Axes: Cs student channels, Ct teacher channels, G group.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,19 @@ from torch import Tensor
 
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.files import atomic_write, read_json, write_json
-from matchdistill.losses import ignored
 from matchdistill.matching import Matching
-from matchdistill.measuring import network_costs, watch_memory
+from matchdistill.measuring import watch_memory
 from matchdistill.messages import attempt, cause
-from matchdistill.probing import evaluating, unchanged
 from matchdistill.refreshed import RefreshedPosition
 from matchdistill.tasks.module import DistilledModule
-from matchdistill.tasks.picture import Picture
 
 FOLDER = "evidence"
 ENVIRONMENT, REFRESHES, COSTS = f"{FOLDER}/environment.json", f"{FOLDER}/refreshes.json", f"{FOLDER}/costs.json"
 EPOCHS = f"{FOLDER}/epochs.json"
 FIRST, LAST, FINAL = (f"{FOLDER}/{name}.safetensors" for name in ("first", "last", "final"))
-PICTURES = f"{FOLDER}/pictures.safetensors"
+PICTURES, JUDGED, CONTESTED = (f"{FOLDER}/{name}.safetensors" for name in ("pictures", "judged", "contested"))
 
-LOOKED_AT = 512  # training images that the final student is compared with its teacher on
-SHOWN_IMAGES, SHOWN_CHANNELS, SHOWN_MEMBERS = 4, 4, 4  # channels: so many of the best matched, and of the worst
 HEAT = (96, 192)  # cells of a heat map, at most
-SIDE, MAP_SIDE = 224, 56  # pixels of shown images and maps, at most
 PACKAGES = ("matchdistill", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
 
 
@@ -65,12 +58,7 @@ class Evidence(Callback):
         """Keep where the run takes place, and leave out the refreshes after the checkpoint that it goes on from."""
 
         def keep() -> None:
-            described = environment(pl_module.device, trainer.world_size)
-            if trainer.global_step:  # the run goes on
-                first = read_json(self.out / ENVIRONMENT) if (self.out / ENVIRONMENT).is_file() else {}
-                resumed = [*first.get("resumed", []), described["begun"]]
-                described |= {"begun": first.get("begun", "unknown"), "resumed": resumed}
-            write_json(self.out / ENVIRONMENT, described)
+            keep_environment(pl_module, self.out)
             before = [each for each in read_refreshes(self.out) if each["step"] <= trainer.global_step]
             write_json(self.out / REFRESHES, {"refreshes": before})
 
@@ -141,6 +129,17 @@ def read_epochs(out: Path) -> list[dict[str, Any]]:
     return list(read_json(path, epochs=list)["epochs"]) if path.is_file() else []
 
 
+def keep_environment(module: pl.LightningModule, out: Path) -> None:
+    """Write where a run takes place into its folder, and when it went on where it does."""
+    trainer = module.trainer
+    described = environment(module.device, trainer.world_size)
+    if trainer.global_step:  # the run goes on
+        first = read_json(out / ENVIRONMENT) if (out / ENVIRONMENT).is_file() else {}
+        resumed = [*first.get("resumed", []), described["begun"]]
+        described |= {"begun": first.get("begun", "unknown"), "resumed": resumed}
+    write_json(out / ENVIRONMENT, described)
+
+
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """Command, versions and machine."""
     versions = {}
@@ -157,89 +156,6 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         "processes": processes,
         "threads": torch.get_num_threads(),
     }
-
-
-def look(module: DistilledModule, data: Any, out: Path, device: torch.device) -> None:
-    """Compare the trained student with its teacher, and keep what is to be seen of it; a warning says what could not be.
-
-    Args:
-        module: after the training.
-        data: of the training.
-        out: folder of the run.
-        device: that it was trained on.
-    """
-
-    networks = [network for network in (module.network(), module.teacher) if network is not None]
-
-    @functools.cache
-    def prepared_batch() -> Any:
-        return module.transfer_batch_to_device(_shown_batch(data), device, 0)
-
-    def look_at(what: str, work: Callable[[], None]) -> None:
-        """Each finds the networks as the training left them."""
-
-        def undone() -> None:
-            module.to(device)
-            with unchanged(*networks):
-                work()
-
-        attempt(what, undone)
-
-    with torch.no_grad(), evaluating(module, *networks):
-        look_at("measure the networks", lambda: _measure(module, prepared_batch(), out))
-        look_at("take pictures", lambda: _take_pictures(module, prepared_batch(), data.class_names, out))
-        look_at("compare the student with its teacher", lambda: _compare(module, data, out))
-
-
-def _measure(module: DistilledModule, batch: Any, out: Path) -> None:
-    costs = read_json(out / COSTS) if (out / COSTS).is_file() else {}
-    for role, network in (("student", module.network()), ("teacher", module.teacher)):
-        if network is not None:
-            costs[role] = network_costs(network, module.one_image(batch))
-    write_json(out / COSTS, costs)
-
-
-def _take_pictures(module: DistilledModule, batch: Any, class_names: list[str], out: Path) -> None:
-    pictures, described = module.gallery(batch, class_names)
-    tensors, told = _maps(module, batch)
-    for number, picture in enumerate(pictures):
-        tensors[f"image{number}"] = _small(picture)
-        for role, drawn in described[number].items():
-            if isinstance(drawn, Picture):
-                tensors[f"drawn {role}{number}"] = _small(drawn.pixels)
-                described[number][role] = {"words": drawn.words}
-    save(out / PICTURES, tensors, {"images": described, "positions": told})
-
-
-def _shown_batch(data: Any) -> Any:
-    """A few validation images, from all over the set."""
-    count = min(SHOWN_IMAGES, len(data.val_set))
-    return data.val_set.__getitems__(torch.linspace(0, len(data.val_set) - 1, count).round().int().tolist())
-
-
-def _compare(module: DistilledModule, data: Any, out: Path) -> None:
-    """Keep what the matching in force costs the trained student, and what the partial loss ignores."""
-    distiller = module.distiller
-    if not isinstance(distiller, MatchingDistiller):
-        return
-    sums = [position.accumulator() for position in distiller.positions]
-    counts = torch.zeros(len(sums), 2)
-    with module.trainer.precision_plugin.forward_context():
-        for batch in data.refresh_dataloader(LOOKED_AT, module.trainer.current_epoch):
-            captured, mask = distiller.run(batch, module.run_part)
-            distiller.add_up(captured, mask, sums)
-            values = distiller.teacher_values(captured)
-            for number, position in enumerate(distiller.positions):
-                student, target, margin, counted = position.loss_arguments(
-                    captured.values[number], values[number], mask
-                )
-                left = ignored(student, target, margin)
-                if counted is not None:
-                    left = left.movedim(1, -1)[counted]
-                counts[number] += torch.tensor([int(left.sum()), left.numel()])
-    told = {"images": sums[0].count, "ignored": (counts[:, 0] / counts[:, 1].clamp_min(1)).tolist()}
-    found = [position.found(total) for position, total in zip(distiller.positions, sums, strict=True)]
-    save_matched(out / FINAL, distiller.positions, found, told)
 
 
 def save_matched(
@@ -296,81 +212,13 @@ def most_similar_first(similarity: Tensor) -> Tensor:
     return similarity.nan_to_num(-math.inf).argsort(descending=True, stable=True)
 
 
-def _maps(module: DistilledModule, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Of the best and the worst matched student channels of each position: their maps, their members' and the target's.
-
-    By position ``student`` (channels, N, H, W), ``members`` (channels, M, N, H, W) and ``target`` (channels, N, H, W), and
-    the channels' numbers, similarities and members on these images.
-    """
-    if not isinstance(module.distiller, MatchingDistiller):
-        return {}, []
-    with module.trainer.precision_plugin.forward_context():
-        captured, mask = module.distiller.run(batch, module.run_part)
-    values = module.distiller.teacher_values(captured)
-    tensors, told = {}, []
-    for number, position in enumerate(module.distiller.positions):
-        sums = position.accumulator()
-        student, teacher, counted = position.masked_maps(captured.values[number], values[number], mask)
-        sums.update(student, teacher, counted)
-        fit = position.found(sums)
-        similarity = fit.similarity
-        order = most_similar_first(similarity)[: int(similarity.isfinite().sum())]
-        few = min(SHOWN_CHANNELS, len(order) // 2) or len(order)
-        chosen = torch.cat([order[:few], order[few:][-few:]])
-        target = student.new_zeros(student.shape)
-        guided = position.guided()
-        target[:, slice(None) if guided is None else guided] = position.target(teacher).to(target)
-        members = position.members(chosen, fit, SHOWN_MEMBERS)
-        found = {
-            "student": student[:, chosen],
-            "target": target[:, chosen],
-            "members": teacher[:, members.flatten()],
-        }
-        for name, maps in found.items():
-            maps = _as_images(maps.float(), counted).movedim(1, 0)
-            tensors[f"{name}{number}"] = maps.reshape(*members.shape, *maps.shape[1:]) if name == "members" else maps
-        told.append(
-            {
-                "channels": chosen.tolist(),
-                "similarity": similarity[chosen].tolist(),
-                "members": members.tolist(),
-                "group": position.group_size,
-                "first": position.first_members,
-            }
-        )
-    return tensors, told
-
-
-def _as_images(maps: Tensor, counted: Tensor | None) -> Tensor:
-    """Maps (N, C, *) as (N, C, H, W), of a modest size: tokens as a grid, one value as a point.
-
-    The padding of a batch is set to zero.
-    """
-    if counted is not None:
-        maps = maps.masked_fill(~counted[:, None], 0)
-    if maps.ndim != 4:
-        maps = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
-        side = math.isqrt(maps.shape[2])
-        maps = maps[:, :, -side * side :].reshape(*maps.shape[:2], side, side)
-    return _shrunk(maps, MAP_SIDE)
-
-
-def _small(picture: Tensor) -> Tensor:
-    """An image (3, H, W) in 0..1 as bytes, of a modest size."""
-    return (_shrunk(picture[None].float(), SIDE)[0].clamp(0, 1) * 255).round().byte()
-
-
-def _shrunk(images: Tensor, side: int) -> Tensor:
-    scale = side / max(images.shape[2:])
-    if scale >= 1:
-        return images
-    return F.interpolate(images, [max(1, round(scale * size)) for size in images.shape[2:]], mode="area")
-
-
 def save(path: Path, tensors: Mapping[str, Tensor], told: dict[str, Any]) -> None:
-    """Write tensors, floating ones in 16 bits, and what is told of them."""
+    """Write tensors, floating ones in 16 bits unless they have 64, and what is told of them."""
     plain = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        name: (value.half() if value.is_floating_point() and value.dtype != torch.float64 else value)
+        .detach()
+        .cpu()
+        .contiguous()
         for name, value in tensors.items()
     }
     # As bytes: the library would make a file that only its owner can read.

@@ -42,7 +42,7 @@ def new_loggers(names: Sequence[str], out: Path) -> list[Logger]:
         out: folder of the run, which is written to.
 
     Raises:
-        ValueError: a package does not begin to log, as of a version that is too old or too new.
+        ValueError: a package does not begin to log, for example because its version is too old or too new.
     """
     found = []
     for name in names:

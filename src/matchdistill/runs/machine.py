@@ -11,7 +11,9 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 
+from matchdistill.distributed import leave_at_exit
 from matchdistill.messages import cause
 from matchdistill.runs.settings import Machine
 
@@ -22,6 +24,7 @@ def machine_trainer(machine: Machine, **options: Any) -> pl.Trainer:
     Raises:
         ValueError: values that Lightning or this computer does not have.
     """
+    leave_at_exit()
     try:
         trainer = pl.Trainer(
             accelerator=machine.accelerator,
@@ -51,6 +54,15 @@ def check_compiler(device: torch.device) -> None:
             "trainer.compile needs a C++ compiler that torch.compile can use: install one (g++, or what CXX names), or "
             f"train without: {cause(error)}"
         ) from error
+
+
+def corrupts_memory(network: nn.Module) -> bool:
+    """Whether training with the channels innermost may end the process: oneDNN writes beyond the gradient's end.
+
+    Seen with torch 2.14 on a CPU that has AVX2 and no AVX-512: strided 1x1 convolutions of 2, 4 or 6 channels.
+    """
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return any(each.in_channels < 8 and set(each.kernel_size) == {1} and max(each.stride) > 1 for each in convolutions)
 
 
 def is_first(machine: Machine) -> bool:

@@ -26,6 +26,7 @@ from matchdistill.messages import cause, listed, number, printable, whole
 from matchdistill.models import load_weights
 from matchdistill.models.trust import check_trusted
 from matchdistill.runs.card import student_config
+from matchdistill.runs.hub import fetch
 from matchdistill.runs.recipe import resolved_config
 from matchdistill.runs.settings import Model
 from matchdistill.runs.store import MODEL, RECIPE, WEIGHTS, check_single, describe_student, network_of
@@ -90,6 +91,22 @@ class Predictor:
         self.device = device_of("cpu" if self.source.suffix.lower() in PROGRAMS else device)
         self.network = self.network.eval().to(self.device)
         self.workers, self.skip_corrupt, self.max_pixels = workers, skip_corrupt, max_pixels
+
+    @classmethod
+    def from_hub(cls, name: str, revision: str | None = None, **options: Any) -> Predictor:
+        """A student of the Hugging Face Hub, which is downloaded unless it has been before; no code of others runs.
+
+        Args:
+            name: of the repository, ``USER/NAME``, as ``export --push`` has it, or of one of timm's.
+            revision: a branch, a tag or a commit; None: the newest of the main branch.
+            options: of a `Predictor`; ``trust`` can only be False.
+
+        Raises:
+            ValueError: in one line, why there is no such student, or what would run code.
+        """
+        if options.get("trust"):
+            raise ValueError("code that comes from the Hub is not run: download the repository, and trust the folder")
+        return cls(fetch(name, revision), **options)
 
     def __call__(
         self, images: str | Path | Sequence[str | Path], seen: Callable[[int], object] = lambda count: None
@@ -242,7 +259,7 @@ def _loaded(
 
 
 def find_pictures(places: Sequence[Path]) -> list[str]:
-    """The image files of files, folders and patterns, each once; those of a folder in natural order (2 before 10).
+    """The image files of files, folders and patterns, each once; a folder's files are in natural order (2 before 10).
 
     Raises:
         ValueError: a place that is not there, or a folder without images.

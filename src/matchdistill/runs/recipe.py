@@ -62,7 +62,9 @@ class Recipe(Settings):
             for role in ("student", "teacher"):
                 config[role]["preparation"] = _settled(config[role], role, data)
             data.prepare_as(Preparation.of(config["student"]["preparation"]))
-        return cls(**_sections(config), data=data, config=config)
+        recipe = cls(**_sections(config), data=data, config=config)
+        data.views = recipe.views
+        return recipe
 
     def for_teacher(self) -> Recipe:
         """The recipe that trains the teacher alone."""
@@ -122,7 +124,7 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name} is no recipe: expected a mapping of sections, got {type(values).__name__}")
+        raise ValueError(f"{name} is not a recipe: expected a mapping of sections, got {type(values).__name__}")
     return values
 
 
@@ -289,7 +291,7 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
     for section in ("training", "teacher", "student", "trainer", *(["objective"] if task.objective else [])):
         yield from getattr(settings, section).problems(section)
     if not student.name:
-        yield "student.name is missing: name the network to train, for example timm:mobilenetv1_100"
+        yield f"student.name is missing: name the network to train, for example {task.usual}"
     if distillation.needs_teacher and teacher.name is None:
         yield f"method {distillation.method!r} needs a teacher: give teacher.name"
     if settings.training.repeated_augmentation > 1 and not config["data"].get("augment", True):
@@ -301,17 +303,24 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
             for what, instead in training.measuring:
                 yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"
     yield from task.problems(settings)
+    yield from settings.cache_problems()
 
 
 def _settled(network: dict[str, Any], role: str, data: DataModule) -> dict[str, Any] | None:
     """How a network wants its images: what is given, over what is known of its weights; None: as ImageNet's usually are.
 
     Raises:
-        ValueError: what is said beside a file of weights is damaged.
+        ValueError: what is said beside a file of weights is damaged, or the sizes of images differ.
     """
     given: dict[str, Any] = network["preparation"] or {}
+    whole_given = given.keys() == Preparation().plain().keys()  # as a recipe has it that was settled before
+    size, of_data = given.get("size"), getattr(data.options, "image_size", None)
+    if role == "student" and not whole_given and None not in (size, of_data) and size != of_data:
+        raise ValueError(
+            f"student.preparation.size is {size}, but data.image_size is {of_data}, which would count: give one of them"
+        )
     known = None
-    if network["name"] and network["weights"] and data.prepares and given.keys() != Preparation().plain().keys():
+    if network["name"] and network["weights"] and data.prepares and not whole_given:
         known = find_preparation(network["name"], network["weights"], network["options"])
     values = {} if known is None else known.values
     if role == "teacher" and known is not None and not known.fixed:  # it takes the student's size

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
-from matchdistill.data.module import Sources
+from matchdistill.data.module import Sources, path_problems
 from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
 from matchdistill.models import Preparation, weights_file
 from matchdistill.models.preparation import preparation_problems
+from matchdistill.refresh import rarely
 from matchdistill.runs.training import Training
 
 MOST_PROCESSES = 1024  # on a machine, and machines
@@ -98,11 +99,28 @@ class Teacher(Model):
         training: how it is trained before the student; with 0 epochs it is taken as it is.
         train_limit: how many training images it learns from; null: all, whatever the student's limit.
         train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
+        allow_weak: teach even if it knows nothing of the classes, or less than the student knows before training, by some
+            hundred validation images; without this such a run is refused before it trains. --allow-weak-teacher sets it.
+        cache: "disk" keeps its features of every image, for a few fixed views of it, so that it runs once for each; "none":
+            it runs in every step, on images that are varied anew.
+        cache_views: fixed views of each training image, of which each epoch has the next one.
+        cache_folder: where the features are kept, for all runs that share them; null: matchdistill/teachers in the user's
+            folder of caches ($XDG_CACHE_HOME, or ~/.cache).
+        cache_gib: the most GiB in that folder: what was used the longest time ago is removed.
+        cache_dtype: the type that features are kept in.
     """
+
+    indifferent: ClassVar[frozenset[str]] = frozenset({"allow_weak", "cache_folder", "cache_gib"})
 
     training: Training = field(default_factory=lambda: Training(epochs=0))
     train_limit: int | None = None
     train_part: list[int] | None = None
+    allow_weak: bool = False
+    cache: Literal["none", "disk"] = "none"
+    cache_views: int = 4
+    cache_folder: str | None = None
+    cache_gib: float = 50.0
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Teacher:
@@ -113,6 +131,9 @@ class Teacher(Model):
         """What is wrong with the values."""
         yield from super().problems(prefix)
         yield from self.training.problems(f"{prefix}.training")
+        yield from whole(f"{prefix}.cache_views", self.cache_views, 1)
+        yield from number(f"{prefix}.cache_gib", self.cache_gib, 0, above=True)
+        yield from (f"{prefix}.cache_folder: {problem}" for problem in path_problems(self.cache_folder))
 
 
 @dataclass
@@ -128,7 +149,8 @@ class Distillation:
             positions, or a list with one for each; "paper" is the paper's form for classification.
         loss_reduction: whether these weigh the mean over a position's elements or, per image, the sum.
         norm: what the student's features pass before they are compared, batch norm or, for small batches, group norm.
-        refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves.
+        refresh_every: epochs between refreshes of the matching; 0 matches once; a list has the epochs (from 0) themselves;
+            "auto": as many that refreshes see a tenth of the images of the steps at most, or 1 with `refresh_online`.
         refresh_steps: instead, pairs [from step, every], the first from step 0: from that step on the matching is refreshed
             before the steps that are multiples of the second number; 0: before no later one; null: by epochs.
         refresh_images: the most training images of a refresh.
@@ -147,7 +169,7 @@ class Distillation:
     weights: dict[str, Weight] = field(default_factory=default_weights)
     loss_reduction: Literal["mean", "sum"] = "mean"
     norm: Literal["batch", "group"] = "batch"
-    refresh_every: int | list[int] = 1
+    refresh_every: Literal["auto"] | int | list[int] = "auto"
     refresh_steps: list[list[int]] | None = None
     refresh_images: int = 20_000
     refresh_tolerance: float | None = None
@@ -182,6 +204,12 @@ class Distillation:
         """The weight of the positions' losses, of a method that distils features."""
         return self.weight(self.weighed_as)
 
+    def epochs_between(self, images: int) -> int | list[int]:
+        """Epochs between refreshes, or the epochs themselves, where an epoch has so many images."""
+        if self.refresh_every != "auto":
+            return self.refresh_every
+        return 1 if self.refresh_online else rarely(self.refresh_images, images)
+
     def problems(self, prefix: str) -> Iterator[str]:
         """What is wrong with the values."""
         yield from method_problems([self.method])
@@ -189,7 +217,8 @@ class Distillation:
             yield f"{prefix}.taps is empty: expected 'auto', or pairs [teacher tap, student tap]"
         for name, weight in self.weights.items():
             yield from self._weight_problems(f"{prefix}.weights", name, weight)
-        for epoch in self.refresh_every if isinstance(self.refresh_every, list) else [self.refresh_every]:
+        every = self.refresh_every
+        for epoch in every if isinstance(every, list) else [] if every == "auto" else [every]:
             yield from whole(f"{prefix}.refresh_every", epoch, 0)
         yield from whole(f"{prefix}.refresh_images", self.refresh_images, 1)
         yield from number(f"{prefix}.refresh_tolerance", self.refresh_tolerance, 0, below=1)
@@ -231,7 +260,7 @@ def method_problems(methods: list[str]) -> Iterator[str]:
 
 @dataclass
 class Machine:
-    """What it runs on; the values are those of Lightning's `Trainer`.
+    """What a run uses of the machine; the values are arguments of Lightning's `Trainer`.
 
     Args:
         accelerator: "auto", "cpu", "gpu" ...
@@ -338,3 +367,29 @@ class Settings:
     trainer: Machine
     compare: Comparison
     objective: Any = field(default=None, kw_only=True)
+
+    @property
+    def views(self) -> int:
+        """Fixed views of each training image, whose features the teacher gives once; 0: images are varied anew each time."""
+        return self.teacher.cache_views if self.teacher.cache != "none" and self.distillation.needs_teacher else 0
+
+    def cache_problems(self) -> Iterator[str]:
+        """What does not go together with features that are kept."""
+        if not self.views:
+            return
+        for name in ("mixup", "cutmix"):
+            if getattr(self.training, name):
+                yield (
+                    f"teacher.cache keeps features of single images, but training.{name} mixes the images of each batch "
+                    "anew: leave one of them out"
+                )
+        if self.training.repeated_augmentation > 1:
+            yield (
+                "teacher.cache keeps features of one view of an image in an epoch, but training.repeated_augmentation "
+                "varies it several times: leave one of them out"
+            )
+        if self.trainer.num_nodes > 1:
+            yield (
+                f"teacher.cache is for the processes of one machine, but trainer.num_nodes is {self.trainer.num_nodes}: "
+                "leave one of them out"
+            )

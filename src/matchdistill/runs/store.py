@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +16,16 @@ from torch import nn
 from matchdistill.ending import whole
 from matchdistill.files import PARTIAL, atomic_write, is_kind, read_json, remove_partial, write_json
 from matchdistill.messages import cause
-from matchdistill.models import load_weights, save_weights
+from matchdistill.models import Preparation, load_weights, save_weights
 from matchdistill.models.trust import check_trusted
 from matchdistill.models.weights import read_pickle
 from matchdistill.runs.metrics import METRICS, check_schema
+from matchdistill.runs.places import code_of, keep_folder
 from matchdistill.runs.recipe import Recipe, resolved_config
-from matchdistill.runs.settings import Machine, Model
+from matchdistill.runs.settings import Machine, Model, Teacher
 from matchdistill.runs.training import Training
 from matchdistill.tasks import TASKS
+from matchdistill.tasks.task import Task
 
 CHECKPOINT, WEIGHTS, RECIPE, MODEL = "last.ckpt", "student.safetensors", "recipe.yaml", "model.json"
 # What Lightning, and "results" what the task, reads from a checkpoint, and its kinds.
@@ -37,12 +40,14 @@ NEEDED = {
     "pytorch-lightning_version": str,
     "results": list[object],
 }
+LATER = {"preparation", "gray"}  # of a description, what the first versions did not write: they had ImageNet's alone
 CELLS = "cells"  # the runs of a comparison
 # What changes nothing of a run's result: what its sections say so of, and the grid around the run.
 INDIFFERENT = {
     "compare",
     *(f"data.{name}" for task in TASKS.values() for name in task.data.options_type.indifferent),
     *(f"trainer.{name}" for name in Machine.indifferent),
+    *(f"teacher.{name}" for name in Teacher.indifferent),
 }
 
 
@@ -74,7 +79,8 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
             trusted.
     """
     described = describe_student(run, trust)
-    model = TASKS[described["task"]].build(network_of(described), described["num_classes"])
+    with code_of(run) if trust else contextlib.nullcontext():
+        model = TASKS[described["task"]].build(network_of(described), described["num_classes"])
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
 
@@ -87,9 +93,13 @@ def network_of(described: dict[str, Any]) -> Model:
 def describe_student(run: Path, trust: bool = False) -> dict[str, Any]:
     """The description of a run's student; the arguments and errors of `load_student`."""
     if not (run / MODEL).is_file() or not (run / WEIGHTS).is_file():
-        raise ValueError(f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (go on with fit --resume)")
+        raise ValueError(
+            f"{run} holds no finished run: expected {MODEL} and {WEIGHTS} in it (continue it with fit --resume)"
+        )
     described = read_json(run / MODEL, task=str, name=str, options=dict, num_classes=int, class_names=list[str])
     task = TASKS.get(described["task"])
+    if task is not None and (run / RECIPE).is_file() and LATER & task.description.keys() - described.keys():
+        described = {**_as_before(task, run / RECIPE), **described}
     if (
         task is None
         or not is_kind(described, dict(task.description))
@@ -99,6 +109,14 @@ def describe_student(run: Path, trust: bool = False) -> dict[str, Any]:
     if not trust:
         check_trusted(run, (described["name"], described["options"]))
     return described
+
+
+def _as_before(task: Task, recipe: Path) -> dict[str, Any]:
+    """What of `LATER` a run's student had before it was written down: as the images of its recipe are prepared."""
+    config = resolved_config(recipe)
+    data = task.data(**config["data"])
+    data.prepare_as(Preparation.of(config["student"]["preparation"]))
+    return {name: value for name, value in task.describe(data).items() if name in LATER}
 
 
 def check_single(run: Path) -> None:
@@ -117,7 +135,7 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
         other: what only a folder of another kind holds, CELLS or CHECKPOINT.
 
     Raises:
-        ValueError: it holds a run already and `resume` is not set, or it holds another recipe's or kind's.
+        ValueError: it already holds a run and `resume` is not set, or it holds another recipe's or kind's.
     """
     path = out / RECIPE
     if not path.is_file():
@@ -125,9 +143,9 @@ def check_folder(recipe: Recipe, out: Path, resume: bool, other: str) -> None:
             raise ValueError(f"{out} holds {', '.join(strange)} but no {RECIPE}: choose another --out")
         return
     if (out / other).exists():
-        raise ValueError(f"{out} holds a {'comparison' if other == CELLS else 'run'} already: choose another --out")
+        raise ValueError(f"{out} already holds a {'comparison' if other == CELLS else 'run'}: choose another --out")
     if not resume:
-        raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+        raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out")
     check_schema(out)
     there = resolved_config(path)  # resolved: values that are left out have their defaults
     before, now = (_decisive(config, out) for config in (there, recipe.config))
@@ -167,6 +185,7 @@ def claim(recipe: Recipe, out: Path) -> None:
     remove_partial(out, f"**/.*{PARTIAL}*")
     text = yaml.safe_dump(recipe.config, sort_keys=False)
     atomic_write(out / RECIPE, lambda temporary: temporary.write_text(text))
+    keep_folder(out)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -192,9 +211,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """
         checkpoint = read_pickle(path, "checkpoint", map_location or "cpu")
         if not isinstance(checkpoint, dict):
-            raise ValueError(f"{path} is no checkpoint of a run: expected a dict, found {type(checkpoint).__name__}")
+            raise ValueError(
+                f"{path} is not the checkpoint of a run: expected a dict, found {type(checkpoint).__name__}"
+            )
         if missing := [key for key in NEEDED if key not in checkpoint]:
-            raise ValueError(f"{path} is no checkpoint of a run: it has no {', '.join(missing)}")
+            raise ValueError(f"{path} is not the checkpoint of a run: it has no {', '.join(missing)}")
         if wrong := [key for key, kind in NEEDED.items() if not is_kind(checkpoint[key], kind)]:
-            raise ValueError(f"{path} is damaged: {', '.join(wrong)} is of another type than expected")
+            raise ValueError(f"{path} is damaged: {', '.join(wrong)} has an unexpected type")
         return checkpoint

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from matchdistill.runs.metrics import RunMetrics, comparing
+from matchdistill.runs.metrics import RunMetrics, comparing, read_metrics
 from matchdistill.tasks.metric import Metric
+
+FEWEST = 3  # seeds below which nothing is concluded
+MOST = 1000  # seeds that nobody runs
+ALONE = "alone"  # folder, in that of a run, of the run that trains its student alone
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Mean:
             return cls(mean, None)
         half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
         return cls(mean, float(half))
+
+    def tells(self, seeds: int) -> bool:
+        """Whether a difference over so many seeds can be told: they are at least `FEWEST`, the interval leaves zero out."""
+        return seeds >= FEWEST and self.interval is not None and abs(self.mean) > self.interval
 
     def shown(self, metric: Metric, sign: str = "") -> str:
         """With half of its interval, in the metric's unit: percent for shares."""
@@ -63,13 +72,19 @@ class Entry:
     seconds: float
 
     def cells(self, metric: Metric) -> list[str]:
-        """Value, difference and share of the gap for a table, empty where there is none."""
+        """Value, difference and share of the gap for a table, empty where there is none; no share of what is not told."""
         gap = self.gap_recovered
         return [
             "" if self.value is None else self.value.shown(metric),
             "" if self.difference is None else self.difference.shown(metric, "+"),
-            "" if gap is None else f"{gap:.0%}",
+            ""
+            if gap is None or self.difference is None or not self.difference.tells(len(self.seeds))
+            else f"{gap:.0%}",
         ]
+
+    def conclusion(self, metric: Metric) -> str | None:
+        """What the difference tells, in words; None where there is none."""
+        return None if self.difference is None else conclusion(self.difference, len(self.seeds), metric)
 
     def plain(self, metric: Metric | None) -> dict[str, Any]:
         """As files have it: the value under the metric's name."""
@@ -114,3 +129,84 @@ def _entry(
 def teacher_value(runs: Sequence[RunMetrics], metric: Metric) -> float | None:
     """A metric of the runs' teacher; None where none was measured."""
     return next((run.teacher[metric.name] for run in runs if metric.name in run.teacher), None)
+
+
+def seeds_needed(difference: Mean, seeds: int) -> int | None:
+    """The least number of seeds whose interval would leave zero out, if mean and deviation stay as they are.
+
+    Args:
+        difference: paired by seed.
+        seeds: that it was found with.
+
+    Returns:
+        At least `FEWEST`; None for a single seed, and where it is more than `MOST`.
+
+    Examples:
+        >>> seeds_needed(Mean.of([0.01, 0.03, -0.01, 0.02]), 4)
+        10
+    """
+    if seeds < 2 or difference.interval is None:
+        return None
+    deviation = difference.interval * seeds**0.5 / stats.t.ppf(0.975, seeds - 1)
+    counts = np.arange(FEWEST, MOST + 1)
+    enough = counts[stats.t.ppf(0.975, counts - 1) * deviation / counts**0.5 < abs(difference.mean)]
+    return int(enough[0]) if len(enough) else None
+
+
+def conclusion(difference: Mean, seeds: int, metric: Metric) -> str:
+    """What a difference to the student alone tells, in words.
+
+    Args:
+        difference: paired by seed.
+        seeds: that it was found with.
+        metric: of it.
+
+    Examples:
+        >>> top1 = Metric("top1", "top-1")
+        >>> conclusion(Mean.of([0.01, 0.03, -0.01, 0.02]), 4, top1)
+        'no difference can be told; about 10 seeds would'
+        >>> conclusion(Mean.of([0.02, 0.03, 0.02]), 3, top1)
+        'better than without a teacher'
+        >>> conclusion(Mean.of([0.02]), 1, top1)
+        'one seed tells no difference; at least 3 would'
+        >>> conclusion(Mean.of([0.0, 0.0, 0.0]), 3, top1)
+        'the same in every seed'
+    """
+    if seeds < 2:
+        return f"one seed tells no difference; at least {FEWEST} would"
+    if difference.mean == 0 and difference.interval == 0:
+        return "the same in every seed"
+    if difference.tells(seeds):
+        better = (difference.mean > 0) == metric.higher_is_better
+        return f"{'better' if better else 'worse'} than without a teacher"
+    needed = seeds_needed(difference, seeds)
+    told = "two seeds tell no difference" if seeds < FEWEST else "no difference can be told"
+    if needed is None:
+        return f"{told}; more than {MOST} seeds would be needed"
+    return f"{told}; about {needed} seeds would"
+
+
+def read_alone(out: Path) -> RunMetrics | None:
+    """The student of a run without its teacher, where it was trained beside the run; None: it is not known."""
+    return read_metrics(out / ALONE)
+
+
+def alone_in_words(run: RunMetrics, alone: RunMetrics | None, again: str) -> str:
+    """How a distilled student compares with the same one without its teacher, in a line.
+
+    Args:
+        run: of the distilled student.
+        alone: of the other one; None: it is not known.
+        again: the command that would train it.
+    """
+    metric = comparing([run])
+    if metric is None:
+        return "student alone: this task measures nothing to compare it by"
+    if alone is None or metric.name not in alone.student:
+        return f"student alone: not known ({again} trains it)"
+    before, after = alone.student[metric.name], run.student[metric.name]
+    change = Mean(after - before, None)
+    return (
+        f"student alone: {metric.label} {metric.shown(before)}, distilled {metric.shown(after)}, "
+        f"{change.shown(metric, '+')}: {conclusion(change, 1, metric)} (matchdistill compare)"
+    )

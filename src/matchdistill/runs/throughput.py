@@ -64,7 +64,7 @@ class Throughput(Callback):
         self.images += len(batch[0]) * trainer.world_size
 
     def _passed(self, module: pl.LightningModule) -> float:
-        """The seconds since the last look, without those of a refresh."""
+        """The seconds since the last look, without the time of a refresh."""
         assert isinstance(module, DistilledModule)
         before, self._last = self._last, time.monotonic()
         refreshing = 0.0 if module.moment is self._moment else module.moment.get("seconds", 0.0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from rich.console import Console
@@ -27,23 +29,24 @@ from matchdistill.runs.best import BestStudent, EarlyStop
 from matchdistill.runs.build import build_module
 from matchdistill.runs.callbacks import (
     Compilation,
-    Narration,
-    ProgressBars,
     SeedEpochs,
     Signals,
     Start,
     TimeLimit,
     own_callbacks,
 )
-from matchdistill.runs.evidence import Evidence, look
+from matchdistill.runs.evidence import Evidence, keep_environment
 from matchdistill.runs.history import History
 from matchdistill.runs.loggers import new_loggers
+from matchdistill.runs.looking import look
 from matchdistill.runs.machine import check_compiler, is_first, machine_trainer, quieten
 from matchdistill.runs.metrics import METRICS, RunMetrics, read_metrics, write_metrics
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CELLS, CHECKPOINT, WEIGHTS, AtomicCheckpoints, check_folder, claim, save_student
+from matchdistill.runs.telling import Narration, TrainingBar
 from matchdistill.runs.throughput import Throughput
 from matchdistill.runs.training import FAMILY, SGD, seconds_of
+from matchdistill.runs.weak import TeacherCheck
 from matchdistill.tasks.module import DistilledModule
 
 
@@ -64,7 +67,7 @@ def fit(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) ->
         The metrics, as in `metrics.json`.
 
     Raises:
-        ValueError: `out` holds a run already and `resume` is not set, or holds another recipe's, or another process writes
+        ValueError: `out` already holds a run and `resume` is not set, or holds another recipe's, or another process writes
             there; a model or data that does not fit.
         FloatingPointError: a loss that is not finite.
         KeyboardInterrupt, Terminated: it was told to end, by Ctrl-C or SIGTERM.
@@ -96,13 +99,13 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     quieten()
     data = recipe.data
     module = build_module(recipe)
-    student, teacher = module.network(), module.teacher
+    teacher = module.teacher
     teacher_recipe = recipe.for_teacher() if teacher is not None and recipe.teacher.training.epochs else None
     history = History(out, data, started)
     best, stop, limit = _judges(recipe, module, out, started)
     speed = Throughput(out)
     judges = [each for each in (best, stop, limit) if each is not None]
-    trainer = _trainer(recipe, out, terminal, [history, *judges], speed)
+    trainer = _trainer(recipe, out, terminal, [history, *judges], speed) if module.learns else _measuring(recipe)
     if recipe.trainer.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     if recipe.trainer.compile:
@@ -110,37 +113,30 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
         images.check_shares(trainer.world_size)
     module.check_processes(trainer.world_size)
+    check, weak = TeacherCheck(recipe, module, out), None
+    if teacher_recipe is None:
+        weak = check.found(trainer.strategy.root_device)
     # Only now: a recipe with a mistake leaves nothing behind, and nothing was trained for it.
     if first:
         claim(recipe, out)
     trainer.loggers = new_loggers(recipe.trainer.loggers, out)
     seconds = 0.0
     if teacher is not None and teacher_recipe is not None:
-        if first and read_metrics(out / "teacher") is None:
-            look_at(data)
         begun = time.monotonic()
-        seconds = fit(teacher_recipe, out / "teacher", resume, quiet).seconds
+        seconds = _train_teacher(teacher, teacher_recipe, data, out, resume, quiet).seconds
         history.started += time.monotonic() - begun
-        load_weights(teacher, out / "teacher" / WEIGHTS)
-    for line in _choices(recipe, module):
+        weak = check.found(trainer.strategy.root_device)
+    if first:
+        attempt("keep what the teacher came to", check.keep)
+    for line in itertools.chain([f"warning: {weak}"] if weak else [], _choices(recipe, module, check.applies)):
         terminal.print(line, highlight=False, soft_wrap=True)
-    _steps(trainer, module, data, out / CHECKPOINT)
+    _steps(trainer, module, data, out)
     if limit is not None and limit.epochs is not None:
         raise ending.OutOfTime(f"training.max_time {recipe.training.max_time} {limit}")
     for each in (stop, best, speed):
         if each is not None and str(each):
             terminal.print(str(each), highlight=False, soft_wrap=True)
-    metrics = RunMetrics(
-        task=recipe.task,
-        method=recipe.distillation.method,
-        seed=recipe.seed,
-        epochs=(stop and stop.epochs) or (trainer.current_epoch if trainer.should_stop else trainer.max_epochs or 0),
-        student=module.result,
-        teacher=module.teacher_result,
-        parameters={"student": _parameters(student), "teacher": _parameters(teacher)},
-        corrupt_images=_of_all_ranks(data.corrupt),
-        seconds=round(seconds + history.seconds, 1),
-    )
+    metrics = _metrics(recipe, module, trainer, stop, seconds + history.seconds)
     if trainer.is_global_zero:
         save_student(module.network(), recipe, out)
         look(module, data, out, trainer.strategy.root_device)
@@ -150,12 +146,58 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
     return metrics
 
 
-def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
-    """What was chosen where the recipe gives nothing, in lines for the terminal."""
-    if module.teacher is not None and recipe.teacher.weights is None and not recipe.teacher.training.epochs:
+def _train_teacher(
+    teacher: nn.Module, recipe: Recipe, data: DataModule, out: Path, resume: bool, quiet: bool
+) -> RunMetrics:
+    """Train a teacher by its own recipe, in a folder of the student's run, and give it its weights."""
+    if is_first(recipe.trainer) and read_metrics(out / "teacher") is None:
+        look_at(data)
+    terminal = console(quiet=quiet or not is_first(recipe.trainer))
+    name, epochs = recipe.student.name, recipe.training.all_epochs
+    terminal.print(f"first the teacher: {name}, {epochs} epoch{'s' * (epochs > 1)}", highlight=False, soft_wrap=True)
+    result = fit(recipe, out / "teacher", resume, quiet)
+    load_weights(teacher, out / "teacher" / WEIGHTS)
+    shown = "".join(f": {metric.label} {metric.shown(result.student[metric.name])}" for metric in result.measured[:1])
+    terminal.print(f"the teacher is trained{shown}; now the student", highlight=False, soft_wrap=True)
+    return result
+
+
+def _metrics(
+    recipe: Recipe, module: DistilledModule, trainer: pl.Trainer, stop: EarlyStop | None, seconds: float
+) -> RunMetrics:
+    """What a run came to that has just ended."""
+    return RunMetrics(
+        task=recipe.task,
+        method=recipe.distillation.method,
+        seed=recipe.seed,
+        epochs=(stop and stop.epochs) or (trainer.current_epoch if trainer.should_stop else trainer.max_epochs or 0),
+        student=module.result,
+        teacher=module.teacher_result,
+        parameters={"student": _parameters(module.network()), "teacher": _parameters(module.teacher)},
+        corrupt_images=_of_all_ranks(recipe.data.corrupt),
+        seconds=round(seconds, 1),
+    )
+
+
+def _choices(recipe: Recipe, module: DistilledModule, measured: bool) -> Iterator[str]:
+    """What was chosen where the recipe gives nothing, in lines for the terminal; whether the teacher was measured."""
+    untrained = recipe.teacher.weights is None and not recipe.teacher.training.epochs
+    if module.teacher is not None and untrained and not measured:
         yield (
             "the teacher has no weights and is not trained, so it teaches what is random unless its function loads weights "
             "itself (teacher.weights, teacher.training.epochs)"
+        )
+    images, batch = len(recipe.data.train_set), recipe.data.options.batch_size
+    if module.learns and images > batch and (left := images % batch):
+        yield f"{left} of {images} images fill no batch of {batch} and are left out, others in each epoch (data.batch_size)"
+    settings, every = recipe.distillation, recipe.distillation.epochs_between(images)
+    family, by_epochs = settings.parsed.family, settings.refresh_steps is None
+    if settings.refresh_every == "auto" and every != 1 and by_epochs and family is not None and family.refreshes:
+        yield f"the matching is refreshed every {every} epochs, so that it takes little time (distillation.refresh_every)"
+    if recipe.trainer.channels_last and module.memory_format is not torch.channels_last:
+        yield (
+            "trainer.channels_last is left out: strided 1x1 convolutions of fewer than 8 channels, as the student has, may "
+            "crash on some CPUs in that order"
         )
     seen, wanted = recipe.data.preparation, recipe.teacher.prepared
     if recipe.student.preparation is not None and not seen.usual:
@@ -170,6 +212,8 @@ def _choices(recipe: Recipe, module: DistilledModule) -> Iterator[str]:
             f"{recipe.student.name} is a transformer: {chosen.optimizer}, learning rate {chosen.lr}, weight decay "
             f"{chosen.weight_decay}, {chosen.schedule} (give {', '.join(f'training.{name}' for name in FAMILY)} for others)"
         )
+    if module.cache is not None:
+        yield str(module.cache)
     if module.distiller is not None:
         yield str(module.distiller)
 
@@ -185,8 +229,14 @@ def _judges(
     return best, stop, TimeLimit(seconds, started) if seconds else None
 
 
-def _steps(trainer: pl.Trainer, module: DistilledModule, data: DataModule, checkpoint: Path) -> None:
-    """All epochs, or those that a checkpoint leaves to do."""
+def _steps(trainer: pl.Trainer, module: DistilledModule, data: DataModule, out: Path) -> None:
+    """All epochs, or those that the checkpoint leaves to do; of a module that does not learn a validation alone."""
+    if not module.learns:
+        trainer.validate(module, data, verbose=False)
+        if trainer.is_global_zero:
+            attempt("keep the environment", lambda: keep_environment(module, out))
+        return
+    checkpoint = out / CHECKPOINT
     start = Start()
     trainer.callbacks.insert(0, start)  # type: ignore[attr-defined]
     resumed = checkpoint.exists()
@@ -229,7 +279,7 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback
     if machine.compile:
         callbacks.append(Compilation())
     if on_terminal:
-        callbacks.append(ProgressBars(leave=True))
+        callbacks.append(TrainingBar(terminal))
     callbacks.append(last)
     return machine_trainer(
         machine,
@@ -241,8 +291,13 @@ def _trainer(recipe: Recipe, out: Path, terminal: Console, memory: list[Callback
         logger=False,
         plugins=[AtomicCheckpoints()],
         num_sanity_val_steps=0,
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=False,
     )
+
+
+def _measuring(recipe: Recipe) -> pl.Trainer:
+    """The trainer of a run in which nothing is learned."""
+    return machine_trainer(recipe.trainer, max_epochs=0, logger=False, enable_progress_bar=False)
 
 
 def _of_all_ranks(names: list[str]) -> list[str]:

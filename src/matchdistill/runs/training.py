@@ -59,6 +59,8 @@ class Training:
         mixup: alpha of mixup, 1 for even shares of two images; 0: none. Teacher and student see the same mixed images.
         cutmix: alpha of CutMix; with both, either is drawn for a batch.
         frozen: train the head alone: the body keeps its weights and, in evaluation mode, its statistics. For a linear probe.
+        head_std: deviation of the normal numbers that the head's weights start from, with biases of zero: 0.01 for a linear
+            probe as MoCo's; null: the head starts as its network has it.
         repeated_augmentation: how often each image comes in a batch, varied anew each time; an epoch is as long as with 1,
             and takes that part of the images only.
         ema: decay, per step, of a moving average of the weights, which is validated and saved in their place; null: none.
@@ -100,6 +102,7 @@ class Training:
     mixup: float = 0.0
     cutmix: float = 0.0
     frozen: bool = False
+    head_std: float | None = None
     repeated_augmentation: int = 1
     ema: float | None = None
     stop_after: int | None = None
@@ -109,7 +112,7 @@ class Training:
     @property
     def of_labels(self) -> list[str]:
         """The names of the settings, of those that are not at their defaults, that need images with one label each."""
-        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix", "frozen")
+        names = ("loss", "label_smoothing", "class_weights", "mixup", "cutmix", "frozen", "head_std")
         return [name for name in names if getattr(self, name) not in ("ce", None, 0)]
 
     @property
@@ -174,6 +177,7 @@ class Training:
         yield from number(f"{prefix}.label_smoothing", self.label_smoothing, 0, below=1)
         yield from number(f"{prefix}.mixup", self.mixup, 0)
         yield from number(f"{prefix}.cutmix", self.cutmix, 0)
+        yield from number(f"{prefix}.head_std", self.head_std, 0, above=True)
         yield from whole(f"{prefix}.repeated_augmentation", self.repeated_augmentation, 1)
         for weight in self.class_weights if isinstance(self.class_weights, list) else []:
             yield from number(f"{prefix}.class_weights", weight, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matchdistill.models import load_weights
 from matchdistill.models.trust import check_trusted, check_trusted_data
 from matchdistill.runs.build import build_teacher
 from matchdistill.runs.machine import machine_trainer, quieten
+from matchdistill.runs.places import code_of
 from matchdistill.runs.recipe import Recipe
 from matchdistill.runs.store import CHECKPOINT, WEIGHTS, AtomicCheckpoints
 from matchdistill.tasks import TASKS
@@ -34,7 +36,7 @@ def validate(
             run code.
 
     Returns:
-        The metrics of "student" and "teacher" by name, those of the task.
+        The task's metrics of "student" and "teacher", by name.
 
     Raises:
         ValueError: weights that are missing or do not fit, or a package that is missing for them; or something that would
@@ -46,6 +48,12 @@ def validate(
         check_trusted_data(run, recipe.data.code)
         if weights is not None and weights.suffix.lower() == ".pt2":
             raise ValueError(f"{weights}: torch.export can run code that is in a file: give --trust if it is your own")
+    with code_of(run) if trust else contextlib.nullcontext():
+        return _measured(recipe, run, weights)
+
+
+def _measured(recipe: Recipe, run: Path, weights: Path | None) -> dict[str, dict[str, float]]:
+    """The metrics of a run that may be looked at."""
     task, data = TASKS[recipe.task], recipe.data
     data.setup()
     if weights is not None and weights.suffix.lower() in PROGRAMS:
@@ -56,11 +64,6 @@ def validate(
         load_weights(student, weights or run / WEIGHTS)
         task.check(student, data, "student")
     module = task.module(recipe, data, student, _teacher(recipe, run / "teacher" / WEIGHTS))
-    if task.metrics and not module.measures:
-        raise ValueError(
-            f"{run}: there is nothing to measure: without labels a student is compared with its teacher, which has no "
-            "weights here (teacher.weights)"
-        )
     if module.measured_with:
         _restore(module, run / CHECKPOINT)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)

@@ -13,9 +13,9 @@ class Metric:
     Attributes:
         name: in files and logs.
         label: for people.
-        error: whether tables of networks show 1 minus the value: an error instead of an accuracy, as the paper does.
         higher_is_better: whether the best value is the highest.
         share: whether it is shown in percent.
+        of_images: whether it is the share of images that are right, so that chance is binomial.
         hub_type: what the Hub calls it; empty: its name.
 
     Examples:
@@ -25,23 +25,14 @@ class Metric:
 
     name: str
     label: str
-    error: bool = False
     higher_is_better: bool = True
     share: bool = True
+    of_images: bool = False
     hub_type: str = ""
 
     def shown(self, value: float) -> str:
         """A value for people."""
         return f"{value:.2%}" if self.share else f"{value:.4g}"
-
-    @property
-    def heading(self) -> str:
-        """The heading of its column in a table of networks."""
-        return f"{self.label} error" if self.error else self.label
-
-    def in_table(self, value: float) -> str:
-        """A value in a table of networks."""
-        return self.shown(1 - value if self.error else value)
 
     @property
     def scale(self) -> float:

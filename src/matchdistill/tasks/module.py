@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 from torchmetrics import Metric as Measure
 from torchmetrics import MetricCollection
 
-from matchdistill.data.loading import BatchLoader
+from matchdistill.cache import TeacherCache
+from matchdistill.capture import Captured
+from matchdistill.data.loading import BatchLoader, Viewed, first_of_view
 from matchdistill.distiller import MatchingDistiller
-from matchdistill.distributed import from_rank_0
+from matchdistill.distributed import rank_and_world, take_from_rank_0
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching, logged
 from matchdistill.refresh import due, due_at_step
 from matchdistill.runs.settings import Settings
+from matchdistill.tasks.judging import Judge
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.optimizing import Plateau, build_optimizer, is_transformer, lr_factor, warmup_factor
+from matchdistill.teacher import FrozenTeacher
 
 
 class DistilledModule(pl.LightningModule):
@@ -43,10 +48,12 @@ class DistilledModule(pl.LightningModule):
             own features.
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
+        cache: of the teacher's features, which images in fixed views have; None: the teacher runs in every step.
         measured_with: prefixes of what, in its state beside the student, the student is measured with.
     """
 
     memory_format = torch.preserve_format
+    cache: TeacherCache | None = None
     measured_with: tuple[str, ...] = ()
 
     def __init__(
@@ -73,6 +80,7 @@ class DistilledModule(pl.LightningModule):
         self._plateau: Plateau | None = None
         self._plateau_state: dict[str, Any] = {}
         self._unchecked: list[tuple[int, list[str], Tensor]] = []
+        self._numbers: Tensor | None = None
 
     def network(self) -> nn.Module:
         """The student, the network to deploy."""
@@ -81,9 +89,24 @@ class DistilledModule(pl.LightningModule):
         return self.distiller.student
 
     @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """What a moving average of the weights is of, by name: the student, and what it is measured with and trained."""
+        return {"student": self.network()}
+
+    @property
     def teacher(self) -> nn.Module | None:
         """The teacher, if there is one."""
         return None if self.distiller is None else self.distiller.teacher
+
+    @property
+    def frozen_teacher(self) -> FrozenTeacher | None:
+        """What runs the teacher in training, if there is one."""
+        return None if self.distiller is None else self.distiller.frozen_teacher
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn from; else the student is measured as it was given."""
+        return True
 
     def batch_losses(self, batch: Any) -> dict[str, Tensor]:
         """The losses of a training batch by name, weighted; that of the distiller is called "features"."""
@@ -104,6 +127,14 @@ class DistilledModule(pl.LightningModule):
         """
         return [], []
 
+    def judge(self, num_classes: int) -> Judge | None:
+        """What looks at all validation images for the page, anew for each network; None: there is nothing to judge.
+
+        Args:
+            num_classes: how many the data has, without any background.
+        """
+        return None
+
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
         """What the computed metrics are called in `result`."""
         return {name: float(value) for name, value in computed.items()}
@@ -117,12 +148,52 @@ class DistilledModule(pl.LightningModule):
         assert isinstance(self.distiller, MatchingDistiller)
         settings = self.distillation
         return self.distiller.refresh(
-            loader, settings.refresh_images, forward=self.run_part, tolerance=settings.refresh_tolerance
+            loader if self.cache is None else self.cache.over(loader),
+            settings.refresh_images,
+            forward=self.run_part,
+            tolerance=settings.refresh_tolerance,
         )
+
+    def on_fit_start(self) -> None:
+        """Make room for the teacher's features, rank 0 first."""
+        if self.cache is None or self.frozen_teacher is None:
+            return
+        for first in (True, False):
+            if self.trainer.is_global_zero is first:
+                self.cache.open()
+            self.trainer.strategy.barrier()
+        self.frozen_teacher.cache = self.cache
+
+    def on_fit_end(self) -> None:
+        """Let other runs have the room of the features."""
+        if self.cache is not None and self.frozen_teacher is not None:
+            self.frozen_teacher.cache = None
+            self.cache.close()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch without the numbers of fixed views, which `training_step` takes the teacher's features by."""
+        batch, self._numbers = batch if isinstance(batch, Viewed) else (batch, None)
+        return batch
+
+    def _fill_cache(self) -> None:
+        """Run the teacher on the images that the epoch left out, as they made no whole batch, if their views come again."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.cache is None or not self.current_epoch < min(data.views, self.schedule.all_epochs - data.views):
+            return
+        self.trainer.strategy.barrier()  # what the other processes have run is there
+        (rank, world), images = rank_and_world(), len(data.train_set)
+        first = first_of_view(self.current_epoch, data.views, images)
+        loader = data.views_dataloader(self.cache.empty(range(first + rank, first + images, world)))
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in self.cache.over(loader):
+                moved = self.on_after_batch_transfer(self.transfer_batch_to_device(batch, self.device, 0), 0)
+                assert self.frozen_teacher is not None
+                self.frozen_teacher(Captured(arguments=((moved[0],), {})))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The total loss of a batch."""
-        losses = self.batch_losses(batch)
+        with contextlib.nullcontext() if self.cache is None else self.cache.of(self._numbers):
+            losses = self.batch_losses(batch)
         total = torch.stack(list(losses.values())).sum()
         values = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         options: dict[str, Any] = {"on_epoch": True, "batch_size": len(batch[0])}
@@ -184,8 +255,12 @@ class DistilledModule(pl.LightningModule):
             self._refresh(self.current_epoch)
 
     def _due(self, epoch: int) -> bool:
-        every = self.distillation.refresh_every if self._refreshes() else 0
-        return self.distillation.refresh_steps is None and due(epoch, every)
+        return self.distillation.refresh_steps is None and due(epoch, self.refresh_every() if self._refreshes() else 0)
+
+    def refresh_every(self) -> int | list[int]:
+        """Epochs between refreshes of the matching, or the epochs themselves."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.distillation.epochs_between(len(data.train_set))
 
     def _refreshes(self) -> bool:
         """Whether the matching is solved anew in training."""
@@ -223,9 +298,7 @@ class DistilledModule(pl.LightningModule):
 
     def _take_buffers_of_rank_0(self) -> None:
         """Its running statistics, as at every step under DDP: since the last one each rank has had its own."""
-        if self.trainer.world_size > 1:
-            for buffer in self.network().buffers():
-                buffer.copy_(from_rank_0(buffer))
+        take_from_rank_0(self.network().buffers())
 
     def validates(self) -> bool:
         """Whether this epoch ends with a validation: the last one does in any case."""
@@ -235,6 +308,7 @@ class DistilledModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """See that everything was finite, and do what follows from the epoch, before a checkpoint is written."""
         self._stop_if_not_finite()
+        self._fill_cache()
         if self._plateau is not None and self.validates():
             self._plateau.step(self.result[self.metrics[0].name])
         if self._online():

@@ -16,6 +16,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
+from matchdistill.tasks.picture import Picture
 
 KNN, PROBE = Metric("knn", "20-NN"), Metric("probe", "linear probe")
 BY_LABELS = (KNN, PROBE)
@@ -123,32 +124,59 @@ class SeparatingModule(DistilledModule):
         """The pooled output (N, C) of the student or the teacher, in 32 bits, for images (N, 3, H, W)."""
         raise NotImplementedError
 
-    def one_image(self, batch: Batch) -> Tensor:
+    def one_image(self, batch: tuple[Tensor, ...]) -> Tensor:
         """The first image, a batch (1, 3, H, W)."""
         return batch[0][:1]
 
-    def gallery(self, batch: Batch, class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
-        """The images, and of each the class "truth", and the one that most neighbours of "student" and "teacher" have."""
-        if not self.labelled:
-            return [], []
-        images, labels = batch
-        told = [{"truth": class_names[label]} for label in labels.tolist()]
+    def gallery(self, batch: tuple[Tensor, ...], class_names: list[str]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """The images, and of each what the nearest training images of "student" and "teacher" say.
+
+        With labels these are the class "truth", and the one that most neighbours have; else the nearest one itself.
+        """
+        images, labels = batch[0], batch[1]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        told: list[dict[str, Any]] = [
+            {"truth": class_names[label]} if self.labelled else {} for label in labels.tolist()
+        ]
         for role, network in (("student", self.network()), ("teacher", self.teacher)):
             if network is not None:
-                bank, bank_labels = (torch.cat(each) for each in zip(*self._bank(network), strict=True))
-                classes, counts = neighbour_classes(bank, bank_labels, self.pooled(network, images))
-                for own, label, count in zip(told, classes.tolist(), counts.tolist(), strict=True):
-                    own[role] = f"{class_names[label]} ({count} of {min(NEIGHBOURS, len(bank))})"
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+                found = self._told(network, images, class_names) if self.labelled else self._nearest(network, images)
+                for own, each in zip(told, found, strict=True):
+                    own[role] = each
         return list(data.preparation.pixels(images)), told
 
-    def _bank(self, network: nn.Module) -> Iterator[Batch]:
-        """The pooled outputs (N, C) of this process's images to measure by, and their labels, in batches."""
+    def _told(self, network: nn.Module, images: Tensor, class_names: list[str]) -> list[str]:
+        """The class that most of the nearest training images of each image have."""
+        bank, bank_labels = (torch.cat(each) for each in list(zip(*self._bank(network), strict=True))[1:])
+        classes, counts = neighbour_classes(bank, bank_labels, self.pooled(network, images))
+        of = min(NEIGHBOURS, len(bank))
+        return [
+            f"{class_names[label]} ({count} of {of})" for label, count in zip(classes, counts.tolist(), strict=True)
+        ]
+
+    def _nearest(self, network: nn.Module, images: Tensor) -> list[Picture]:
+        """The training image that each image (N, 3, H, W) is most like by the cosine of their pooled outputs."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        with self.trainer.precision_plugin.forward_context(), torch.no_grad():
-            for batch in data.bank_dataloader():
-                images, labels = self.on_after_batch_transfer(self.transfer_batch_to_device(batch, self.device, 0), 0)
-                yield self.pooled(network, images), labels
+        own, found = F.normalize(self.pooled(network, images)), torch.zeros_like(images)
+        nearest = own.new_full((len(own),), -torch.inf)
+        for others, features, _ in self._bank(network):
+            cosines, at = (own @ F.normalize(features).T).max(1)
+            closer = cosines > nearest
+            found[closer], nearest[closer] = others[at[closer]], cosines[closer]
+        pixels = data.preparation.pixels(found)
+        return [
+            Picture(each, f"nearest training image, cosine {cosine:.2f}")
+            for each, cosine in zip(pixels, nearest.tolist(), strict=True)
+        ]
+
+    def _bank(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """This process's images to measure by, their pooled outputs (N, C) and their labels, in batches."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for batch in data.bank_dataloader():
+            images, labels = self.on_after_batch_transfer(self.transfer_batch_to_device(batch, self.device, 0), 0)
+            with self.trainer.precision_plugin.forward_context(), torch.no_grad():
+                features = self.pooled(network, images)
+            yield images, features, labels
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> Any:
         """The images in the networks' memory format."""
@@ -169,7 +197,7 @@ class SeparatingModule(DistilledModule):
             if network is not None:
                 assert isinstance(measure, Separation)
                 measure.probing = last or often or not fitting or network is self.teacher
-                for features, labels in self._bank(network):
+                for _, features, labels in self._bank(network):
                     measure.update(features, labels, bank=True)
 
     def measure_neighbours(self, measure: Any, network: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -17,7 +17,7 @@ LEAST_SHARE = 0.15  # of a block's weights that attention between positions has;
 
 
 def is_transformer(network: nn.Module) -> bool:
-    """Whether most weights of a network are those of blocks with attention, convolutions left out.
+    """Whether most weights of a network are in blocks with attention; convolutions are not counted.
 
     Examples:
         >>> is_transformer(nn.TransformerEncoderLayer(8, 2, 32)), is_transformer(nn.Conv2d(3, 8, 3))

@@ -86,7 +86,7 @@ def label_names(config: Mapping[str, Any]) -> list[str]:
     if names is None:
         return [str(number) for number in range(count)]
     if not is_kind(names, list[str]) or len(names) != count:
-        raise ValueError(f"label_names is no list of {count} names, one for each class")
+        raise ValueError(f"label_names is not a list of {count} names, one for each class")
     return list(names)
 
 

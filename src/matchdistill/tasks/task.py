@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from matchdistill.data.module import DataModule
@@ -20,6 +21,7 @@ from matchdistill.methods import method_names
 from matchdistill.models import build_model
 from matchdistill.models.build import weightless
 from matchdistill.options import Taps
+from matchdistill.probing import scratch
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.exporting import Format, export_weights
 from matchdistill.tasks.metric import Metric
@@ -56,6 +58,7 @@ class Card:
         rows: of the card's first table, by heading.
         images: how images are prepared, in a sentence or two.
         use: the code that loads a file, given its format and its name.
+        beside: other files that the loaders read, by name, each as plain values for JSON.
     """
 
     pipeline: str
@@ -64,6 +67,7 @@ class Card:
     rows: Mapping[str, str]
     images: str
     use: Callable[[str, str], str]
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -81,9 +85,12 @@ class Task(ABC):
         supports: what not every task does: "kd" (the output is distilled), "labels" (images have one label each),
             "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
             network by its name is), "compile" (networks are compiled), "preparation" (the data prepares images as the
-            student wants them, and the teacher takes (N, C, H, W)), "resize" (`export` takes where the output is resized);
+            student wants them, and the teacher takes (N, C, H, W)), "resize" (`export` takes where the output is resized),
+            "cache" (batches are single images and their labels, so that the teacher's features can be kept);
             and names of the settings of `Training.of_labels` that it has without "labels".
         learns_from: what a student learns from beside its teacher; empty: nothing.
+        by_teacher: whether students may be measured by their teacher, which is then built whatever the method.
+        usual: the name of a student, for messages.
     """
 
     name: ClassVar[str]
@@ -95,6 +102,8 @@ class Task(ABC):
     objective: ClassVar[type[Any] | None] = None
     supports: ClassVar[frozenset[str]] = frozenset()
     learns_from: ClassVar[str] = "labels"
+    by_teacher: ClassVar[bool] = False
+    usual: ClassVar[str] = "timm:mobilenetv1_100"
 
     @property
     def comparable(self) -> tuple[Metric, ...]:
@@ -116,6 +125,8 @@ class Task(ABC):
                 yield f"{role}.part is not for {self.name}: leave it out"
             if network.preparation is not None and "preparation" not in self.supports:
                 yield f"{role}.preparation is not for {self.name}, whose networks prepare images themselves: leave it out"
+        if settings.teacher.cache != "none" and "cache" not in self.supports:
+            yield f"teacher.cache is not for {self.name}, whose images are not varied each on its own: leave it out"
         if settings.trainer.compile and "compile" not in self.supports:
             yield f"trainer.compile is not for {self.name}: train without it"
         if "labels" not in self.supports:
@@ -156,6 +167,14 @@ class Task(ABC):
         The network's modes and state stay as they are: `probing.scratch` gives a copy to try.
         """
 
+    def started(self, student: nn.Module, settings: Settings, data: DataModule) -> nn.Module:
+        """A student, which has its weights, as its training is to start.
+
+        Raises:
+            ValueError: it cannot start so.
+        """
+        return student
+
     def try_training(self, student: nn.Module, data: DataModule) -> Any:
         """See that the student can be trained, before its modules are replaced or hooked.
 
@@ -166,6 +185,21 @@ class Task(ABC):
             ValueError: it cannot be trained on the data.
         """
         return None
+
+    def check_batches(self, student: nn.Module, data: DataModule) -> None:
+        """Raise a ValueError if batches have one image each, and a batch norm of the student cannot take a single value."""
+        example = self.example(data)
+        if data.options.batch_size > 1 or not isinstance(example, Tensor):
+            return
+        try:
+            with torch.no_grad(), scratch(student) as probe:
+                probe.train()(example[:1])
+        except Exception as error:  # others are told where they matter
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "data.batch_size is 1, and a batch norm of the student then sees a single value per channel: give "
+                    "at least 2"
+                ) from error
 
     def parts(self, teacher: nn.Module, student: nn.Module, settings: Settings, data: DataModule) -> Parts:
         """What is distilled of two networks.

@@ -23,6 +23,7 @@ from matchdistill.runs.machine import machine_trainer
 from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.train import fit
+from matchdistill.runs.validate import validate
 from matchdistill.tasks.moco.module import MocoModule
 
 pytestmark = [
@@ -242,10 +243,10 @@ class Cut(Exception):  # noqa: N818
     """A run ends here."""
 
 
-@pytest.mark.parametrize("method", ["none", "mgd-amp"])
-def test_a_cut_run_ends_as_an_uncut_one(recipe_of, tmp_path, monkeypatch, method):
-    recipe = recipe_of(f"--distillation.method={method}", "--training.epochs=3")
-    fit(recipe, tmp_path / "whole", quiet=True)
+@pytest.mark.parametrize("given", [["--distillation.method=none"], ["--training.ema=0.6"]])
+def test_a_cut_run_ends_as_an_uncut_one(recipe_of, tmp_path, monkeypatch, given):
+    given = [*given, "--training.epochs=3"]
+    fit(recipe_of(*given), tmp_path / "whole", quiet=True)
     step, count = MocoModule.training_step, []
 
     def cut(self, batch, batch_idx):
@@ -256,15 +257,44 @@ def test_a_cut_run_ends_as_an_uncut_one(recipe_of, tmp_path, monkeypatch, method
 
     monkeypatch.setattr(MocoModule, "training_step", cut)
     with pytest.raises(Cut):
-        fit(recipe_of(f"--distillation.method={method}", "--training.epochs=3"), tmp_path / "cut", quiet=True)
+        fit(recipe_of(*given), tmp_path / "cut", quiet=True)
     monkeypatch.undo()
-    fit(recipe_of(f"--distillation.method={method}", "--training.epochs=3"), tmp_path / "cut", resume=True, quiet=True)
+    fit(recipe_of(*given), tmp_path / "cut", resume=True, quiet=True)
     states = [torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "cut")]
     assert {"queue", "place", "head.0.weight", "keys.head.0.weight"} <= states[0].keys()
     assert states[0].keys() == states[1].keys()
     assert [name for name, value in states[0].items() if not torch.equal(value, states[1][name])] == []
     metrics = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
     assert metrics[0].student == metrics[1].student
+
+
+def test_the_average_is_of_the_head_too(recipe_of, tree, tmp_path, monkeypatch):
+    """Held-out images are told apart by a body and a head of the same steps, while training and by `validate`."""
+    given = ("--distillation.method=none", *unlabelled(tree), "--objective.queue=16")
+    states = []
+
+    def record(self, *_):
+        whole = nn.ModuleDict({"body": self.network(), "head": self.head})
+        states.append({name: value.double().clone() for name, value in whole.state_dict().items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MocoModule, "on_train_batch_end", record)
+        fit(recipe_of(*given), tmp_path / "plain", quiet=True)
+    averaged = recipe_of(*given, "--training.ema=0.7")
+    metrics = fit(averaged, tmp_path / "run", quiet=True)
+    assert len(states) > 2
+    expected = states[0]
+    for state in states[1:]:
+        expected = {name: 0.7 * value + 0.3 * state[name] for name, value in expected.items()}
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        found = saved["state_dict"][f"head.{name}"].double()
+        torch.testing.assert_close(found, expected[f"head.{name}"], rtol=1e-5, atol=1e-6)
+        trained = saved["trained_head"][name].double()
+        torch.testing.assert_close(trained, states[-1][f"head.{name}"], rtol=1e-5, atol=1e-6)
+    found = load_file(tmp_path / "run" / "student.safetensors")["stem.0.weight"].double()
+    torch.testing.assert_close(found, expected["body.stem.0.weight"], rtol=1e-5, atol=1e-6)
+    assert validate(averaged, tmp_path / "run")["student"] == pytest.approx(metrics.student)
 
 
 @pytest.fixture
@@ -300,7 +330,10 @@ def test_every_command_without_labels(run, tree):
     found = json.loads(Path("found.json").read_text())
     assert [len(each["features"]) for each in found] == 24 * [8]
     run("report", "one")
-    assert "InfoNCE" in Path("one/report.html").read_text()
+    page = Path("one/report.html").read_text()
+    assert "InfoNCE" in page
+    assert "teacher: nearest training image, cosine " in page
+    assert '<th scope="col">image</th>' in page  # beside the maps of matched channels
     Path("one/last.ckpt").unlink()
     assert cli.main(["validate", "one"]) == 2  # the head and the keys are there alone
 
@@ -409,7 +442,7 @@ def test_two_processes_train_as_one_where_batch_norm_is_frozen(recipe_of, tmp_pa
             "a batch of 128 images is more than the 70 training images",
         ),
         (["--distillation.method=kd"], "method 'kd' distils the output of classifiers: choose one without kd for moco"),
-        (["--data.augmentation=randaugment"], "data.augmentation is not for crops that are contrasted"),
+        (["--data.augmentation=randaugment"], "data.augmentation does not apply to contrasted crops"),
         (["--objective.temperature=0"], "objective.temperature is 0.0"),
         (
             ["--training.label_smoothing=0.1"],

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from matchdistill.models import Preparation
-from matchdistill.models.huggingface import described_config
+from matchdistill.models.huggingface import PROCESSOR, described_config, processor_config
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
@@ -16,7 +16,7 @@ def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
 
     Args:
         student: the network.
-        described: the student as of `model.json`.
+        described: the student, as `model.json` describes it.
     """
     library, _, name = described["name"].partition(":")
     preparation, size = Preparation.of(described["preparation"]), described["image_size"]
@@ -26,7 +26,8 @@ def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
         f"by mean {prepared['mean']} and deviation {prepared['std']}. `{CONFIG}` has the names of the classes."
     )
     rows = {"image size": f"{size} x {size} px"}
-    gray = {"gray": True} if described["gray"] else {}
+    # Exact, where the words of timm are rounded for the size of the images.
+    exact = {"preparation": described["preparation"], **({"gray": True} if described["gray"] else {})}
 
     def use(kind: str, file: str) -> str:
         if kind == "safetensors" and library == "timm":
@@ -38,7 +39,7 @@ def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
         if kind == "safetensors" and library == "transformers":
             return python_block(
                 "from transformers import AutoModelForImageClassification\n"
-                'model = AutoModelForImageClassification.from_pretrained("FOLDER").eval()  # or "USER/NAME"'
+                'model = AutoModelForImageClassification.from_pretrained("USER/NAME").eval()  # or the folder'
             )
         if kind == "safetensors":
             return weights_code("build_model", described, file)
@@ -50,15 +51,17 @@ def classifier_card(student: nn.Module, described: dict[str, Any]) -> Card:
         return python_block(f'import torch\nmodel = torch.export.load("{file}").module()\nlogits = model(images)')
 
     if library == "timm":
-        config = _of_timm(student, name, described, prepared) | gray
+        config = _of_timm(student, name, described, prepared) | exact
         return Card("image-classification", "timm", config, rows, images, use)
     if library == "transformers":
         own, options, written = described_config(student, described["class_names"])
         # Of the network by its type: the folder that it was built from may be elsewhere.
-        config = {**written, "name": own, "options": options, **prepared, **gray}
-        return Card("image-classification", "transformers", config, rows, images, use)
+        config = {**written, "name": own, "options": options, **prepared, **exact}
+        processor = None if described["gray"] else processor_config(preparation, size)
+        beside = {} if processor is None else {PROCESSOR: processor}
+        return Card("image-classification", "transformers", config, rows, images, use, beside)
     known = library if library == "torchvision" else "matchdistill"
-    config = {"name": described["name"], "options": described["options"], **prepared, **gray}
+    config = {"name": described["name"], "options": described["options"], **prepared, **exact}
     return Card("image-classification", known, config, rows, images, use)
 
 

@@ -19,14 +19,19 @@ from matchdistill.functional import kd_loss
 from matchdistill.methods import KD
 from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
+from matchdistill.tasks.classification.judging import ClassJudge
 from matchdistill.tasks.classification.labels import LabelLoss
 from matchdistill.tasks.classification.logits import Place, logits_place, tensor_at
 from matchdistill.tasks.classification.probe import body_in_evaluation_mode
+from matchdistill.tasks.judging import Judge
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.teacher import FrozenTeacher, shared_modules
 
-ACCURACIES = (Metric("top1", "top-1", error=True, hub_type="accuracy"), Metric("top5", "top-5", error=True))
+ACCURACIES = (
+    Metric("top1", "top-1", of_images=True, hub_type="accuracy"),
+    Metric("top5", "top-5", of_images=True),
+)
 
 
 class ClassificationModule(DistilledModule):
@@ -90,6 +95,11 @@ class ClassificationModule(DistilledModule):
         """The teacher, if there is one."""
         return super().teacher if self._teacher is None else self._teacher.model
 
+    @property
+    def frozen_teacher(self) -> FrozenTeacher | None:
+        """What runs the teacher in training, if there is one."""
+        return self._teacher if self.distiller is None else super().frozen_teacher
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassificationModule:
         if self._teacher is not None:
             self._teacher.apply(fn)
@@ -148,6 +158,10 @@ class ClassificationModule(DistilledModule):
                 for own, text in zip(told, self.found_names(network(images).float(), class_names), strict=True):
                     own[role] = text
         return list(self.preparation.pixels(images)), told
+
+    def judge(self, num_classes: int) -> Judge:
+        """What looks at all validation images for the page."""
+        return ClassJudge(num_classes)
 
     def true_names(self, labels: Tensor, class_names: list[str]) -> list[str]:
         """What labels say, in words."""

@@ -23,7 +23,7 @@ from matchdistill.tasks.classification.checks import check_classes, example_imag
 from matchdistill.tasks.classification.export import ExportedClassifier, export_classifier
 from matchdistill.tasks.classification.module import ACCURACIES, ClassificationModule
 from matchdistill.tasks.classification.predicting import ClassPredicting
-from matchdistill.tasks.classification.probe import freeze_body
+from matchdistill.tasks.classification.probe import freeze_body, start_heads
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.task import Card, Task
@@ -42,7 +42,7 @@ class Classification(Task):
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
     description: ClassVar[Mapping[str, Any]] = DESCRIPTION
     formats = get_args(Format)
-    supports = frozenset({"kd", "labels", "compile", "preparation"})
+    supports = frozenset({"kd", "labels", "compile", "preparation", "cache"})
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
@@ -67,6 +67,12 @@ class Classification(Task):
     def check(self, network: nn.Module, data: DataModule, role: str) -> None:
         """Raise a ValueError unless a network maps images of the data to one logit per class."""
         check_classes(network, cast("ImageData", data), role)
+
+    def started(self, student: nn.Module, settings: Settings, data: DataModule) -> nn.Module:
+        """A student whose head has other weights where the settings say so."""
+        if (deviation := settings.training.head_std) is not None:
+            start_heads(student, settings.student, data.num_classes, deviation)
+        return student
 
     def try_training(self, student: nn.Module, data: DataModule) -> Any:
         """Where the student's output in training mode holds the logits.

@@ -19,6 +19,7 @@ from matchdistill.data.loading import BatchLoader
 from matchdistill.features import FeatureDistiller
 from matchdistill.matching import Matching
 from matchdistill.runs.settings import Settings
+from matchdistill.tasks.detection.judging import BoxJudge
 from matchdistill.tasks.detection.parts import padded_batches, pixel_mask
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.parted import PartModule
@@ -124,13 +125,17 @@ class DetectionModule(PartModule):
                 ]
         return images, told
 
+    def judge(self, num_classes: int) -> BoxJudge:
+        """What looks at all validation images for the page."""
+        return BoxJudge(num_classes, average_precision(masks=False, sync_on_compute=False), SHOWN_SCORE)
+
     def measure(self, measure: Any, network: nn.Module, batch: Batch) -> None:
         """Keep a network's detections."""
         images, targets = batch
         measure.update(detections(network(images)), targets)
 
     def results(self, computed: dict[str, Tensor]) -> dict[str, float]:
-        """Average precisions from 0 to 1 by name; those of sizes that no object has are left out."""
+        """Average precisions from 0 to 1 by name, without sizes that no object has."""
         several = "segm_map" in computed
         found = {name: float(computed[f"bbox_{key}" if several else key]) for name, key in OF_TORCHMETRICS.items()}
         if several:
@@ -148,8 +153,8 @@ class AveragePrecision(MeanAveragePrecision):
             setattr(self, name, [image for share in shares for image in share])
 
 
-def average_precision(masks: bool) -> AveragePrecision:
-    """COCO's average precision of boxes, and of masks, over the processes.
+def average_precision(masks: bool, sync_on_compute: bool = True) -> AveragePrecision:
+    """COCO's average precision of boxes, and of masks, over the processes or, without `sync_on_compute`, of this one.
 
     Raises:
         ValueError: no package that computes it.
@@ -160,7 +165,8 @@ def average_precision(masks: bool) -> AveragePrecision:
         raise ValueError(
             "detectors are measured by faster-coco-eval or pycocotools: pip install 'matchdistill[detection]'"
         )
-    metric = AveragePrecision(iou_type=("bbox", "segm") if masks else "bbox", backend=backend)
+    types: Any = ("bbox", "segm") if masks else "bbox"
+    metric = AveragePrecision(iou_type=types, backend=backend, sync_on_compute=sync_on_compute)
     metric.warn_on_many_detections = False  # of more than 100 in an image the best 100 count, as COCO has it
     return metric
 

@@ -34,6 +34,7 @@ class Detection(Task):
     metrics = PRECISIONS
     description: ClassVar[Mapping[str, Any]] = {"category_ids": list[int]}
     formats = ("safetensors", "onnx")
+    usual = "torchvision:retinanet_resnet50_fpn"
     supports = frozenset({"pyramid"})
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:

@@ -66,6 +66,11 @@ class FeaturesModule(SeparatingModule):
         """The whole teacher, if there is one."""
         return self._teacher[0]
 
+    @property
+    def learns(self) -> bool:
+        """Whether a teacher's features are distilled: nothing else is learned from."""
+        return self.distiller is not None
+
     def _apply(self, fn: Any, recurse: bool = True) -> FeaturesModule:
         for other in (*self._teacher, *self._compared):
             if other is not None and other is not self.distiller:

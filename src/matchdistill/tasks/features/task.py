@@ -34,10 +34,11 @@ class Features(BackboneTask):
     name = "features"
     data = UnlabelledData
     metrics = BY_LABELS + WITHOUT_LABELS
-    compared = ("fitnets", "at", "mgd-sm", "mgd-amp")
+    compared = ("none", "fitnets", "at", "mgd-sm", "mgd-amp")
     needed = "whose features are compared with the teacher's"
     supports = frozenset({"pooled", "part", "preparation"})
     learns_from = ""
+    by_teacher = True
 
     @property
     def comparable(self) -> tuple[Metric, ...]:
@@ -47,9 +48,6 @@ class Features(BackboneTask):
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
         yield from super().problems(settings)
-        for method in dict.fromkeys([settings.distillation.method, *settings.compare.methods]):
-            if method == "none":
-                yield "method 'none' distils no features, and nothing else is learned from without labels: choose another"
         if settings.teacher.training.epochs:
             yield "teacher.training.epochs is for tasks with labels: give a teacher that is trained already"
 
@@ -74,11 +72,16 @@ class Features(BackboneTask):
         """The parts that are named, or the networks.
 
         Raises:
-            ValueError: the pooled output is to be distilled, and a network has none.
+            ValueError: the pooled output is to be distilled, and a network has none, or batches have one image.
         """
         example, taps = self.example(data), settings.distillation.taps
         ours = part_of(teacher), part_of(student)
         if settings.distillation.pooled:
+            if data.options.batch_size == 1:
+                raise ValueError(
+                    "distillation.pooled compares channels over the images of a batch, and data.batch_size is 1: give at "
+                    "least 2"
+                )
             last = []
             for role, part in zip(("teacher", "student"), ours, strict=True):
                 pooling = find_pooling(part, example, role)
@@ -101,8 +104,17 @@ class Features(BackboneTask):
         distiller: FeatureDistiller | None = None,
         tried: Any = None,
     ) -> FeaturesModule:
-        """What trains and measures a student."""
+        """What trains and measures a student.
+
+        Raises:
+            ValueError: there is nothing to measure by.
+        """
         images, labelled = self.example(data), cast("UnlabelledData", data).labelled
+        if not labelled and teacher is None:
+            raise ValueError(
+                "there is nothing to measure: without labels a student is compared with its teacher, which is not named or "
+                "has no weights here (teacher.name, teacher.weights)"
+            )
         poolings = (
             find_pooling(part_of(student), images, "student"),
             None if teacher is None else find_pooling(part_of(teacher), images, "teacher"),

@@ -112,6 +112,11 @@ class MocoModule(SeparatingModule):
         """The body of the teacher, if there is one."""
         return self._teacher[0]
 
+    @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """The query encoder: the student, and its head."""
+        return {**super().averaged, "head": self.head}
+
     def _apply(self, fn: Any, recurse: bool = True) -> MocoModule:
         if self.teacher is not None and self.distiller is None:
             self.teacher._apply(fn)  # type: ignore[no-untyped-call]

@@ -17,10 +17,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 from matchdistill.tasks.classification.module import ClassificationModule
 from matchdistill.tasks.metric import Metric
+from matchdistill.tasks.multilabel.judging import THRESHOLD, LabelsJudge
 
 MEAN_AP = "mean_ap"
 PRECISIONS = (Metric(MEAN_AP, "mean average precision"),)
-THRESHOLD = 0.5  # the probability from which on a class counts as found
 
 
 class MultilabelLoss(nn.Module):
@@ -84,6 +84,10 @@ class MultilabelModule(ClassificationModule):
     def measure_of(num_classes: int) -> MetricCollection:
         """Average precision, the mean over the classes that validation images have."""
         return MetricCollection({MEAN_AP: MeanPrecision(num_classes)})
+
+    def judge(self, num_classes: int) -> LabelsJudge:
+        """What looks at all validation images for the page."""
+        return LabelsJudge()
 
     def loss_of(self, num_classes: int, labels: Tensor | None) -> MultilabelLoss:
         """The loss on labels."""

@@ -11,7 +11,8 @@ from torch import nn
 from matchdistill.data import LabelsData
 from matchdistill.tasks.classification.module import ClassificationModule
 from matchdistill.tasks.classification.task import Classification
-from matchdistill.tasks.multilabel.module import PRECISIONS, THRESHOLD, MultilabelModule
+from matchdistill.tasks.multilabel.judging import THRESHOLD
+from matchdistill.tasks.multilabel.module import PRECISIONS, MultilabelModule
 from matchdistill.tasks.multilabel.predicting import LabelPredicting
 from matchdistill.tasks.task import Card
 

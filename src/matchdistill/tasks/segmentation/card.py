@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from matchdistill.models import Preparation
+from matchdistill.models.huggingface import PROCESSOR, described_config, pixel_processor_config
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
-def segmenter_card(described: dict[str, Any]) -> Card:
-    """What goes with an exported student, described as in `model.json`."""
+def segmenter_card(student: nn.Module, described: dict[str, Any]) -> Card:
+    """What goes with an exported student.
+
+    Args:
+        student: the network.
+        described: the student, as `model.json` has it.
+    """
     preparation = Preparation.of(described["preparation"])
     size, library = described["size"], described["name"].partition(":")[0]
     config = {
@@ -27,6 +35,11 @@ def segmenter_card(described: dict[str, Any]) -> Card:
     )
 
     def use(kind: str, file: str) -> str:
+        if kind == "safetensors" and library == "transformers":
+            return python_block(
+                "from transformers import AutoModelForSemanticSegmentation\n"
+                'model = AutoModelForSemanticSegmentation.from_pretrained("USER/NAME").eval()  # or the folder'
+            )
         if kind == "safetensors":
             return weights_code("build_segmenter", described, file)
         return python_block(
@@ -34,5 +47,11 @@ def segmenter_card(described: dict[str, Any]) -> Card:
             'logits = session.run(None, {"images": images.numpy()})[0]'
         )
 
+    if library == "transformers":
+        own, options, written = described_config(student, described["class_names"])
+        # Of the network by its type: the folder that it was built from may be elsewhere.
+        config = {**written, **config, "name": own, "options": options}
+        beside = {PROCESSOR: pixel_processor_config(preparation, size)}
+        return Card("image-segmentation", "transformers", config, {}, images, use, beside)
     known = library if library == "torchvision" else "matchdistill"
     return Card("image-segmentation", known, config, {}, images, use)

@@ -26,6 +26,7 @@ from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.parted import PartModule
 from matchdistill.tasks.picture import Picture
 from matchdistill.tasks.segmentation.colours import colours, overlay
+from matchdistill.tasks.segmentation.judging import PixelJudge
 from matchdistill.tasks.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_kd_loss
 from matchdistill.tasks.segmentation.outputs import fitted, outputs_in, segment
 from matchdistill.teacher import FrozenTeacher, shared_modules
@@ -154,6 +155,10 @@ class SegmentationModule(PartModule):
             whole.append(shown)
             told.append({role: _picture(shown, each, labels[0], class_names) for role, each in found.items()})
         return whole, told
+
+    def judge(self, num_classes: int) -> PixelJudge:
+        """What looks at all validation images for the page."""
+        return PixelJudge(num_classes, alone)
 
     def measure(self, measure: Any, network: nn.Module, batch: Batch) -> None:
         """Count a network's hits: of images of several sizes one by one, as padding would change what is found."""

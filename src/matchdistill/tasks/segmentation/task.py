@@ -43,6 +43,7 @@ class Segmentation(Task):
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
     description: ClassVar[Mapping[str, Any]] = {"size": int | None, "preparation": dict}
     formats = ("safetensors", "onnx")
+    usual = "torchvision:lraspp_mobilenet_v3_large"
     supports = frozenset({"kd", "loss", "label_smoothing", "class_weights", "preparation", "resize"})
 
     def problems(self, settings: Settings) -> Iterator[str]:
@@ -155,7 +156,7 @@ class Segmentation(Task):
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported network."""
-        return segmenter_card(described)
+        return segmenter_card(student, described)
 
 
 def _words(described: dict[str, Any]) -> dict[str, Any]:

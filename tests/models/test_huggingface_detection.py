@@ -1,0 +1,180 @@
+"""Detectors of transformers in torchvision's API: held to their image processors, trained as students and as teachers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from matchdistill import Predictor
+from matchdistill.models import build_detector
+from matchdistill.runs.build import build_module
+from matchdistill.runs.metrics import read_metrics
+from matchdistill.runs.store import load_student
+from matchdistill.runs.train import fit
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+INPUT = {"min_size": 64, "max_size": 96}
+RESNET = {
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 32, 64],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+DETR = {
+    **{f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "layers")},
+    "backbone_config": {"model_type": "resnet", **RESNET},
+    "d_model": 16,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "num_queries": 5,
+    "dropout": 0.0,
+    **INPUT,
+}
+RT_DETR = {
+    "backbone_config": {"model_type": "rt_detr_resnet", **RESNET},
+    "encoder_hidden_dim": 16,
+    "encoder_in_channels": [16, 32, 64],
+    "encoder_ffn_dim": 16,
+    "encoder_attention_heads": 2,
+    "d_model": 16,
+    "decoder_in_channels": [16, 16, 16],
+    "decoder_ffn_dim": 16,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "num_queries": 5,
+    "num_denoising": 0,
+    **INPUT,
+}
+DEFORMABLE = {**DETR, "d_model": 32, "num_feature_levels": 3}  # whose group norms have 32 groups
+KINDS = pytest.mark.parametrize(
+    ("kind", "options"),
+    [("detr", DETR), ("rt_detr", RT_DETR), ("conditional_detr", DETR), ("deformable_detr", DEFORMABLE)],
+)
+BOXES = torch.tensor([[8.0, 4.0, 40.0, 60.0], [50.0, 10.0, 90.0, 30.0]])
+LABELS = torch.tensor([3, 1])
+
+
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    return Image.fromarray(pixels), torch.from_numpy(pixels).movedim(2, 0).float() / 255
+
+
+@KINDS
+def test_it_is_trained_on_what_its_image_processor_makes_of_coco(kind, options):
+    """The loss is the model's own for the same picture and annotations, which their processor has prepared."""
+    torch.manual_seed(0)
+    model = build_detector(f"transformers:{kind}", 3, **options).train()
+    image, tensor = picture()
+    annotations = [
+        {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "category_id": label - 1, "iscrowd": 0}
+        for (x0, y0, x1, y1), label in zip(BOXES.tolist(), LABELS.tolist(), strict=True)
+    ]
+    prepared = model.processor(
+        images=image,
+        annotations={"image_id": 0, "annotations": annotations},
+        do_resize=False,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        torch.manual_seed(0)
+        found = model([tensor], [{"boxes": BOXES, "labels": LABELS}])
+        torch.manual_seed(0)
+        expected = model.model(pixel_values=prepared["pixel_values"], labels=prepared["labels"]).loss
+    torch.testing.assert_close(found["detr"], expected, rtol=1e-4, atol=1e-5)
+
+
+@KINDS
+def test_it_finds_what_its_image_processor_says(kind, options):
+    model = build_detector(f"transformers:{kind}", 3, **options).eval()
+    image, tensor = picture()
+    with torch.no_grad():
+        (found,) = model([tensor])
+        inputs = model.processor(images=image, do_resize=False, return_tensors="pt")
+        output = model.model(**inputs)
+        (expected,) = model.processor.post_process_object_detection(output, 0.0, [(64, 96)])
+    assert len(found["boxes"])
+    torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-3, atol=1e-4)
+    assert torch.equal(found["labels"], expected["labels"] + 1)
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+
+
+def test_padding_is_no_part_of_an_image():
+    """An image in a batch with a larger one is seen as alone."""
+    torch.manual_seed(0)
+    model = build_detector("transformers:detr", 3, **DETR).eval()
+    small, large = torch.rand(3, 64, 64), torch.rand(3, 64, 96)
+    with torch.no_grad():
+        alone, beside = model([small])[0], model([small, large])[0]
+    for name in ("boxes", "scores"):
+        torch.testing.assert_close(alone[name], beside[name], rtol=1e-2, atol=1e-1)
+
+
+def test_what_is_no_such_detector_is_refused():
+    with pytest.raises(ValueError, match=r"has no backbone of maps at model\.backbone\.model"):
+        build_detector(
+            "transformers:yolos",
+            3,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=16,
+            image_size=[64, 64],
+        )
+    with pytest.raises(ValueError, match=r"transformers has no detector of the type 'vit'|expected a folder"):
+        build_detector("transformers:vit", 3)
+
+
+def test_a_folder_with_its_weights(tmp_path):
+    torch.manual_seed(0)
+    first = build_detector("transformers:detr", 3, **DETR).eval()
+    first.model.save_pretrained(tmp_path)
+    transformers.DetrImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path)
+    second = build_detector(f"transformers:{tmp_path}", 3, "pretrained", **INPUT).eval()
+    assert second.transform.image_mean == [0.4] * 3
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("students", ["detr", "torchvision"])
+def test_a_run(small, tmp_path, students):
+    """DETR from RT-DETR, and a detector of torchvision from DETR: positions, precisions, and the student read back."""
+    names = {
+        "teacher": ("rt_detr", RT_DETR | {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}),
+        "student": ("detr", DETR),
+    }
+    if students == "torchvision":
+        names = {"teacher": names["student"]}
+    given = [f"--{role}.name=transformers:{kind}" for role, (kind, _) in names.items()]
+    given += [f"--{role}.options={json.dumps(options)}" for role, (_, options) in names.items()]
+    recipe = small(*given, "--teacher.weights=null", "--training.epochs=1", "--distillation.norm=batch")
+    assert len(build_module(recipe).distiller.positions) == 4
+    fit(recipe, tmp_path / "run", quiet=True)
+    assert "ap" in read_metrics(tmp_path / "run").student
+    if students == "detr":
+        student, _ = load_student(tmp_path / "run")
+        picture()[0].save(tmp_path / "one.png")
+        (found,) = Predictor(tmp_path / "run")(tmp_path / "one.png")
+        with torch.no_grad():
+            (own,) = student([picture()[1]])
+        assert len(found.scores) == len(own["scores"])
+        student.model.save_pretrained(tmp_path / "saved")
+        loaded = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "saved")
+        assert all(torch.equal(value, student.model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_networks_that_prepare_images_in_other_ways_are_refused(small):
+    """RT-DETR takes pixels from 0 to 1, unless it is told otherwise."""
+    with pytest.raises(ValueError, match="the teacher's image_mean is"):
+        build_module(
+            small(
+                "--teacher.name=transformers:rt_detr",
+                f"--teacher.options={json.dumps(RT_DETR)}",
+                "--teacher.weights=null",
+            )
+        )
