@@ -263,14 +263,14 @@ def test_what_the_hub_says_is_one_line(client, run_of, tmp_path, capsys, status,
 
 @pytest.mark.parametrize("name", ["own", "me/own/more", "me/o n", "-me/own", ""])
 def test_names_that_are_none(name, client, tmp_path):
-    with pytest.raises(ValueError, match="no name of the Hub, expected USER/NAME"):
+    with pytest.raises(ValueError, match="is not the name of a repository on the Hub: expected USER/NAME"):
         fetch(name)
 
 
 def test_what_cannot_be_fetched(monkeypatch, tmp_path, run_of, client):
     with pytest.raises(ValueError, match="code that comes from the Hub is not run"):
         Predictor.from_hub("me/own", trust=True)
-    with pytest.raises(ValueError, match="no name of the Hub"):
+    with pytest.raises(ValueError, match="is not the name of a repository on the Hub"):
         Predictor.from_hub("own", trust=False)
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(tmp_path))
     with pytest.raises(ValueError, match=r"me/own holds no student, it has no config.json and no model.safetensors"):

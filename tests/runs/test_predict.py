@@ -313,7 +313,7 @@ def test_places_without_a_student(mistake, classifier, tmp_path):
     [
         ({"name": None}, "describes no student"),
         ({"task": "guessing"}, "describes no student"),
-        ({"num_classes": "3"}, "has no num_classes"),
+        ({"num_classes": "3"}, "num_classes is missing or has an unexpected type"),
         ({"label_names": ["one"]}, "label_names is not a list of 3 names"),
         ({"mean": None}, "does not say how images are prepared"),
         ({"crop_pct": 0.0}, "does not say how images are prepared"),
