@@ -243,7 +243,7 @@ def test_taps_of_inputs_of_other_kinds(run, mistake):
 
 
 def test_recipes(run, mistake):
-    from matchdistill.runs.recipe import packaged
+    from matchdistill.recipes import packaged
 
     listed = run("recipes", "list")
     for name, text in packaged().items():

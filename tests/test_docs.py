@@ -31,7 +31,8 @@ import torch
 import yaml
 
 from matchdistill import cli
-from matchdistill.runs.recipe import Recipe, packaged, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
+from matchdistill.recipes import packaged
+from matchdistill.runs.recipe import Recipe, plain_config, read_recipe, recipe_parser, resolve_recipe, task_of
 
 if sys.version_info >= (3, 11):
     import tomllib

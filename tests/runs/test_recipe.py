@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from matchdistill.methods import default_weights
+from matchdistill.recipes import packaged
 from matchdistill.runs.recipe import (
     SECTIONS,
     Recipe,
-    packaged,
     plain_config,
     read_recipe,
     recipe_parser,

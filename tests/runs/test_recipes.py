@@ -15,7 +15,8 @@ from data.trees import CUB_SIZES, write_cub, write_imagenet_archives
 from matchdistill import MatchingDistiller, cli
 from matchdistill.data import cub
 from matchdistill.models import build_model
-from matchdistill.runs.recipe import load_recipe, packaged, read_recipe
+from matchdistill.recipes import packaged
+from matchdistill.runs.recipe import load_recipe, read_recipe
 
 SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
 STEPS = {"epochs": 120, "schedule": "steps", "milestones": [31, 61, 81], "gamma": 0.1}

@@ -7,8 +7,9 @@ import pytest
 from detectors import FEW
 from matchdistill import cli
 from matchdistill.models import build_detector
+from matchdistill.recipes import packaged
 from matchdistill.runs.build import build_distiller
-from matchdistill.runs.recipe import load_recipe, packaged, read_recipe
+from matchdistill.runs.recipe import load_recipe, read_recipe
 from matchdistill.tasks.optimizing import lr_factor, warmup_factor
 
 SGD = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "warmup_epochs": 0, "warmup_steps": 1000}

@@ -7,7 +7,8 @@ import torch
 
 from matchdistill.models import build_body
 from matchdistill.options import FeatureOptions
-from matchdistill.runs.recipe import load_recipe, packaged
+from matchdistill.recipes import packaged
+from matchdistill.runs.recipe import load_recipe
 from matchdistill.tasks.optimizing import lr_factor, warmup_factor
 
 STEPS = 1_281_167 // 256  # of an epoch of ImageNet

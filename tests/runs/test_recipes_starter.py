@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from matchdistill import cli
+from matchdistill.recipes import packaged
 from matchdistill.runs.metrics import read_metrics
-from matchdistill.runs.recipe import packaged
 
 STARTERS = {name: text for name, text in packaged().items() if name.startswith("starter_")}
 SHORT = [

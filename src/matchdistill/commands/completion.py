@@ -53,7 +53,7 @@ def print_completion(arguments: Sequence[str], commands: Mapping[str, Callable[[
 
 def script(commands: Mapping[str, Callable[[Sequence[str]], None]]) -> str:
     """The script for commands by name, with the options that their help lists."""
-    from matchdistill.runs.recipe import packaged
+    from matchdistill.recipes import packaged
 
     cases = []
     for name, command in commands.items():

@@ -10,7 +10,7 @@ from matchdistill.files import path_of
 def recipes(arguments: Sequence[str]) -> None:
     """List, show or copy the packaged recipes: list | show NAME | copy NAME [FILE]."""
     from matchdistill.messages import did_you_mean
-    from matchdistill.runs.recipe import packaged
+    from matchdistill.recipes import packaged
 
     known = packaged()
     usage = "usage: matchdistill recipes list | show NAME | copy NAME [FILE]"

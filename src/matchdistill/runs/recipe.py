@@ -7,7 +7,6 @@ import itertools
 from argparse import Action
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -21,6 +20,7 @@ from matchdistill.methods import KD, METHODS, default_weights
 from matchdistill.models import Preparation
 from matchdistill.models.build import find_preparation
 from matchdistill.models.preparation import IMAGENET
+from matchdistill.recipes import packaged
 from matchdistill.reduction import REDUCTIONS
 from matchdistill.runs.settings import Comparison, Distillation, Machine, Model, Settings, Teacher
 from matchdistill.runs.training import Training
@@ -90,16 +90,6 @@ class Recipe(Settings):
     def with_trained_teacher(self, weights: Path) -> Recipe:
         """The recipe that takes the teacher's weights from a file instead of training it."""
         return Recipe.of(self.config, teacher__weights=str(weights.resolve()), teacher__training__epochs=0)
-
-
-def packaged() -> dict[str, str]:
-    """The packaged recipes: name -> text."""
-    folder = resources.files("matchdistill") / "recipes"
-    return {
-        Path(file.name).stem: file.read_text(encoding="utf-8")
-        for file in sorted(folder.iterdir(), key=str)
-        if file.name.endswith(".yaml")
-    }
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:
