@@ -35,7 +35,7 @@ def test_the_version(capsys):
 
 def test_options_with_a_mistake_name_the_nearest(capsys):
     for option, value, told in (
-        ("--training.lrr", "0.1", "did you mean '--training.lr'"),
+        ("--training.lrr", "0.1", "did you mean '--training.lr'?"),
         ("--training.lr", "abc", "training.lr is 'abc': expected a number or null"),
         ("--allow-weak-techer", "", "did you mean '--allow-weak-teacher'"),
     ):

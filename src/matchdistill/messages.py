@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+AS_NEAR = 0.1  # below the nearest name's ratio: names further away are not meant
+
+
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """``; did you mean 'a' or 'b'?``, or nothing if no name is near.
 
@@ -23,6 +26,8 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
         "; did you mean 'resnet18'?"
     """
     nearest = difflib.get_close_matches(word, list(names), n=3, cutoff=0.5)
+    alike = [difflib.SequenceMatcher(None, name, word).ratio() for name in nearest]
+    nearest = [name for name, ratio in zip(nearest, alike, strict=True) if ratio > max(alike) - AS_NEAR]
     return f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
 
 

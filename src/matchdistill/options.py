@@ -63,7 +63,7 @@ class FeatureOptions:
         Examples:
             >>> FeatureOptions.of(los_weight=2.0)
             Traceback (most recent call last):
-            TypeError: there is no option 'los_weight'; did you mean 'loss_weight' or 'loss_reduction'?
+            TypeError: there is no option 'los_weight'; did you mean 'loss_weight'?
         """
         known = [field.name for field in fields(cls)]
         for name in given:
