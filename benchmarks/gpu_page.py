@@ -40,10 +40,10 @@ def section(found: dict[str, Any] | None) -> str:
 _NOT_YET = f"""\
 ## A large GPU
 
-Not measured yet. {COMMAND} measures it in eight minutes, with random weights and images: steps
-against the limit at 224 px and batch 256, in float32, bfloat16, with channels last and compiled; refreshes; how often a step
-waits for the GPU; memory; the kernels of the loss; the tests that need a GPU; and a projection to ImageNet-1K.
-`python -m benchmarks page` then puts the results here.
+Not measured yet. {COMMAND} measures it in eight minutes, with random weights and images.
+It measures steps against the limit at 224 px and batch 256 (float32, bfloat16, channels last, compiled), refreshes, how
+often a step waits for the GPU, memory, and the kernels of the loss. It runs the tests that need a GPU, and projects the
+times to ImageNet-1K. `python -m benchmarks page` then puts the results here.
 """
 
 
@@ -144,5 +144,5 @@ def _projection(pairs: dict[str, Any]) -> str:
         for pair, own in pairs.items()
     ]
     head = ("", "form", "s per epoch", "s per refresh", "s to assign", "refresh share")
-    text = "By the numbers above: eight such GPUs, loading keeps up, none waits for another.\n\n"
+    text = "Projected from the numbers above, for eight such GPUs. Loading keeps up, and no GPU waits for another.\n\n"
     return f"### ImageNet-1K\n\n{text}{table(head, rows)}" if rows else ""

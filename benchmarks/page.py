@@ -148,19 +148,21 @@ def page(results: Results) -> str:
 _INTRODUCTION = """\
 # Speed and memory
 
-A step of distillation cannot cost less than the student's own step and one forward pass of the teacher: that is the
-**limit**, both networks in eager float32, the teacher in inference mode. A refresh cannot cost less than running both
-networks once over its images. What is above is the library's; a prepared teacher makes the forward pass itself cheaper.
+A step of distillation needs at least the student's own step and one forward pass of the teacher. That is the
+**limit**: both networks run in eager float32, the teacher in inference mode. A refresh needs at least one forward
+pass of both networks over its images. What a measurement has above these is the cost of the library. A prepared
+teacher makes the forward pass itself cheaper, so it can be below the limit.
 
-**The original** is the method as its authors ran it, rebuilt from its description in `benchmarks/original.py`: a graph for
-the teacher, MobileNet-V2 run from its input for each position, stacked groups and argmax, costs of (N, Cs, Ct) moved to
-the CPU with each batch, an assignment built by one Python call per pair of channels. Its loss, costs and objectives are
-tested to be ours. The others are FitNets with its 1x1 adapters at the same positions, Hinton's distillation of the output,
-and the student alone.
+**The original** is the method as its authors ran it, rebuilt from its description in `benchmarks/original.py`. It
+keeps a graph for the teacher, and runs MobileNet-V2 from its input again for each position. It stacks the groups and
+takes their argmax, moves costs (N, Cs, Ct) to the CPU with each batch, and assigns channels with one Python call per
+pair. Tests show that its loss, costs and objectives equal the library's. The other works are FitNets with its 1x1
+adapters at the same positions, Hinton's distillation of the output, and the student alone.
 
-The networks are torchvision's, untrained, with batch norms as after training; images are random. Works take turns in one
-process, in reverse order every second round; ratios are taken by round, and "low" and "high" are their quartiles. This
-page is made from the files in `benchmarks/results/speed` by `python -m benchmarks page`.
+The networks are torchvision's. They are untrained, with batch norms as after training, and the images are random. The
+works take turns in one process, in reverse order in every second round. A ratio is taken in each round; the tables
+show the median, and the quartiles as "low" and "high". `python -m benchmarks page` makes this page from the files in
+`benchmarks/results/speed`.
 """
 
 
@@ -198,23 +200,23 @@ def _reasons(results: Results) -> str:
         if forwards := sum(base.values()):
             share = (own.get(PRODUCT, 0) - base.get(PRODUCT, 0)) / forwards
             lines.append(
-                f"- {name}: in the profile of a refresh the products of the channels' maps (`{PRODUCT}`) alone take "
-                f"{share:.1%} of the forward passes. No solver lowers that.\n"
+                f"- {name}: the products of the channels' maps (`{PRODUCT}`) alone take {share:.1%} of the forward "
+                "passes, by the profile of a refresh. No solver lowers that.\n"
             )
     steps = results.get("step_cpu")
     for name, each in _groups(steps).items() if steps else ():
         if {"prepared", "prepared + compiled loss"} <= each["works"].keys():
             fused = ratio(each["works"]["prepared + compiled loss"]["rounds"], each["works"]["prepared"]["rounds"])
             lines.append(
-                f"- {name}: norm, reduction and partial loss of a position compiled to one (`position.compile`) make a step "
-                f"of {fused['median']:.3f} of the time ({fused['low']:.3f} to {fused['high']:.3f}).\n"
+                f"- {name}: if norm, reduction and partial loss of each position are compiled to one (`position.compile`), "
+                f"a step takes {fused['median']:.3f} of the time ({fused['low']:.3f} to {fused['high']:.3f}).\n"
             )
     older = [name for name in SOLVES if name in results and results[name].get("measured", "") < SOLVER]
     if older:
         named = " and ".join(f"[{name}.json](../benchmarks/results/speed/{name}.json)" for name in older)
         lines.append(
-            f"- The assignments in {named} are by an older solver, which solved G equal rows for each student channel. The "
-            "present one is in the table of assignments; a refresh of few images is faster with it than is said here.\n"
+            f"- {named} were measured with an older solver, which solved G equal rows for each student channel. The table "
+            "of assignments has the present solver. With it, a refresh of few images is faster than this page says.\n"
         )
     return "## Why targets are missed\n\n" + "".join(lines) if lines else ""
 
@@ -250,9 +252,10 @@ def _scale(results: Results) -> str:
             text += f"\n![Seconds by size](images/scale_{device}.svg)\n"
     if text:
         text += """
-Exponents are slopes of the logarithms over the larger half of the values. "loss" is one position's, forward and backward, of
-given features; "update" the sums of one batch at a refresh; the channels are the teacher's, of which the student has half. A
-step's is what the distilled step of ResNet-50 -> ResNet-18 takes above the limit.
+An exponent is the slope of the logarithms over the larger half of the values. "loss" is the loss of one position,
+forward and backward, for given features. "update" adds one batch to the sums of a refresh. The channels are the
+teacher's; the student has half of them. "above the limit" is what a distilled step of ResNet-50 -> ResNet-18 takes
+above the limit.
 """
     return text
 
@@ -286,22 +289,28 @@ def _projection(results: Results) -> str:
 _PROJECTION = """\
 ## A projection: ImageNet-1K on eight H100s
 
-Not measured, and to be checked on such a machine.
+This is not measured. Check it on such a machine.
 
-*Counted* per image of {size} px: the operations of the forward passes (a multiplication and its addition are two) and the
-bytes in float32 that wait for the backward pass.
+*Counted* for an image of {size} px: the operations of the forward passes (a multiplication and its addition are two),
+and the bytes in float32 that are kept for the backward pass.
 
-*Assumed*: a GPU sustains {rate} TFLOP/s, from the 2,470 images a second at which NVIDIA trains ResNet-50 in mixed
-precision on an A100 ([DeepLearningExamples](https://github.com/NVIDIA/DeepLearningExamples), ResNet50 v1.5 for PyTorch),
-times 1.64 for the bandwidth of an H100; {depthwise} TFLOP/s for students of depth-wise convolutions, which is a guess;
-loading keeps up; no GPU waits for another; the loss costs nothing, whose target is 3% of the step.
+*Assumed*:
+
+- A GPU sustains {rate} TFLOP/s. NVIDIA trains ResNet-50 on an A100 in mixed precision with 2,470 images a second
+  ([DeepLearningExamples](https://github.com/NVIDIA/DeepLearningExamples), ResNet50 v1.5 for PyTorch); an H100 has 1.64
+  times the bandwidth.
+- Students of depth-wise convolutions sustain {depthwise} TFLOP/s. This is a guess.
+- Loading keeps up, and no GPU waits for another.
+- The loss costs nothing. Its target is 3% of the step.
+
+The columns:
 
 - s per epoch: {images} images / {gpus} x (teacher / rate + 3 x student / rate), as backward is twice forward
-- s per refresh, before every epoch at most: {refresh} images / {gpus} x (teacher / rate + student / rate)
+- s per refresh, at most one before each epoch: {refresh} images / {gpus} x (teacher / rate + student / rate)
 - s to assign: as measured on this page's CPU; every rank waits for it
-- GB per GPU: {batch} images x (student's graph + distillation's graph + teacher's features), the weights of both networks,
-  the student's gradients and momentum, and the sums of a refresh; beside it the teacher's other maps, which are freed
-  one by one, and the libraries' scratch
+- GB per GPU: {batch} images x (student's graph + distillation's graph + teacher's features), the weights of both
+  networks, the student's gradients and momentum, and the sums of a refresh. The teacher's other maps, which are freed one
+  by one, and the libraries' scratch memory come on top.
 
 """
 

@@ -28,7 +28,7 @@ def _step(found: dict[str, Any]) -> tuple[str, str]:
         {
             name: table(head, _works(each["works"]))
             + "".join(
-                f"\nThe loss, {work}: {value:.1e} from that of the teacher as it is, relatively.\n"
+                f"\n{work}: the loss differs by {value:.1e}, relative to the loss with the teacher as it is.\n"
                 for work, value in each["loss differences"].items()
             )
             for name, each in found["pairs"].items()
@@ -46,9 +46,8 @@ def _online(found: dict[str, Any]) -> tuple[str, str]:
 def _cached(found: dict[str, Any]) -> tuple[str, str]:
     def text(each: dict[str, Any]) -> str:
         megabytes = each["bytes of an image"] / 1e6
-        return f"{megabytes:.2f} MB an image in {found['dtype']}; on a CPU, the process's own seconds.\n\n" + table(
-            ("", "ms", "of the student alone", "low", "high"), _works(each["works"])
-        )
+        rows = table(("", "ms", "of the student alone", "low", "high"), _works(each["works"]))
+        return f"An image takes {megabytes:.2f} MB in {found['dtype']}. On a CPU, times are CPU seconds.\n\n{rows}"
 
     return f"The teacher's features from disk, {found['size']} px, batch {found['batch']}", _by_group(
         {name: text(each) for name, each in found["pairs"].items()}
@@ -64,8 +63,8 @@ def _peers(found: dict[str, Any]) -> tuple[str, str]:
         return [(*row, own) for row, own in zip(_works(works), memory, strict=True)]
 
     text = (
-        f"The outputs of all four stages are distilled, with {packages}. `matchdistill` and `fitnets` are ours; "
-        "`torchdistill` runs its own code, with 1x1 adapters as `fitnets`. Times are the process's own seconds.\n\n"
+        f"The outputs of all four stages are distilled, with {packages}. `matchdistill` and `fitnets` are this library's. "
+        "`torchdistill` runs its own code, with 1x1 adapters like `fitnets`. Times are CPU seconds.\n\n"
     )
     return f"Beside torchdistill, {found['size']} px, batch {found['batch']}", text + _by_group(
         {name: table(head, rows(works)) for name, works in found["pairs"].items()}
@@ -79,7 +78,7 @@ def _refresh(found: dict[str, Any]) -> tuple[str, str]:
         text = table(("", "images", "ms per image", "of the forward passes", "low", "high"), rows)
         text += f"\nThe assignments of a refresh take {each['assignments']:.2f} s"
         if each["original assignments"] is not None:
-            text += f", the original's, which are not in the table, {each['original assignments']:.1f} s"
+            text += f"; the original's take {each['original assignments']:.1f} s, and are not in the table"
         works = each["per image"]
         images = works["matchdistill without assignments"]["seconds"] + each["assignments"] / DEFAULT_IMAGES
         share = images / works["forwards"]["seconds"]
@@ -114,23 +113,26 @@ def _online_matching(found: dict[str, Any]) -> tuple[str, str]:
 
 
 _ONLINE = """\
-ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, then {steps} steps of distillation, whose
-features of {online:,} images are summed while the student changes. In percent, how much more the matching costs than that of
-{full:,} images with the student as it is after the steps, on all of these. What it does to the student's accuracy is in
-[the study](../benchmarks/results/transfer_online_study.md).
+ResNet-50 and ResNet-18 were each trained on {trained:,} images of Fashion-MNIST. Then {steps} steps of distillation
+followed, and the features of {online:,} of their images were summed while the student changed. The table says how
+much more, in percent, a matching costs than the matching of {full:,} images with the student as it is after the
+steps. Both costs are measured on these images. [The study](../benchmarks/results/transfer_online_study.md) says what
+it does to the student's accuracy.
 
 """
 
 
 _ADAPTIVE = """\
-ResNet-50 and ResNet-18, each trained on {trained:,} images of Fashion-MNIST, matched on others. In percent, how much more
-the matching costs than that of {images:,} images (which took {seconds:.0f} s), both on all of these.
+ResNet-50 and ResNet-18 were each trained on {trained:,} images of Fashion-MNIST, and matched on others. The table
+says how much more, in percent, a matching costs than the matching of {images:,} images, which took {seconds:.0f} s.
+Both costs are measured on all of these images.
 
-With a tolerance of {tolerance:g} a refresh stops once a matching of half of its images lacks no more than that share. The
-matchings of two halves of the batches are each tried on the other half, where that one's own is the best. What lies between
-has two parts, on average and to first order equal: what the one lacks on images that it was not made for, and what the other
-gains on those that it was; so half of it is what a matching of half of the images lacks. That of both halves together, which
-is the one taken, lacks about half as much. It is looked at after 240 images and at each doubling.
+A refresh with a tolerance of {tolerance:g} stops once a matching of half of its images would lack no more than that
+share. It estimates the lack as follows. The batches so far form two halves, and each half has a matching. Each
+matching is tried on the other half, and compared there with that half's own. The difference has two parts, which are
+equal on average: what a matching lacks on images that it has not seen, and what the other gains on images that it has
+seen. So half of the difference is what a matching of half of the images lacks. The matching of all images, which is
+the one taken, lacks about half of that again. The refresh checks this after 240 images and at each doubling.
 
 """
 
@@ -173,8 +175,9 @@ def _operators(what: str, base: str, found: dict[str, dict[str, float]]) -> str:
 
 
 _PROFILE = """\
-By PyTorch's profiler, each operator without those that it calls; medians over the runs. It slows small operators down, and
-does not see what a change of the caches costs those of the networks: times of whole steps are above.
+By PyTorch's profiler. The time of an operator leaves out the operators that it calls; values are medians over the
+runs. The profiler slows small operators down, and it does not show what the library's use of the caches costs the
+networks. The times of whole steps are in the tables above.
 
 """
 

@@ -133,7 +133,7 @@ def test_reasons_are_of_the_results():
     profile = found(batches=2, pairs={"a": {"step": {"limit": {}, "matchdistill": {}}, "refresh": refresh}})
     text = page.page({"step_cpu": step, "profile_cpu": profile})
     assert "(`aten::mm`) alone take 10.0% of the forward" in text
-    assert "of 1.100 of the time (1.100 to 1.100)" in text
+    assert "takes 1.100 of the time (1.100 to 1.100)" in text
     assert "older solver" in text
     assert "older solver" not in page.page({"profile_cpu": {**profile, "measured": page.SOLVER}})
 
@@ -192,7 +192,7 @@ def test_targets_are_met_or_missed():
     assert line("a step that sums").endswith("1.020 | **missed** |")
     assert line("a step with the teacher's features").endswith("1.040 | met |")
     assert line("torchdistill") == "| torchdistill | 1300.0 | 1.300 | 1.300 | 1.300 | 1.250 |"
-    assert "3.01 MB an image in float16" in page.page(ALL)
+    assert "An image takes 3.01 MB in float16" in page.page(ALL)
     assert line("peak memory").endswith("2.000 | **missed** |")
     assert line("memory of a refresh").endswith("1.000 | met |")
     assert line("refresh, of the forward passes").endswith("1.100 | **missed** |")

@@ -18,7 +18,7 @@ from matchdistill.models.preparation import IMAGENET
 from matchdistill.runs.build import build_module
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.segmentation.losses import dice_loss, pixel_cross_entropy, pixel_kd_loss
-from matchdistill.tasks.segmentation.module import alone, image_mask, pixel_measures
+from matchdistill.tasks.segmentation.module import alone, counted, pixel_measures
 from matchdistill.tasks.segmentation.outputs import outputs_in, segment
 from pixelsets import CLASSES, TAPS, SmallSegmenter
 
@@ -138,7 +138,7 @@ def tapped(backbone, images):
 
 
 @pytest.mark.parametrize("method", ["mgd-amp", "mgd-amp+kd"])
-def test_a_step_is_the_loss_on_labels_and_the_partial_loss_where_the_images_are(pixelset, method):
+def test_a_step_is_the_loss_on_labels_and_the_partial_loss_where_pixels_count(pixelset, method):
     """With kd the distiller sees whole networks, whose teacher then runs once; the positions are the same."""
     module, (images, labels) = ready(
         pixelset, f"--distillation.method={method}", "--training.loss=ce+dice", "--student.options.aux=true"
@@ -161,7 +161,7 @@ def test_a_step_is_the_loss_on_labels_and_the_partial_loss_where_the_images_are(
     paths = [str(position.student) for position in module.distiller.positions]
     prefix = "backbone." if method.endswith("kd") else ""
     assert paths == [f"{prefix}{tap}" for tap in TAPS]
-    inside = (labels != PADDED).numpy()
+    inside = (labels >= 0).numpy()  # neither padded nor ignored
     pairs = zip(tapped(student.backbone, images), tapped(teacher.backbone, images), strict=True)
     total = 0.0
     for number, (maps, teacher_maps) in enumerate(pairs):
@@ -246,7 +246,7 @@ def test_taps_may_be_in_the_decoder(pixelset):
         ready(pixelset, "--distillation.taps=[[nowhere:input,nowhere:input]]")
 
 
-def test_a_refresh_leaves_the_padding_out_and_the_norms_as_they_are(pixelset):
+def test_a_refresh_leaves_padded_and_ignored_pixels_out_and_the_norms_as_they_are(pixelset):
     module, (images, labels) = ready(pixelset)
     before = copy.deepcopy(module.network().state_dict())
     cost = module.refresh(
@@ -258,7 +258,7 @@ def test_a_refresh_leaves_the_padding_out_and_the_norms_as_they_are(pixelset):
     student, teacher = (
         tapped(network.eval().backbone, images)[1].double() for network in (module.network(), module.teacher)
     )
-    mask = (labels != PADDED)[:, 2::4, 2::4]
+    mask = (labels >= 0)[:, 2::4, 2::4]
 
     def unit(maps):
         maps = maps * mask[:, None]
@@ -290,7 +290,7 @@ def test_images_of_several_sizes_are_measured_one_by_one(pixelset):
     assert module.results(measure.compute()).keys() >= {"miou", "pixel_accuracy", *(f"iou_{name}" for name in CLASSES)}
     sizes = [tuple(labels.shape[1:]) for _, labels in alone(*batch)]
     assert sizes == [tuple(data.val_set[number].labels.shape) for number in range(5)]
-    assert image_mask(torch.zeros(1, 2, 2)) is None
+    assert counted(torch.zeros(1, 2, 2)) is None
 
 
 def test_outputs_of_many_forms():

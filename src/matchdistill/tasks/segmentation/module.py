@@ -40,7 +40,7 @@ AUX_WEIGHT = 0.4  # of the loss of a second head, as H. Zhao et al. have it, "Py
 class SegmentationModule(PartModule):
     """Trains a student on the classes of pixels, and on its teacher's features, outputs (KD by pixel), both or neither.
 
-    What was padded counts nowhere; what the labels ignore counts neither in the losses on outputs nor in the metrics.
+    Pixels that were padded or that the labels ignore count nowhere: in no loss, in no metric and not in the matching.
 
     Args:
         student: images (N, 3, H, W) -> logits, as `outputs_in` finds them.
@@ -91,7 +91,7 @@ class SegmentationModule(PartModule):
         with self._watched(images) as captured:
             output = self.network()(images)
         if self.distiller is not None:
-            losses["features"] = self.distiller.loss(captured, image_mask(labels))
+            losses["features"] = self.distiller.loss(captured, counted(labels))
         elif self._frozen is not None:
             self._frozen(captured)
         found = outputs_in(output).resized(size)
@@ -133,7 +133,7 @@ class SegmentationModule(PartModule):
         images, labels = self._fitted(self.transfer_batch_to_device(batch, self.device, 0))
         with evaluating(self.network()):
             self.network()(images.to(memory_format=self.memory_format))
-        return image_mask(labels)
+        return counted(labels)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """The images in the networks' memory format."""
@@ -187,9 +187,9 @@ def pixel_measures(num_classes: int) -> MetricCollection:
     )
 
 
-def image_mask(labels: Tensor) -> Tensor | None:
-    """Which pixels of a batch belong to an image: bool (N, H, W); None where all of them do."""
-    inside = labels != PADDED
+def counted(labels: Tensor) -> Tensor | None:
+    """Which pixels of a batch count, neither padding nor ignored by their labels: bool (N, H, W); None where all do."""
+    inside = labels >= 0
     return None if inside.all() else inside
 
 
@@ -209,8 +209,8 @@ def predicted(network: nn.Module, images: Tensor) -> Tensor:
 
 def _picture(image: Tensor, found: Tensor, truth: Tensor, class_names: list[str]) -> Picture:
     """An image (3, H, W) with the classes (H, W) of its pixels, and their names, the most frequent ones first."""
-    counted = found[truth >= 0]
-    counts = counted[counted >= 0].bincount(minlength=len(class_names))
+    shown = found[truth >= 0]
+    counts = shown[shown >= 0].bincount(minlength=len(class_names))
     order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
-    named = ", ".join(f"{class_names[label]} {int(counts[label]) / max(len(counted), 1):.0%}" for label in order)
+    named = ", ".join(f"{class_names[label]} {int(counts[label]) / max(len(shown), 1):.0%}" for label in order)
     return Picture(overlay(image, found, colours(len(class_names))), named or "nothing")
