@@ -77,12 +77,11 @@ def run(out: Path = Path("runs/features"), seeds: int = 3, scale: Scale = Scale(
         for student in STUDENTS:
             for method in (ALONE, *METHODS):
                 folder = out / student / method / f"seed{seed}"
-                distilled = None
-                if method != ALONE:
-                    distilled = fit(distilling(student, method, seed, teacher / WEIGHTS, scale), folder, resume=True)
+                # Without distilling nothing is trained: the student is measured as it begins.
+                distilled = fit(distilling(student, method, seed, teacher / WEIGHTS, scale), folder, resume=True)
+                weights = None if method == ALONE else folder / WEIGHTS
                 for labels in LABELS:
-                    recipe = tuning(student, labels, seed, folder / WEIGHTS if distilled else None, scale)
-                    tuned = fit(recipe, folder / f"labels{labels}", resume=True)
+                    tuned = fit(tuning(student, labels, seed, weights, scale), folder / f"labels{labels}", resume=True)
                     found.append(
                         {
                             "student": student,
@@ -90,9 +89,9 @@ def run(out: Path = Path("runs/features"), seeds: int = 3, scale: Scale = Scale(
                             "seed": seed,
                             "labels": labels,
                             "top1": tuned.student["top1"],
-                            **({} if distilled is None else distilled.student),
-                            **({} if distilled is None else {"teacher": distilled.teacher}),
-                            "seconds": [0.0 if distilled is None else distilled.seconds, tuned.seconds],
+                            **distilled.student,
+                            "teacher": distilled.teacher,
+                            "seconds": [distilled.seconds, tuned.seconds],
                         }
                     )
                 write(

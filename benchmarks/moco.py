@@ -76,7 +76,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# MoCo-v2 alone and with MGD",
         "",
-        f"`python -m benchmarks moco`; {results['machine']}.",
+        f"`{results['command']}`; {len({run['seed'] for run in results['runs']})} seeds; {results['machine']}.",
         "Accuracy in percent on 2,000 test images of Fashion-MNIST, ± half of the 95% interval over seeds; differences are",
         "paired by seed. The features are frozen, the training images are the neighbours and train the probe.",
         "",
@@ -117,6 +117,7 @@ def run(out: Path = Path("runs/moco"), seeds: int = 3, jobs: int = 1) -> None:
     runs = compare(recipe, out / "students", METHODS, seeds, jobs, console()).runs
     recipe.config["teacher"]["weights"] = "the benchmark's own"  # not this machine's path
     results = {
+        "command": "python -m benchmarks moco",
         "machine": f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, one thread per run",
         "teacher": next(run.teacher for run in runs if run.teacher),
         "summary": {

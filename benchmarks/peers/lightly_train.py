@@ -30,6 +30,7 @@ from matchdistill.runs.validate import validate
 from matchdistill.tasks import TASKS
 
 METHOD = "lightly-train"
+COMMAND = "python -m benchmarks.peers.lightly_train"
 
 
 class Wrapped(nn.Module):
@@ -121,7 +122,12 @@ def main() -> None:
                 }
                 kept = [each for each in kept if any(each[key] != row[key] for key in list(row)[:4])]
                 kept.append({**row, **measured, "seconds": [round(seconds, 1), tuned.seconds]})
-                write_json(RESULTS / PEER, {"package": f"lightly-train {lightly_train.__version__}", "runs": kept})
+                about = {
+                    "command": COMMAND,
+                    "package": f"lightly-train {lightly_train.__version__}",
+                    "scale": asdict(scale),
+                }
+                write_json(RESULTS / PEER, {**about, "runs": kept})
 
 
 if __name__ == "__main__":

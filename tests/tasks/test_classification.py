@@ -265,11 +265,13 @@ def closed_form(training, epoch):
         return training.lr
     if training.schedule == "cosine":
         return training.lr * (1 + math.cos(math.pi * epoch / training.epochs)) / 2
+    if training.schedule == "poly":
+        return training.lr * (1 - epoch / training.epochs) ** 0.9
     return training.lr * training.gamma ** len([milestone for milestone in training.milestones if milestone <= epoch])
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
-@pytest.mark.parametrize("schedule", ["steps", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["steps", "cosine", "poly", "constant"])
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, [0, 1 / 3, 2 / 3]), (2, [0, 0, 1 / 2]), (3, [0, 0, 0])])
 def test_learning_rate_of_every_step(schedule, warmup, accumulate, steps):
     """In parts of an epoch, that the steps of an optimiser divide it into."""

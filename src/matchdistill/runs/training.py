@@ -40,13 +40,13 @@ class Training:
         layer_decay: factor of the learning rate from each layer to the one below it, as timm groups them; null: 1.
         optimizer_options: further arguments of the optimiser, as {betas: [0.9, 0.98]}.
         clip_grad_norm: the largest norm of all gradients together, to which larger ones are scaled; null: any.
-        schedule: "steps": times `gamma` at each milestone; "cosine": down to `final_lr` over the epochs; "constant";
-            "plateau": times `gamma` when the validation is no better for `patience` validations; null: "steps" with "sgd",
+        schedule: "steps": times `gamma` at each milestone; "cosine": down to `final_lr` over the epochs;
+            "poly": the same as the power 0.9 of the epochs that are left, usual in segmentation; "constant"; "plateau": times `gamma` when the validation is no better for `patience` validations; null: "steps" with "sgd",
             "cosine" with "adamw".
         milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
         gamma: the factor of "steps" and "plateau".
         patience: validations in a row without a better one that "plateau" allows.
-        final_lr: where "cosine" ends.
+        final_lr: where "cosine" and "poly" end.
         warmup_epochs: epochs before the others in which the learning rate rises from a tenth.
         warmup_steps: steps at the start of the epochs in which it rises from a thousandth of what it would be.
         validate_every: epochs between validations; the last epoch is always validated.
@@ -87,7 +87,7 @@ class Training:
     layer_decay: float | None = None
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     clip_grad_norm: float | None = None
-    schedule: Literal["steps", "cosine", "constant", "plateau"] | None = None
+    schedule: Literal["steps", "cosine", "poly", "constant", "plateau"] | None = None
     milestones: list[int] = field(default_factory=lambda: [31, 61, 81])
     gamma: float = 0.1
     patience: int = 5

@@ -102,6 +102,9 @@ class Plateau:
         self._watch.load_state_dict(state)
 
 
+POWER = 0.9  # of "poly", as L.-C. Chen et al. have it, "DeepLab", arXiv 1606.00915
+
+
 def lr_factor(schedule: Training, epoch: float) -> float:
     """The learning rate at a moment in epochs, warm-up by epochs included, relative to the highest one.
 
@@ -114,9 +117,11 @@ def lr_factor(schedule: Training, epoch: float) -> float:
     epoch -= schedule.warmup_epochs
     if schedule.schedule in ("constant", "plateau"):
         return 1.0
-    if schedule.schedule == "cosine":
+    if schedule.schedule in ("cosine", "poly"):
         least = schedule.final_lr / schedule.lr if schedule.final_lr and schedule.lr else 0.0
-        return least + (1 - least) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, epoch / schedule.epochs)))
+        done = min(1.0, epoch / schedule.epochs)
+        falling = (1 - done) ** POWER if schedule.schedule == "poly" else 0.5 + 0.5 * math.cos(math.pi * done)
+        return least + (1 - least) * falling
     return schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
 
 
