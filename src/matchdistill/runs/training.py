@@ -41,8 +41,9 @@ class Training:
         optimizer_options: further arguments of the optimiser, as {betas: [0.9, 0.98]}.
         clip_grad_norm: the largest norm of all gradients together, to which larger ones are scaled; null: any.
         schedule: "steps": times `gamma` at each milestone; "cosine": down to `final_lr` over the epochs;
-            "poly": the same as the power 0.9 of the epochs that are left, usual in segmentation; "constant"; "plateau": times `gamma` when the validation is no better for `patience` validations; null: "steps" with "sgd",
-            "cosine" with "adamw".
+            "poly": as the power 0.9 of the epochs that are left, usual in segmentation; "constant"; "plateau": times
+            `gamma` when the validation is no better for `patience` validations; null: "steps" with "sgd", "cosine" with
+            "adamw".
         milestones: epochs, from 0, at whose start "steps" lowers the learning rate.
         gamma: the factor of "steps" and "plateau".
         patience: validations in a row without a better one that "plateau" allows.
