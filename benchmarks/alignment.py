@@ -1,7 +1,8 @@
-"""Alignment beside the assignment, for students of the transfer benchmark: the same teacher, seeds and images.
+"""Alignment beside the assignment, for students of the transfer benchmark.
 
-It trains with method mgd-align and compares with what `transfer.py` has found for the other methods. Interrupted, the same
-command goes on with what is missing; ``--out`` may be the folder of `transfer.py`, whose teacher is then taken.
+Runs that `transfer.py` has are taken from its results. What is missing is trained: alignment for its seeds, by the same
+teacher in its folder (``--out``), and every method for further seeds, by the teacher in the folder, which may be another one:
+differences are paired by seed. Results that are there stay, so that an interrupted command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from matchdistill.runs.summary import Mean
 from matchdistill.runs.train import fit
 
 METHOD = "mgd-align"
-OTHERS = ["none", "mgd-amp", "fitnets", "ofd"]
+OTHERS = ["none", "mgd-amp", "ofd", "fitnets"]
 ALIGNED = [student for student in STUDENTS if student != "narrow_pretrained"]  # which needs another training before
+Found = dict[str, dict[str, float]]  # top-1 by method and seed
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -29,61 +31,84 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# Alignment, for students of the transfer benchmark",
         "",
-        "`python -m benchmarks alignment`; the other methods' runs are those of [the transfer benchmark](transfer.md).",
+        "`python -m benchmarks alignment`. Runs of the other methods that [the transfer benchmark](transfer.md) has are its.",
         "Top-1 accuracy in percent on the 4,000 test images that no setting was chosen by, ± half of the 95% interval over",
         f"seeds; differences are paired by seed. {METHOD} has the weight 5, as mgd-amp has; no other was tried here.",
     ]
     for student, found in results["students"].items():
-        seeds = sorted(found[METHOD])
-        lines += [
-            "",
-            f"## {STUDENTS[student]}",
-            "",
-            f"{len(seeds)} seeds; teacher: {100 * results['teacher']:.2f}.",
-            "",
-        ]
-        lines += [f"| method | top-1 | {METHOD} to it |", "|---|---|---|"]
+        teachers = results["teachers"][student]
+        named = ", ".join(f"{100 * top1:.2f} (seeds {', '.join(_of(teachers, top1))})" for top1 in _values(teachers))
+        lines += ["", f"## {STUDENTS[student]}", "", f"The teacher: {named}.", ""]
+        lines += [f"| method | seeds | top-1 | to none | {METHOD} to it |", "|---|---|---|---|---|"]
         for method in (METHOD, *OTHERS):
-            own = Mean.of([found[method][seed] for seed in seeds]).shown(TOP1)
-            gains = Mean.of([found[METHOD][seed] - found[method][seed] for seed in seeds]).shown(TOP1, "+")
-            lines.append(f"| {method} | {own} | {'' if method == METHOD else gains} |")
+            if own := found.get(method):
+                cells = str(len(own)), Mean.of(list(own.values())).shown(TOP1)
+                gains = [_gain(found, *pair) for pair in ((method, "none"), (METHOD, method))]
+                lines.append(f"| {' | '.join((method, *cells, *gains))} |")
     return "\n".join(lines) + "\n"
 
 
-def run(out: Path = Path("runs/transfer"), seeds: int = 3, students: Sequence[str] = tuple(ALIGNED)) -> None:
+def _values(teachers: dict[str, float]) -> list[float]:
+    return list(dict.fromkeys(teachers.values()))
+
+
+def _of(teachers: dict[str, float], top1: float) -> list[str]:
+    return [seed for seed, each in teachers.items() if each == top1]
+
+
+def _gain(found: Found, method: str, base: str) -> str:
+    """What a method has above another one, over the seeds of both; empty for itself."""
+    seeds = [seed for seed in found.get(method, {}) if seed in found.get(base, {}) and method != base]
+    return Mean.of([found[method][seed] - found[base][seed] for seed in seeds]).shown(TOP1, "+") if seeds else ""
+
+
+def run(
+    out: Path = Path("runs/transfer"),
+    seeds: int = 5,
+    students: Sequence[str] = tuple(ALIGNED),
+    methods: Sequence[str] = (METHOD, *OTHERS),
+) -> None:
     """Train students of the transfer benchmark by alignment, and compare with its other methods.
 
     Args:
         out: folder of the runs.
         seeds: runs of each student.
         students: which students.
+        methods: which rows.
     """
     torch.set_num_threads(1)
-    fit(load_recipe("transfer_fashion_mnist").for_teacher(), out / "teacher", resume=True)
+    path = RESULTS / "alignment.json"
+    results = read_json(path) if path.exists() else {"students": {}, "teachers": {}}
     before = read_json(RESULTS / "transfer.json", students=dict)["students"]
-    results: dict[str, Any] = {"students": {}}
     for student in students:
-        name = "transfer_fashion_mnist" + "_narrow" * student.startswith("narrow")
-        found: dict[str, dict[str, float]] = {
-            method: {
-                str(each["seed"]): each["student"]["top1"]
-                for each in before[student]["runs"]
-                if each["method"] == method
-            }
-            for method in OTHERS
-        }
-        found[METHOD] = {}
-        for seed in range(seeds):
-            recipe = load_recipe(name, f"--distillation.method={METHOD}", f"--seed={seed}")
-            recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
-            metrics = fit(recipe, out / METHOD / student / f"seed{seed}", resume=True, quiet=True)
-            found[METHOD][str(seed)] = metrics.student["top1"]
-            results["teacher"] = metrics.teacher["top1"]
-            print(f"{student}, seed {seed}: {metrics.student['top1']:.2%}", flush=True)
-        if abs(results["teacher"] - before[student]["teacher"]) > 1e-6:
-            print(
-                "the teacher is another one than the other methods': delete its folder, or run transfer.py", flush=True
-            )
-        results["students"][student] = found
-    write_json(RESULTS / "alignment.json", results)
-    atomic_write(RESULTS / "alignment.md", lambda path: path.write_text(markdown(results), encoding="utf-8"))
+        found: Found = results["students"].setdefault(student, {})
+        teachers: dict[str, float] = results["teachers"].setdefault(student, {})
+        for each in before[student]["runs"]:
+            if each["method"] in OTHERS and each["seed"] < seeds:
+                found.setdefault(each["method"], {})[str(each["seed"])] = each["student"]["top1"]
+                teachers[str(each["seed"])] = before[student]["teacher"]
+        for seed in map(str, range(seeds)):
+            for method in methods:
+                if seed in found.setdefault(method, {}):
+                    continue
+                top1, teacher = train(out, student, method, seed)
+                # Without a method the teacher is not measured.
+                if teacher is not None and abs(teachers.setdefault(seed, teacher) - teacher) > 1e-6:
+                    raise ValueError(
+                        f"seed {seed}: the teacher in {out} is another one than the other methods': delete its folder, or run "
+                        "transfer.py"
+                    )
+                found[method][seed] = top1
+                print(f"{student}, {method}, seed {seed}: {top1:.2%}", flush=True)
+                write_json(path, results)
+                atomic_write(path.with_suffix(".md"), lambda to: to.write_text(markdown(results), encoding="utf-8"))
+
+
+def train(out: Path, student: str, method: str, seed: str) -> tuple[float, float | None]:
+    """The top-1 accuracies of a student, and of its teacher if it has one, which is trained first where it is not there."""
+    fit(load_recipe("transfer_fashion_mnist").for_teacher(), out / "teacher", resume=True)
+    name = "transfer_fashion_mnist" + "_narrow" * student.startswith("narrow")
+    recipe = load_recipe(name, f"--distillation.method={method}", f"--seed={seed}")
+    recipe = recipe.with_trained_teacher(out / "teacher" / WEIGHTS)
+    metrics = fit(recipe, out / method / student / f"seed{seed}", resume=True, quiet=True)
+    return metrics.student["top1"], metrics.teacher.get("top1")
