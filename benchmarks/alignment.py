@@ -1,8 +1,8 @@
 """Alignment beside the assignment, for students of the transfer benchmark.
 
 Runs that `transfer.py` has are taken from its results. What is missing is trained: alignment for its seeds, by the same
-teacher in its folder (``--out``), and every method for further seeds, by the teacher in the folder, which may be another one:
-differences are paired by seed. Results that are there stay, so that an interrupted command goes on with what is missing.
+teacher in its folder (``--out``), and every method for further seeds. Their teacher may be another one, as differences are
+paired by seed. Results that are there stay, so that an interrupted command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# Alignment, for students of the transfer benchmark",
         "",
-        "`python -m benchmarks alignment`. Runs of the other methods that [the transfer benchmark](transfer.md) has are its.",
+        "`python -m benchmarks alignment`. Other methods' runs that [the transfer benchmark](transfer.md) has are its.",
         "Top-1 accuracy in percent on the 4,000 test images that no setting was chosen by, ± half of the 95% interval over",
         f"seeds; differences are paired by seed. {METHOD} has the weight 5, as mgd-amp has; no other was tried here.",
     ]
@@ -95,8 +95,8 @@ def run(
                 # Without a method the teacher is not measured.
                 if teacher is not None and abs(teachers.setdefault(seed, teacher) - teacher) > 1e-6:
                     raise ValueError(
-                        f"seed {seed}: the teacher in {out} is another one than the other methods': delete its folder, or run "
-                        "transfer.py"
+                        f"seed {seed}: the teacher in {out} is another one than the other methods': delete its folder, or "
+                        "run transfer.py"
                     )
                 found[method][seed] = top1
                 print(f"{student}, {method}, seed {seed}: {top1:.2%}", flush=True)
@@ -105,7 +105,7 @@ def run(
 
 
 def train(out: Path, student: str, method: str, seed: str) -> tuple[float, float | None]:
-    """The top-1 accuracies of a student, and of its teacher if it has one, which is trained first where it is not there."""
+    """The top-1 accuracies of a student and, if it has one, of its teacher, which is trained where it is not there."""
     fit(load_recipe("transfer_fashion_mnist").for_teacher(), out / "teacher", resume=True)
     name = "transfer_fashion_mnist" + "_narrow" * student.startswith("narrow")
     recipe = load_recipe(name, f"--distillation.method={method}", f"--seed={seed}")
