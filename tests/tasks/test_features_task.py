@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn import functional as F
+from torchmetrics.utilities import dim_zero_sum
 from torchvision import models
 
 from matchdistill import MatchingDistiller
@@ -136,6 +137,33 @@ def test_likeness_is_that_of_a_slow_loop(matched):
     found = measure.compute()
     torch.testing.assert_close(found["matched_cosine"], torch.stack(cosines).mean(), atol=1e-5, rtol=1e-5)
     assert found["held_out_loss"].item() == pytest.approx(sum(losses) / len(IMAGES), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_likeness_of_pooled_values_does_not_depend_on_the_batches(batch, processes):
+    """A last batch of one image, whose channels are alike but for their signs, counts as one image of the set."""
+    torch.manual_seed(0)
+    teacher, student = small_resnet(width=6), small_resnet(width=4)
+    tap = find_pooling(student, IMAGES, "student").tap
+    distiller = FeatureDistiller(teacher, student, [(tap, tap)], FitNetsPosition, example=IMAGES).eval()
+    images = torch.randn(11, 3, 16, 16)
+    measures, taken = [Likeness(distiller) for _ in range(processes)], []
+    for number, part in enumerate(images.split(batch)):
+        with distiller.capture() as captured, torch.no_grad():
+            student(part)
+        measures[number % processes].update(captured, len(part), trained=True)
+        taken.append([next(iter(each.values())).clone() for each in (captured.values, captured.teacher_values)])
+    for name in measures[0]._defaults:  # as torchmetrics sums over processes
+        assert measures[0]._reductions[name] is dim_zero_sum
+        setattr(measures[0], name, sum(getattr(measure, name) for measure in measures))
+    ours, theirs = (torch.cat([each[role] for each in taken]).double() for role in (0, 1))
+    table = torch.zeros(ours.shape[1], theirs.shape[1])
+    for i in range(len(table)):
+        for j in range(theirs.shape[1]):
+            table[i, j] = F.cosine_similarity(ours[:, i], theirs[:, j], dim=0)
+    expected = table[linear_sum_assignment(-table.numpy())].mean()
+    torch.testing.assert_close(measures[0].compute()["matched_cosine"], expected, atol=1e-6, rtol=0)
 
 
 def test_what_leads_to_no_position_is_frozen():
