@@ -19,7 +19,7 @@ from matchdistill.data.annotations import read_coco
 from matchdistill.data.folder import some, val_folder, walk
 from matchdistill.data.pictures import IMAGE_SUFFIXES
 from matchdistill.data.pixels import MOST_CLASSES, DrawnMasks, PanopticMasks, PixelMasks, PngMasks, Values, lookup
-from matchdistill.files import read_json
+from matchdistill.files import read_json, read_text
 
 CLASSES_FILE = "classes.txt"
 VOC_CLASSES = (
@@ -81,7 +81,7 @@ def _class_names(wanted: Wanted) -> list[str]:
                 f"{wanted.root} has no {CLASSES_FILE}: write the names of the classes into it, a line for each value of the "
                 "masks from 0 on, or give them as data.classes"
             )
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        names = [line.strip() for line in read_text(path).rstrip().splitlines()]
         if "" in names:
             raise ValueError(f"{path} has no name in line {names.index('') + 1}: give each value of the masks a name")
     if not 1 < len(names) <= MOST_CLASSES or len(set(names)) < len(names):
@@ -161,7 +161,7 @@ def read_voc(wanted: Wanted) -> Sets:
             near = next((path for path in sorted(root.glob("**/VOC20*")) if (path / "ImageSets").is_dir()), None)
             hint = f"; did you mean {str(near)!r} as data.root?" if near else ""
             raise ValueError(f"{listing} does not exist{hint}")
-        stems = listing.read_text(encoding="utf-8").split()
+        stems = read_text(listing).split()
         if not stems:
             raise ValueError(f"{listing} names no images")
         images = [str(root / "JPEGImages" / f"{stem}.jpg") for stem in stems]
