@@ -1,5 +1,7 @@
 """The task features, but for whole runs, which are in tests/runs/test_train_features.py."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -13,6 +15,7 @@ from matchdistill import MatchingDistiller
 from matchdistill.baselines import FitNetsPosition
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import small_resnet
+from matchdistill.models.preparation import IMAGENET
 from matchdistill.runs.recipe import load_recipe
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.features.module import Likeness, _freeze_rest
@@ -213,6 +216,25 @@ def test_settings_that_do_not_fit():
             load_recipe("quickstart", f"--task={task}", f"--{setting}", "--data.root=x")
     with pytest.raises(ValueError, match=r"distillation.pooled is not for classification"):
         load_recipe("quickstart", "--distillation.pooled=true")
+
+
+@pytest.mark.parametrize("task", ["features", "moco"])
+def test_a_network_without_a_head_is_named_as_timm_does(task):
+    """num_classes=0; the data's classes have nothing to do with it."""
+    network = {"name": "timm:resnet10t", "options": {"num_classes": 0}}
+    given = [f"--{role}.{key}={value}" for role in ("teacher", "student") for key, value in network.items()]
+    options = ["--teacher.weights=null", "--student.weights=null", "--distillation.method=mgd-amp"]
+    recipe = load_recipe("features_fashion_mnist", f"--task={task}", *given, *options)
+    built = TASKS[task].build(recipe.teacher, 10)
+    assert built.eval()(IMAGES).shape == (3, 512)
+    with pytest.raises(ValueError, match=r"teacher.options.num_classes cannot be given: the data has its number"):
+        load_recipe("quickstart", *given)
+    described = {"name": network["name"], "options": TASKS[task].bare(network["options"]), "num_classes": 0}
+    described |= {"image_size": 32, "preparation": IMAGENET.plain(), "gray": False, "class_names": []}
+    code = TASKS[task].card(built, described, {}).use("safetensors", "f")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*\nmodel = .*?)\n", code, re.DOTALL)[1], names)
+    assert names["model"](IMAGES).shape == (3, 512)
 
 
 def test_metrics_are_in_the_order_by_which_runs_compare():
