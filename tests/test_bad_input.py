@@ -468,7 +468,7 @@ CASES = [
     ),
     images(
         "a damaged image",
-        "cannot be read (UnidentifiedImageError",
+        "0.png is not an image that Pillow can read: repair or remove it",
         lambda root: (root / "train/ant/0.png").write_bytes(b"x"),
     ),
     images(
@@ -558,7 +558,7 @@ CASES = [
     pixels("a mask in colours", "it is in colours (RGB): expected a number for every pixel", masked(mode="RGB")),
     pixels(
         "a mask that is damaged",
-        "masks/1.png cannot be used",
+        "masks/1.png cannot be used: it is not an image that Pillow can read",
         lambda root: (root / "train/masks/1.png").write_bytes(b"PNG"),
     ),
     pixels(

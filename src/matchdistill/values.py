@@ -29,7 +29,7 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 
 class OptionParser(ArgumentParser):
-    """A parser of options that names the nearest ones where there is none of a name. No beginning of a name stands for it."""
+    """A parser of options that names the nearest ones where there is none of a name; beginnings of names are not taken."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)

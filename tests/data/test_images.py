@@ -216,10 +216,10 @@ def test_no_training_batch_of_one(images, sizes):
 
 
 def test_too_few_training_images(process):
-    with pytest.raises(ValueError, match="1 training images for 1 processes"):
+    with pytest.raises(ValueError, match="1 training image for 1 process: each needs at least 2"):
         ready(train_limit=1).train_dataloader()
     process(0, 2)
-    with pytest.raises(ValueError, match="2 training images for 2 processes"):
+    with pytest.raises(ValueError, match="2 training images for 2 processes: each needs at least 2"):
         ready(train_limit=2).train_dataloader()
 
 

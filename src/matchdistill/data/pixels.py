@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from matchdistill.data.coco import LYING, CocoImages
@@ -121,8 +122,15 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in ends)
 
 
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=READERS)
+    except UnidentifiedImageError as error:  # whose own words are of the stream
+        raise ValueError("it is not an image that Pillow can read") from error
+
+
 def _opened(path: str) -> Image.Image:
-    with open_file(path) as stream, Image.open(stream, formats=READERS) as file:
+    with open_file(path) as stream, _identified(stream) as file:
         if file.format != "PNG":
             raise ValueError(f"it is of type {file.format}: expected a PNG, which keeps every value")
         file.load()

@@ -49,12 +49,14 @@ class DistilledModule(pl.LightningModule):
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
         cache: of the teacher's features, which images in fixed views have; None: the teacher runs in every step.
+        task_loss: what the loss called "task" is called for people.
         measured_with: prefixes of what, in its state beside the student, the student is measured with.
     """
 
     memory_format = torch.preserve_format
     cache: TeacherCache | None = None
     measured_with: tuple[str, ...] = ()
+    task_loss = "loss on labels"
 
     def __init__(
         self,
