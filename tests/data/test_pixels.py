@@ -181,6 +181,12 @@ def test_what_cannot_be_used_is_named(tmp_path, change, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["cityscapes", "coco", "coco-panoptic"])
+def test_sets_with_classes_of_their_own_take_no_others(tmp_path, name):
+    with pytest.raises(ValueError, match=f"data.classes is given, but {name} has its own: leave it out"):
+        data(name, tmp_path, classes=["a", "b"])
+
+
 @pytest.mark.parametrize(("part", "said"), [("train", "training"), ("val", "validation")])
 @pytest.mark.parametrize(("value", "ignore"), [(255, []), (1, [1])])
 def test_masks_in_which_nothing_counts(tmp_path, part, said, value, ignore):

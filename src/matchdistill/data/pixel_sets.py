@@ -89,6 +89,11 @@ def _class_names(wanted: Wanted) -> list[str]:
     return list(names)
 
 
+def _check_own_classes(wanted: Wanted, name: str) -> None:
+    if wanted.classes is not None:
+        raise ValueError(f"data.classes is given, but {name} has its own: leave it out")
+
+
 def _numbered(names: Sequence[str], ignore: Sequence[int]) -> Values:
     return lookup({label: label for label in range(len(names))}, ignore)
 
@@ -182,8 +187,7 @@ def read_cityscapes(wanted: Wanted) -> Sets:
     """``leftImg8bit/train/CITY/*_leftImg8bit.png`` and ``gtFine/train/CITY/*_gtFine_labelIds.png``; ``val`` likewise."""
     root = wanted.root
     names = list(CITYSCAPES.values())
-    if wanted.classes is not None:
-        raise ValueError("data.classes is given, but cityscapes has its own: leave it out")
+    _check_own_classes(wanted, "cityscapes")
     labels = lookup({number: label for label, number in enumerate(CITYSCAPES)}, [*CITYSCAPES_OTHERS, *wanted.ignore])
     sets = []
     for split in wanted.named("train", "val"):
@@ -207,6 +211,7 @@ def _cityscapes_mask(root: Path, split: str, image: str) -> str:
 
 def read_coco_objects(wanted: Wanted) -> Sets:
     """COCO's objects, ``annotations/instances_train2017.json``: their masks are drawn, what is behind them is class 0."""
+    _check_own_classes(wanted, "coco")
     root = wanted.root
     sets, categories = [], []
     for split in wanted.named("train2017", "val2017"):
@@ -221,6 +226,7 @@ def read_coco_objects(wanted: Wanted) -> Sets:
 
 def read_coco_panoptic(wanted: Wanted) -> Sets:
     """COCO's panoptic PNGs, ``annotations/panoptic_train2017.json`` and ``annotations/panoptic_train2017/*.png``."""
+    _check_own_classes(wanted, "coco-panoptic")
     root = wanted.root
     sets, categories = [], []
     for split in wanted.named("train2017", "val2017"):
