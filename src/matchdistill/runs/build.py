@@ -37,9 +37,7 @@ def build_module(recipe: Recipe) -> DistilledModule:
     task, data = TASKS[recipe.task], recipe.data
     data.setup()
     # Of its own, or an untrained teacher would be drawn as the student is.
-    pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
-    has_teacher = recipe.distillation.needs_teacher or (task.by_teacher and recipe.teacher.name is not None)
-    teacher = build_teacher(recipe, recipe.teacher.weights) if has_teacher else None
+    teacher = first_teacher(recipe)
     pl.seed_everything(recipe.seed, verbose=False)
     student = _build(recipe, recipe.student, data.num_classes)
     task.check(student, data, "student")
@@ -64,6 +62,13 @@ def build_module(recipe: Recipe) -> DistilledModule:
                 network.to(memory_format=torch.channels_last)
     module.cache = cache_for(recipe, module)
     return module
+
+
+def first_teacher(recipe: Recipe) -> nn.Module | None:
+    """The teacher as a run begins with it; None if it has none. Weights that are not given are random, by the seed."""
+    pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
+    by_teacher = TASKS[recipe.task].by_teacher and recipe.teacher.name is not None
+    return build_teacher(recipe, recipe.teacher.weights) if recipe.distillation.needs_teacher or by_teacher else None
 
 
 def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> FeatureDistiller | None:

@@ -160,6 +160,10 @@ class Task(ABC):
         """Options of a network without the weights that its backbone starts from: its own are loaded afterwards."""
         return weightless(options)
 
+    def measures_loss(self, data: DataModule) -> bool:
+        """Whether a student is measured by the loss of its features on validation images too, which takes a distiller."""
+        return False
+
     @abstractmethod
     def example(self, data: DataModule) -> Any:
         """What a network of the task is called with, of the data's size: zeros."""

@@ -57,6 +57,8 @@ class FeaturesModule(SeparatingModule):
             measures = [Likeness(compared)]
         super().__init__(student, settings, BY_LABELS if labelled else WITHOUT_LABELS, measures, distiller)
         self.labelled, self._poolings = labelled, poolings
+        if distiller is not None and not labelled:
+            self.measured_with = ("distiller.positions.",)
         self._teacher, self._compared = (teacher,), (compared,)  # in tuples: not saved with the student
         if distiller is not None:
             _freeze_rest(student, distiller)

@@ -61,6 +61,10 @@ class Features(BackboneTask):
         """The part that is distilled, which alone is run."""
         return part_of(network)
 
+    def measures_loss(self, data: DataModule) -> bool:
+        """Where there are no labels."""
+        return not cast("UnlabelledData", data).labelled
+
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""
         return example_images(cast("UnlabelledData", data))
