@@ -112,7 +112,7 @@ def test_batches_add_up_to_the_covariances_of_all_values(split: tuple[int, ...],
     for number, batch in enumerate(zip(student.split(split), teacher.split(split), mask.split(split), strict=True)):
         parts[number % 2].update(*batch[:2], batch[2] if counted else None)
     sums = parts[0] + parts[1]
-    assert sums.count == 6
+    assert sums.images == 6
     both = np.cov(own.T, others.T, bias=True)
     np.testing.assert_allclose(sums.covariance().numpy(), both[:3, 3:], atol=1e-5)
     rotation = orthogonal_map(sums.covariance())

@@ -468,7 +468,7 @@ CASES = [
     ),
     images(
         "a damaged image",
-        "cannot be read (UnidentifiedImageError",
+        "0.png is not an image that Pillow can read: repair or remove it",
         lambda root: (root / "train/ant/0.png").write_bytes(b"x"),
     ),
     images(
@@ -558,7 +558,7 @@ CASES = [
     pixels("a mask in colours", "it is in colours (RGB): expected a number for every pixel", masked(mode="RGB")),
     pixels(
         "a mask that is damaged",
-        "masks/1.png cannot be used",
+        "masks/1.png cannot be used: it is not an image that Pillow can read",
         lambda root: (root / "train/masks/1.png").write_bytes(b"PNG"),
     ),
     pixels(
@@ -585,6 +585,22 @@ CASES = [
         "a gap in the names of classes",
         "classes.txt has no name in line 2: give each value of the masks a name",
         lambda root: (root / "classes.txt").write_text("one\n\ntwo\n"),
+    ),
+    pixels(
+        "names of classes in another encoding",
+        "classes.txt is not text in UTF-8",
+        lambda root: (root / "classes.txt").write_bytes("Straße\nb\nc\n".encode("latin-1")),
+    ),
+    pixels(
+        "validation masks without any class",
+        "no pixel of the validation masks (pixels/val/masks/0.png and so on) is of a class that counts",
+        lambda root: [Image.new("L", (40, 30), 255).save(root / f"val/masks/{number}.png") for number in range(2)],
+    ),
+    pixels(
+        "all classes ignored",
+        "data.ignore is [0, 1, 2], which leaves no class to learn",
+        lambda root: None,
+        "--data.ignore=[0,1,2]",
     ),
     pixels(
         "a network of single labels",
@@ -714,6 +730,12 @@ CASES = [
         "distillation.pooled compares channels over the images of a batch, and data.batch_size is 1",
         "--distillation.pooled=true",
         "--data.batch_size=1",
+    ),
+    features(
+        "margins of a pooled output",
+        "the teacher has none before it, as its output is pooled: leave distillation.pooled out",
+        "--distillation.pooled=true",
+        "--distillation.method=ofd",
     ),
     option("student.part=layer1", "student.part is not for classification: leave it out"),
     option("distillation.pooled=true", "distillation.pooled is not for classification: leave it out"),

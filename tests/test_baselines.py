@@ -160,7 +160,7 @@ def test_overhaul_needs_batch_norms():
     teacher = Plain(8)
     for number in range(3):
         setattr(teacher, f"bn{number}", nn.Identity())
-    with pytest.raises(ValueError, match=r"relu0:input -> relu0:input: OFD takes its margins from a batch norm"):
+    with pytest.raises(ValueError, match=r"relu0:input -> relu0:input: OFD takes .* before it: give taps"):
         FeatureDistiller(teacher, Plain(4), PLAIN_TAPS, BASELINES["ofd"], example=IMAGES)
 
 

@@ -317,6 +317,24 @@ def test_unknown_options(mistake, tiny_file):
     assert "did you mean '--format'" in mistake("export", "run", "--fromat=onnx")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["fit", "RECIPE", "--task=moco", "--objective.temp=0.5"], "--objective.temperature"),
+        (["fit", "RECIPE", "--task=moco", "--objective.que", "3"], "--objective.queue"),
+        (["fit", "RECIPE", "--teacher.training.epoch=1"], "--teacher.training.epochs"),
+        (["fit", "RECIPE", "--ou=x"], "--out"),
+        (["compare", "RECIPE", "--compare.seed=1"], "--compare.seeds"),
+        (["export", "run", "--form=onnx"], "--format"),
+        (["taps", "timm:resnet18", "timm:resnet18", "--image=32"], "--image_size"),
+    ],
+)
+def test_the_beginning_of_an_option_is_not_taken_for_it(mistake, tiny_file, arguments, meant):
+    said = mistake(*(tiny_file if argument == "RECIPE" else argument for argument in arguments))
+    assert "unrecognized arguments: " in said
+    assert f"did you mean '{meant}'" in said
+
+
 OWN = [f"--{role}=matchdistill.models:small_resnet" for role in ("teacher", "student")]
 
 

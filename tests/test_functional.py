@@ -388,7 +388,7 @@ def test_cost_accumulator_over_unequal_batches_equals_one_batch(dtype, tolerance
     accumulator = CostAccumulator()
     for start, stop in ((0, 1), (1, 6), (6, 8), (8, 11)):
         accumulator.update(student[start:stop], teacher[start:stop])
-        assert int(accumulator.count) == stop
+        assert int(accumulator.images) == stop
     cost = accumulator.compute()
     assert cost.dtype == torch.float64
     assert_close(cost, oracles.matching_cost(as_numpy(student), as_numpy(teacher)), rtol=0, atol=tolerance)
@@ -421,7 +421,7 @@ def test_cost_accumulator_keeps_small_terms_after_many_batches():
     for _ in range(512):
         accumulator.update(same, nearly)
     expected = (4.0 + oracles.matching_cost(as_numpy(same), as_numpy(nearly)).item()) / 2
-    assert int(accumulator.count) == 1024
+    assert int(accumulator.images) == 1024
     assert accumulator.compute().item() == pytest.approx(expected, abs=1e-6)
 
 

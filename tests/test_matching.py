@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from matchdistill.functional import matching_cost, solve_assignment
+from matchdistill.functional import empirical_margin, matching_cost, solve_assignment
 from matchdistill.matching import CostAccumulator, Matching, churn, objective, regret
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ def test_batches_add_up_to_the_cost_and_margin_of_all_images(split: tuple[int, .
     sums = CostAccumulator()
     for batch in zip(student.split(split), teacher.split(split), strict=True):
         sums.update(*batch)
-    assert sums.count == 6
+    assert sums.images == 6
     expected = oracles.matching_cost(student.double().numpy(), teacher.double().numpy())
     np.testing.assert_allclose(sums.compute().numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(sums.margin().numpy(), oracles.empirical_margin(teacher.double().numpy()), rtol=1e-6)
@@ -51,10 +51,24 @@ def test_only_the_positions_that_count_are_summed(split: tuple[int, ...]) -> Non
     sums = CostAccumulator()
     for batch in zip(student.split(split), teacher.split(split), mask.split(split), strict=True):
         sums.update(*batch)
-    assert sums.count == 6
+    assert sums.images == 6
     own, others, counts = student.double().numpy(), teacher.double().numpy(), mask.numpy()
     np.testing.assert_allclose(sums.compute().numpy(), oracles.matching_cost(own, others, counts), atol=1e-6)
     np.testing.assert_allclose(sums.margin().numpy(), oracles.empirical_margin(others, counts), rtol=1e-6)
+
+
+def test_a_map_of_few_images_counts_as_little_as_they_do() -> None:
+    """Pooled values are one map of all images of a batch, and a last batch may have one image."""
+    sums = CostAccumulator()
+    for own, others in zip(
+        features(1, 3, 7).split((4, 2, 1), 2), features(1, 5, 7, seed=1).split((4, 2, 1), 2), strict=True
+    ):
+        sums.update(own, others, images=own.shape[2])
+    assert sums.images == 7
+    batches = zip(features(1, 3, 7).split((4, 2, 1), 2), features(1, 5, 7, seed=1).split((4, 2, 1), 2), strict=True)
+    expected = sum(own.shape[2] / 7 * matching_cost(own, others) for own, others in batches)
+    torch.testing.assert_close(sums.compute().float(), expected)
+    torch.testing.assert_close(sums.margin().float(), empirical_margin(features(1, 5, 7, seed=1)))
 
 
 def test_sums_add_up() -> None:
@@ -64,11 +78,11 @@ def test_sums_add_up() -> None:
     for part, own, others in zip(parts[:2], student.split(4), teacher.split(4), strict=True):
         part.update(own, others)
     both = parts[0] + parts[1]
-    assert (both + parts[2]).count == (parts[2] + both).count == both.count == 6
+    assert (both + parts[2]).images == (parts[2] + both).images == both.images == 6
     for total in (both, both + parts[2], parts[2] + both):
         torch.testing.assert_close(total.compute(), whole.compute())
         torch.testing.assert_close(total.margin(), whole.margin())
-    assert [part.count for part in parts] == [4, 2, 0]
+    assert [part.images for part in parts] == [4, 2, 0]
     torch.testing.assert_close(parts[0].compute(), matching_cost(student[:4], teacher[:4]).double())
 
 
@@ -169,7 +183,7 @@ def test_memory_is_flat_over_many_batches() -> None:
     for _ in range(20):
         sums.update(student, teacher)
     assert alive() == before
-    assert sums.count == 168
+    assert sums.images == 168
     assert sum(total.numel() * total.element_size() for total in sums._sums) < 1.01 * 1024 * 2048 * 8
 
 

@@ -27,7 +27,7 @@ ROUNDING = 1e-12  # the share of a channel's mean square that rounding may make 
 class CovarianceSums(FeatureSums):
     """Means and covariances of student and teacher channels over all values; see `FeatureSums`."""
 
-    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None, images: int) -> list[Tensor]:
         """Products of student and teacher (Cs, Ct) and of the teacher's (Ct, Ct), sums, the student's squares, V."""
         with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
             own, first, count = _centred(student, mask)

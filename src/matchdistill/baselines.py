@@ -72,7 +72,8 @@ class OverhaulPosition(FeaturePosition):
         super().__init__(*arguments)
         if self.margin_norm is None:
             raise ValueError(
-                f"{self.name}: OFD takes its margins from a batch norm, and the teacher has none before it"
+                f"{self.name}: OFD takes its margins from a batch norm, and the teacher has none before it: give taps that "
+                "have one, or another method"
             )
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels, bias=False)
         self.norm = FeatureNorm(self.teacher_channels)

@@ -131,6 +131,18 @@ def read_bytes(path: str | Path) -> bytes:
         return file.read()
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a file that people write, in UTF-8 with or without a byte order mark; raises as `open_file` does.
+
+    Raises:
+        ValueError: it is in another encoding.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({cause(error)}): save it as UTF-8") from error
+
+
 # What a value must be: a type (a float may be whole, no number is a bool), list[...], dict[str, ...], one of several types,
 # or a dictionary of the entries that an object must have.
 Kind = type | UnionType | GenericAlias | dict[str, Any]

@@ -25,16 +25,15 @@ class FeatureSums:
     Everything is summed in float64 on the features' device, without waiting for it.
 
     Attributes:
-        count: number of maps of a channel: one for each image, but one for each batch of pooled values, which vary over it.
         images: number of images.
     """
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
-        self.count = self.images = 0
+        self.images = 0
 
-    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """What a batch adds, in the order of `shapes`."""
+    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None, images: int) -> list[Tensor]:
+        """What a batch of so many images adds, in the order of `shapes`."""
         raise NotImplementedError
 
     def shapes(self, students: int, teachers: int) -> list[tuple[int, ...]]:
@@ -52,9 +51,10 @@ class FeatureSums:
             student: features (N, Cs, *).
             teacher: features (N, Ct, *) of the same images and positions.
             mask: positions that count (N, *), bool; None: all.
-            images: how many images they are of; None: N.
+            images: how many images they are of; None: N. Pooled values are one map of all images of a batch.
         """
-        batch = self.parts(student, teacher, mask)
+        images = len(student) if images is None else images
+        batch = self.parts(student, teacher, mask, images)
         if not self._sums:
             self._start(student.shape[1], teacher.shape[1], student.device)
         if batch[0].shape != self._sums[0].shape:
@@ -64,18 +64,17 @@ class FeatureSums:
             )
         for total, part in zip(self._sums, batch, strict=True):
             total += part
-        self.count += len(student)
-        self.images += len(student) if images is None else images
+        self.images += images
 
     def over_ranks(self: Sums, students: int, teachers: int, device: torch.device) -> Sums:
         """The sums over the images of all ranks, on every rank; a rank may have seen none."""
         if not self._sums:
             self._start(students, teachers, device)
         reduced = self + self.empty()
-        counts = torch.tensor([self.count, self.images], device=device)
-        for total in (*reduced._sums, counts):
+        images = torch.tensor(self.images, device=device)
+        for total in (*reduced._sums, images):
             dist.all_reduce(total)
-        reduced.count, reduced.images = map(int, counts.tolist())
+        reduced.images = int(images)
         return reduced
 
     def __add__(self: Sums, other: Sums) -> Sums:
@@ -83,14 +82,14 @@ class FeatureSums:
         both = self.empty()
         parts = [sums for sums in (self._sums, other._sums) if sums]
         both._sums = [sum(totals[1:], totals[0].clone()) for totals in zip(*parts, strict=True)]
-        both.count, both.images = self.count + other.count, self.images + other.images
+        both.images = self.images + other.images
         return both
 
     def _start(self, students: int, teachers: int, device: torch.device) -> None:
         self._sums = [torch.zeros(s, dtype=wide(device), device=device) for s in self.shapes(students, teachers)]
 
     def _check_seen(self) -> None:
-        if self.count == 0:
+        if self.images == 0:
             raise ValueError("no image was seen: a matching needs at least one batch")
 
 
@@ -109,9 +108,11 @@ class CostAccumulator(FeatureSums):
         """Sums of the same kind over no images."""
         return CostAccumulator(self._margins)
 
-    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def parts(self, student: Tensor, teacher: Tensor, mask: Tensor | None, images: int) -> list[Tensor]:
         """Similarities (Cs, Ct), and sum and number of the teacher's negative values (Ct,)."""
         similarity = similarity_sum(student, teacher, mask)
+        if images != len(student):  # a map of several images counts as much as they do: a last batch may have few
+            similarity *= images / max(1, len(student))
         return [similarity, *negative_sum(teacher, mask)] if self._margins else [similarity]
 
     def shapes(self, students: int, teachers: int) -> list[tuple[int, ...]]:
@@ -125,7 +126,7 @@ class CostAccumulator(FeatureSums):
             ValueError: no image was seen.
         """
         self._check_seen()
-        return cost_of(self._sums[0], self.count)
+        return cost_of(self._sums[0], self.images)
 
     def margin(self) -> Tensor:
         """Mean of each teacher channel's negative values (Ct,), float64.

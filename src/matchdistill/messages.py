@@ -71,6 +71,16 @@ def number(name: str, value: float | None, least: float, below: float = math.inf
     yield f"{name} is {value}: expected {expected}"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things.
+
+    Examples:
+        >>> counted(1, "image"), counted(0, "image"), counted(2, "process", "processes")
+        ('1 image', '0 images', '2 processes')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def cause(error: BaseException) -> str:
     """An exception in one line: its type and the first line of its text.
 

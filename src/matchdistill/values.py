@@ -29,10 +29,10 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 
 class OptionParser(ArgumentParser):
-    """A parser of options that names the nearest ones where there is none of a name."""
+    """A parser of options that names the nearest ones where there is none of a name; beginnings of names are not taken."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_HelpFormatter, **options)
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error of arguments that do not fit."""
@@ -40,7 +40,8 @@ class OptionParser(ArgumentParser):
             found := re.match(r"unrecognized arguments: (--[^\s=]+)", message, re.IGNORECASE)
         ):
             known = [name for action in self._actions for name in action.option_strings if not name.endswith("+")]
-            message += did_you_mean(found[1], known)
+            longer = [name for name in known if name.startswith(found[1])]
+            message += did_you_mean(found[1], longer) or did_you_mean(found[1], known)
         elif found := re.search(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)$', message, re.DOTALL):
             message = self.expected(found[1], found[2]) or message
         super().error(message, ex)

@@ -227,7 +227,9 @@ def test_corrupt_images(coco_root, workers, monkeypatch, capfd):
     paths = [coco_root / "train2017" / f"{number:012}.png" for number in (5, 12)]
     for path in paths:
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^image .* cannot be read .*--data.skip_corrupt=true$"):
+    with pytest.raises(
+        ValueError, match=r"^image .* is not an image that Pillow can read: .*--data.skip_corrupt=true$"
+    ):
         list(ready(coco_root, batch_size=3, workers=workers).train_dataloader())
     data = ready(coco_root, batch_size=3, workers=workers, skip_corrupt=True)
     loader = data.train_dataloader()
@@ -236,7 +238,7 @@ def test_corrupt_images(coco_root, workers, monkeypatch, capfd):
         assert sorted(ids(loader)) == [77, 93, 400, 581]
     assert sorted(data.corrupt) == sorted(map(str, paths))
     said = capfd.readouterr().err
-    assert [said.count(f"image {path} cannot be read") for path in paths] == [1, 1]
+    assert [said.count(f"image {path} is not an image") for path in paths] == [1, 1]
 
 
 def test_setup_happens_once(coco_root):

@@ -1,9 +1,10 @@
 import pickle
+import re
 
 import pytest
 import torch
 
-from matchdistill.data import DetectionData, ImageData
+from matchdistill.data import DetectionData, ImageData, LabelsData, UnlabelledData
 from matchdistill.data.images import IMAGE_SETS, ImageSet
 from matchdistill.data.tensors import GrayImages
 
@@ -216,10 +217,10 @@ def test_no_training_batch_of_one(images, sizes):
 
 
 def test_too_few_training_images(process):
-    with pytest.raises(ValueError, match="1 training images for 1 processes"):
+    with pytest.raises(ValueError, match="1 training image for 1 process: each needs at least 2"):
         ready(train_limit=1).train_dataloader()
     process(0, 2)
-    with pytest.raises(ValueError, match="2 training images for 2 processes"):
+    with pytest.raises(ValueError, match="2 training images for 2 processes: each needs at least 2"):
         ready(train_limit=2).train_dataloader()
 
 
@@ -282,3 +283,33 @@ def test_refresh_of_everything_and_of_nothing():
     assert content(data.refresh_dataloader(20, 0)) == content(data.refresh_dataloader(20, 0))
     with pytest.raises(ValueError, match="max_images is 0"):
         data.refresh_dataloader(0, 0)
+
+
+@pytest.mark.parametrize("module", [ImageData, UnlabelledData])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "digits", "root": "x"}, "data.root is given, but 'digits' is built in"),
+        ({"name": "folder", "val_root": "x"}, "data.val_root is for csv, webdataset, not for 'folder': leave it out"),
+        ({"name": "datasets", "val_root": "x"}, "data.val_root is for csv, webdataset, not for 'datasets'"),
+        ({"name": "folder", "download": True}, "data.download is for fashion-mnist, not for 'folder'"),
+        ({"name": "webdataset", "label_column": "x"}, "data.label_column is for csv, datasets, not for 'webdataset'"),
+        ({"name": "imagenet", "image_column": "x"}, "data.image_column is for csv, datasets, not for 'imagenet'"),
+        ({"name": "datasets", "split_column": "x"}, "data.split_column is for csv, not for 'datasets'"),
+        ({"name": "a.b:c", "train_split": "x"}, "data.train_split is for csv, datasets, not for 'a.b:c'"),
+        ({"name": "cub200", "val_split": "x"}, "data.val_split is for csv, datasets, not for 'cub200'"),
+        (
+            {"name": "csv", "val_root": "x", "split_column": "y"},
+            "data.split_column says which images are for validation, but",
+        ),
+    ],
+)
+def test_no_set_ignores_an_option(module, options, said):
+    root = {} if options["name"] == "digits" else {"root": "there"}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        module(**root, **options)
+
+
+def test_no_set_of_several_labels_ignores_a_separator():
+    with pytest.raises(ValueError, match=r"data.label_separator is for csv, not for 'datasets': leave it out"):
+        LabelsData(name="datasets", root="there", label_separator=";")

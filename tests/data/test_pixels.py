@@ -1,5 +1,6 @@
 """Masks, read as each data set stores them, against slow loops."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_a_mask_of_a_picture_on_its_side_is_turned_with_it(tmp_path):
     masks = PngMasks([str(tmp_path / "a/mask.png")], lookup({number: number for number in range(12)}))
     turned = masks.read(0, read.image.size, read.orientation)
     assert np.array_equal(turned * 20, np.asarray(read.image)[..., 0])
-    check_masks([str(tmp_path / "a/x.png")], masks)
+    check_masks([str(tmp_path / "a/x.png")], masks, "training")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,54 @@ def test_what_cannot_be_used_is_named(tmp_path, change, said):
     with pytest.raises(ValueError, match=said) as caught:
         data("folder", root)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "coco", "coco-panoptic"])
+def test_sets_with_classes_of_their_own_take_no_others(tmp_path, name):
+    with pytest.raises(ValueError, match=f"data.classes is given, but {name} has its own: leave it out"):
+        data(name, tmp_path, classes=["a", "b"])
+
+
+@pytest.mark.parametrize(("part", "said"), [("train", "training"), ("val", "validation")])
+@pytest.mark.parametrize(("value", "ignore"), [(255, []), (1, [1])])
+def test_masks_in_which_nothing_counts(tmp_path, part, said, value, ignore):
+    root = write_pixels(tmp_path / "set", train=2, val=2)
+    for path in sorted((root / part / "masks").iterdir()):
+        save(path, np.full_like(np.asarray(Image.open(path)), value))
+        with (
+            pytest.raises(ValueError, match=f"no pixel of the {said} masks .*data.ignore")
+            if path.stem == "001"
+            else (contextlib.nullcontext())
+        ):
+            data("folder", root, ignore=ignore)
+    data("folder", root, ignore=ignore, check_masks=False)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_set_in_which_all_classes_are_ignored(tmp_path, check):
+    root = write_pixels(tmp_path / "set", train=2, val=2)
+    with pytest.raises(ValueError, match=r"data.ignore is \[0, 1, 2\], which leaves no class to learn"):
+        data("folder", root, ignore=[0, 1, 2], check_masks=check)
+    data("folder", root, ignore=[0, 1], check_masks=check)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Straße\ncross\ndisc\n".encode("utf-8-sig"), None),
+        ("Straße\r\ncross\r\ndisc".encode(), None),
+        ("Straße\ncross\ndisc\n".encode("latin-1"), r"classes.txt is not text in UTF-8 .*: save it as UTF-8"),
+        ("Straße\ncross\ndisc\n".encode("utf-16"), r"classes.txt is not text in UTF-8 .*: save it as UTF-8"),
+    ],
+)
+def test_names_of_classes_as_editors_save_them(tmp_path, content, said):
+    root = write_pixels(tmp_path / "set", train=1, val=1)
+    (root / "classes.txt").write_bytes(content)
+    if said is None:
+        assert data("folder", root).class_names == ["Straße", "cross", "disc"]
+        return
+    with pytest.raises(ValueError, match=said):
+        data("folder", root)
 
 
 def test_masks_are_checked_when_they_are_used_if_not_before(tmp_path):

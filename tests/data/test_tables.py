@@ -156,7 +156,7 @@ GOOD = "train/cat/2.webp,cat,train\n"
             HEADER + GOOD + "val/dog/2.webp,dog,val\n",
             "t.csv has validation images of classes without training images: dog",
         ),
-        ("path,label\nä,b".encode("latin-1"), "t.csv cannot be read .*: expected text in UTF-8"),
+        ("path,label\nä,b".encode("latin-1"), "t.csv is not text in UTF-8 .*: save it as UTF-8"),
     ],
 )
 def test_bad_tables(image_root, content, message):

@@ -4,9 +4,11 @@ import io
 import re
 
 import pytest
+import yaml
 from rich.console import Console
 
 from matchdistill.runs import train
+from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.telling import SHARE, costly_refreshes, strong_features
 from matchdistill.runs.train import fit
 
@@ -85,6 +87,25 @@ def test_features_that_drown_the_labels_are_told(tiny, tmp_path, capsys, weight,
     found = re.search(r"the loss of features is (\d+) times the loss on labels", capsys.readouterr().out)
     assert (found is not None) is told
     assert found is None or int(found[1]) > 3
+
+
+def test_the_own_loss_of_a_task_without_labels_is_named(tmp_path, capsys, one_thread):
+    network = {"name": "matchdistill.models:small_resnet", "options": {"width": 2}}
+    values = {
+        "task": "moco",
+        "data": {"train_limit": 40, "val_limit": 20, "batch_size": 20},
+        "teacher": network,
+        "student": network,
+        "objective": {"queue": 40},
+        "training": {"epochs": 1},
+        "distillation": {"method": "mgd-amp", "weights": {"mgd": 500}},
+        "trainer": {"accelerator": "cpu", "loggers": []},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    fit(load_recipe(tmp_path / "r.yaml"), tmp_path / "run")
+    told = capsys.readouterr().out
+    assert re.search(r"the loss of features is \d+ times the InfoNCE loss, and 2 steps are few", told)
+    assert "labels" not in told
 
 
 def test_a_smaller_weight_brings_the_losses_together():

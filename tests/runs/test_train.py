@@ -314,7 +314,7 @@ def test_a_finished_run_is_returned_and_another_recipe_refused(tiny, tmp_path):
 
 def test_faults_of_the_students_data_are_found_before_the_teacher_is_trained(tiny, tmp_path):
     out, teacher = tmp_path / "run", ("--teacher.weights=null", "--teacher.training.epochs=1")
-    with pytest.raises(ValueError, match="1 training images for 1 processes: each needs 2 at least"):
+    with pytest.raises(ValueError, match="1 training image for 1 process: each needs at least 2"):
         fit(tiny(*teacher, "--data.train_limit=1", "--teacher.train_limit=60"), out)
     with pytest.raises(ValueError, match="1 validation images cannot be shared among 2 processes"):
         fit(tiny(*teacher, "--data.val_limit=1", "--trainer.devices=2", "--trainer.strategy=ddp"), out)

@@ -169,6 +169,39 @@ def test_without_labels_features_are_compared(of_tree, tmp_path):
     assert comparing([metrics]) is TASKS["features"].metrics[2]
 
 
+@pytest.mark.parametrize("method", ["mgd-amp", "fitnets", "none"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_validation_measures_what_the_run_did(of_tree, tmp_path, method, pooled):
+    """The teacher has no weights: they are random, by the seed."""
+    arguments = (
+        f"--distillation.method={method}",
+        f"--distillation.pooled={str(pooled).lower()}",
+        "--training.ema=0.5",
+    )
+    fitted = fit(of_tree(*arguments), tmp_path / "run", quiet=True)
+    found = validate(of_tree(*arguments), tmp_path / "run")
+    assert found["student"] == pytest.approx(fitted.student, rel=1e-5)
+    assert ("held_out_loss" in found["student"]) is (method != "none")
+    if method == "fitnets":
+        (tmp_path / "run" / "last.ckpt").unlink()
+        with pytest.warns(
+            UserWarning, match=r"the loss of features is not measured: it takes .*last.ckpt, which is gone"
+        ):
+            left = validate(of_tree(*arguments), tmp_path / "run")["student"]
+        assert left == {"matched_cosine": pytest.approx(fitted.student["matched_cosine"], rel=1e-5)}
+
+
+@pytest.mark.pages
+def test_a_run_that_learns_from_its_teacher_alone_names_no_student_alone(of_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    of_tree(training={"epochs": 1})
+    assert cli.main(["fit", "r.yaml", "--out=run"]) == 0
+    shown = capsys.readouterr().out
+    assert "held-out feature loss" in shown
+    assert "student alone" not in shown
+    assert "--baseline" not in Path("run/report.html").read_text()
+
+
 @pytest.mark.pages
 def test_the_student_as_it_was_given_is_what_methods_are_compared_with(of_tree, teacher_weights, tmp_path):
     """It is measured and not trained, beside its teacher without labels."""

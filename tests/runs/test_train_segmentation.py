@@ -76,6 +76,17 @@ def test_the_teacher_is_trained_first_and_the_backbone_kept_once(pixelset, tmp_p
     assert validate(recipe, tmp_path / "run", trust=True)["student"] == metrics.student
 
 
+def test_masks_of_no_class_end_a_run_that_did_not_read_them_first(pixelset, tmp_path):
+    recipe = pixelset("--data.check_masks=false", "--training.epochs=1", "--distillation.method=none")
+    recipe.data.setup()
+    recipe.data.val_set.images.masks.labels[:] = -1
+    with pytest.raises(
+        FloatingPointError, match=r"mIoU of the student is nan on the validation images: either nothing"
+    ):
+        fit(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
 def test_it_learns(pixelset, tmp_path):
     """From bright crosses and discs on noise, in a few epochs, far more than the share of the background."""
     arguments = ("--training.epochs=40", "--training.lr=0.1", "--distillation.method=none", "--data.scale=[1,1]")

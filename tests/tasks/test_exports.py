@@ -12,6 +12,7 @@ from matchdistill.data import DetectionData
 from matchdistill.models import detector, small_resnet
 from matchdistill.tasks.classification.export import export_classifier
 from matchdistill.tasks.detection.export import export_detector
+from matchdistill.tasks.exporting import write_checked
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -67,6 +68,15 @@ def test_graphs_compute_the_same_for_any_number_of_images(student, tmp_path, kin
         np.testing.assert_allclose(run(path, images), expected, atol=1e-4)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert not student.training
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.5, 1e-4), (1.0, 1e-4), (2e5, 5e-10)])
+def test_differences_are_relative_to_large_outputs(tmp_path, scale, expected):
+    values = torch.tensor([scale, -scale / 2], dtype=torch.float64)
+    found = write_checked(tmp_path / "f", lambda path: path.write_bytes(b""), lambda _: values + 1e-4, values)
+    assert found == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match="outputs differ by"):
+        write_checked(tmp_path / "g", lambda path: path.write_bytes(b""), lambda _: values * 1.1 + 0.1, values)
 
 
 def test_onnx_names(student, tmp_path):

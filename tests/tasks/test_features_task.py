@@ -1,17 +1,21 @@
 """The task features, but for whole runs, which are in tests/runs/test_train_features.py."""
 
+import re
+
 import pytest
 import timm
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn import functional as F
+from torchmetrics.utilities import dim_zero_sum
 from torchvision import models
 
 from matchdistill import MatchingDistiller
 from matchdistill.baselines import FitNetsPosition
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import small_resnet
+from matchdistill.models.preparation import IMAGENET
 from matchdistill.runs.recipe import load_recipe
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.features.module import Likeness, _freeze_rest
@@ -138,6 +142,33 @@ def test_likeness_is_that_of_a_slow_loop(matched):
     assert found["held_out_loss"].item() == pytest.approx(sum(losses) / len(IMAGES), rel=1e-5)
 
 
+@pytest.mark.parametrize("batch", [2, 3, 5])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_likeness_of_pooled_values_does_not_depend_on_the_batches(batch, processes):
+    """A last batch of one image, whose channels are alike but for their signs, counts as one image of the set."""
+    torch.manual_seed(0)
+    teacher, student = small_resnet(width=6), small_resnet(width=4)
+    tap = find_pooling(student, IMAGES, "student").tap
+    distiller = FeatureDistiller(teacher, student, [(tap, tap)], FitNetsPosition, example=IMAGES).eval()
+    images = torch.randn(11, 3, 16, 16)
+    measures, taken = [Likeness(distiller) for _ in range(processes)], []
+    for number, part in enumerate(images.split(batch)):
+        with distiller.capture() as captured, torch.no_grad():
+            student(part)
+        measures[number % processes].update(captured, len(part), trained=True)
+        taken.append([next(iter(each.values())).clone() for each in (captured.values, captured.teacher_values)])
+    for name in measures[0]._defaults:  # as torchmetrics sums over processes
+        assert measures[0]._reductions[name] is dim_zero_sum
+        setattr(measures[0], name, sum(getattr(measure, name) for measure in measures))
+    ours, theirs = (torch.cat([each[role] for each in taken]).double() for role in (0, 1))
+    table = torch.zeros(ours.shape[1], theirs.shape[1])
+    for i in range(len(table)):
+        for j in range(theirs.shape[1]):
+            table[i, j] = F.cosine_similarity(ours[:, i], theirs[:, j], dim=0)
+    expected = table[linear_sum_assignment(-table.numpy())].mean()
+    torch.testing.assert_close(measures[0].compute()["matched_cosine"], expected, atol=1e-6, rtol=0)
+
+
 def test_what_leads_to_no_position_is_frozen():
     network = name_part(Pyramid(), "encoder")
     teacher = Pyramid().encoder
@@ -185,6 +216,25 @@ def test_settings_that_do_not_fit():
             load_recipe("quickstart", f"--task={task}", f"--{setting}", "--data.root=x")
     with pytest.raises(ValueError, match=r"distillation.pooled is not for classification"):
         load_recipe("quickstart", "--distillation.pooled=true")
+
+
+@pytest.mark.parametrize("task", ["features", "moco"])
+def test_a_network_without_a_head_is_named_as_timm_does(task):
+    """num_classes=0; the data's classes have nothing to do with it."""
+    network = {"name": "timm:resnet10t", "options": {"num_classes": 0}}
+    given = [f"--{role}.{key}={value}" for role in ("teacher", "student") for key, value in network.items()]
+    options = ["--teacher.weights=null", "--student.weights=null", "--distillation.method=mgd-amp"]
+    recipe = load_recipe("features_fashion_mnist", f"--task={task}", *given, *options)
+    built = TASKS[task].build(recipe.teacher, 10)
+    assert built.eval()(IMAGES).shape == (3, 512)
+    with pytest.raises(ValueError, match=r"teacher.options.num_classes cannot be given: the data has its number"):
+        load_recipe("quickstart", *given)
+    described = {"name": network["name"], "options": TASKS[task].bare(network["options"]), "num_classes": 0}
+    described |= {"image_size": 32, "preparation": IMAGENET.plain(), "gray": False, "class_names": []}
+    code = TASKS[task].card(built, described, {}).use("safetensors", "f")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*\nmodel = .*?)\n", code, re.DOTALL)[1], names)
+    assert names["model"](IMAGES).shape == (3, 512)
 
 
 def test_metrics_are_in_the_order_by_which_runs_compare():

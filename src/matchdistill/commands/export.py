@@ -52,7 +52,8 @@ def export(arguments: Sequence[str]) -> None:
         path, options.format, card, model, described, recipe, metrics, options.license, options.push, alone
     )
     size = f"{path.stat().st_size:,} bytes"
-    print(f"{path}: {size}, outputs within {difference:.1g} of the model's; with {CARD} and {CONFIG}")
+    relative = " (relative, where outputs are above 1)" if difference else ""
+    print(f"{path}: {size}, outputs within {difference:.1g} of the model's{relative}; with {CARD} and {CONFIG}")
     if options.push is None:
         return
     message = options.message or f"{title_of(recipe)}, by matchdistill {version('matchdistill')}"

@@ -50,7 +50,9 @@ def fit(arguments: Sequence[str]) -> None:
         found = {"teacher": metrics.teacher, "student": metrics.student}
         title = f"{metrics.method}, {metrics.epochs} epochs: {out}"
         print_metrics(TASKS[recipe.task].metrics, found, title, metrics.parameters)
-        if recipe.distillation.needs_teacher and metrics.measured:
-            line = alone_in_words(metrics, read_alone(out), command_for_alone(arguments, out))
+        alone, task = read_alone(out), TASKS[recipe.task]
+        # Where a student learns from its teacher alone, there is none without it to compare with.
+        if recipe.distillation.needs_teacher and metrics.measured and (alone is not None or task.learns_from):
+            line = alone_in_words(metrics, alone, command_for_alone(arguments, out))
             console().print(line, highlight=False, soft_wrap=True)
         point_to_page(out / REPORT, resolved.open)

@@ -13,7 +13,7 @@ import torch
 
 from matchdistill.data.archives import extract_once
 from matchdistill.data.folder import ImageFiles, walk
-from matchdistill.files import read_bytes
+from matchdistill.files import read_text
 from matchdistill.messages import cause
 
 CUB_SIZES = (5_994, 5_794, 200)  # training images, test images, classes
@@ -95,7 +95,7 @@ def read_cub(folder: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
 def _read_list(path: Path) -> dict[int, str]:
     """The values of a list by ID."""
     try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({cause(error)}): {AGAIN}") from error
     values: dict[int, str] = {}

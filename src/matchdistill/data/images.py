@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from matchdistill.data.tensors import (
     load_fashion_mnist,
 )
 from matchdistill.files import path_of
-from matchdistill.messages import did_you_mean, number, whole
+from matchdistill.messages import did_you_mean, listed, number, whole
 from matchdistill.models.preparation import IMAGENET, LARGEST_IMAGE, Preparation
 
 Images = GrayImages | ImageFiles
@@ -53,6 +53,7 @@ class ImageSet:
             are cropped.
         flip: whether training images are mirrored if they are varied.
         options: whether it takes ``data.options``.
+        takes: which of the options in `OF_SOME` it takes.
         own: whether a function of the user's own reads it.
     """
 
@@ -64,6 +65,11 @@ class ImageSet:
     flip: bool = True
     options: bool = False
     own: bool = False
+    takes: tuple[str, ...] = ("root",)
+
+
+COLUMNS = ("image_column", "label_column", "train_split", "val_split")
+OF_SOME = ("root", "download", "val_root", "split_column", *COLUMNS)  # what only some sets take, and no set may ignore
 
 
 def _read_digits(_: Place) -> Split:
@@ -104,9 +110,13 @@ def _own(root: Path | None, options: ImageOptions) -> OwnSet:
 
 
 IMAGE_SETS = {
-    "digits": ImageSet(16, _read_digits, small=True, flip=False),
+    "digits": ImageSet(16, _read_digits, small=True, flip=False, takes=()),
     "fashion-mnist": ImageSet(
-        32, _read_fashion_mnist, locate=lambda root, options: find_fashion_mnist(root, options.download), small=True
+        32,
+        _read_fashion_mnist,
+        locate=lambda root, options: find_fashion_mnist(root, options.download),
+        small=True,
+        takes=("root", "download"),
     ),
     "folder": ImageSet(224, find_images, "the folder that holds train/ and val/"),
     "imagenet": ImageSet(
@@ -115,11 +125,24 @@ IMAGE_SETS = {
         "the folder that holds train/ and val/, or the official archives",
         locate=lambda root, _: extract_imagenet(root),
     ),
-    "csv": ImageSet(224, Table.read, "the file with columns of paths and labels", locate=_table),
-    "datasets": ImageSet(
-        224, HubSet.read, "a saved data set, a folder, a file or a name of the Hub", _hub, options=True
+    "csv": ImageSet(
+        224,
+        Table.read,
+        "the file with columns of paths and labels",
+        locate=_table,
+        takes=("root", "val_root", "split_column", *COLUMNS),
     ),
-    "webdataset": ImageSet(224, Shards.read, "a folder of .tar files, or a pattern of their names", _shards),
+    "datasets": ImageSet(
+        224,
+        HubSet.read,
+        "a saved data set, a folder, a file or a name of the Hub",
+        _hub,
+        options=True,
+        takes=("root", *COLUMNS),
+    ),
+    "webdataset": ImageSet(
+        224, Shards.read, "a folder of .tar files, or a pattern of their names", _shards, takes=("root", "val_root")
+    ),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
 
@@ -212,6 +235,8 @@ class ImageOptions(AugmentingOptions):
             yield f"{prefix}.name is {self.name!r}: give {needed} as {prefix}.root"
         elif chosen.small and self.crop_scale is not None and not self.cropped:
             yield f"{prefix}.crop_scale is of sets that are cropped: leave it out with {self.name}, whose images are shifted"
+        if chosen is not None:
+            yield from self._untaken(prefix, chosen)
         yield from whole(f"{prefix}.image_size", self.image_size, 1, LARGEST_IMAGE)
         if self.options and chosen is not None and not chosen.options:
             yield f"{prefix}.options is given, but {self.name!r} takes none: leave it out"
@@ -221,6 +246,27 @@ class ImageOptions(AugmentingOptions):
         yield from super().problems(prefix)
         yield from path_problems(self.root)
         yield from path_problems(self.val_root)
+
+    def _untaken(self, prefix: str, chosen: ImageSet) -> Iterator[str]:
+        """The options that are given and that the set would ignore."""
+        usual = {field.name: field.default for field in fields(ImageOptions)}
+        given = [name for name in OF_SOME if getattr(self, name) != usual[name]]
+        for name in given:
+            if name == "root" and name not in chosen.takes:
+                yield (
+                    f"{prefix}.root is given, but {self.name!r} is built in: say what lies there as {prefix}.name, for "
+                    "example folder, or leave it out"
+                )
+            elif name not in chosen.takes:
+                takers = listed([each for each, other in IMAGE_SETS.items() if name in other.takes])
+                yield f"{prefix}.{name} is for {takers}, not for {self.name!r}: leave it out"
+        if "val_root" in given and "split_column" in chosen.takes:
+            for name in ("split_column", "train_split", "val_split"):
+                if name in given:
+                    yield (
+                        f"{prefix}.{name} says which images are for validation, but these are those of {prefix}.val_root: "
+                        "give one of them"
+                    )
 
 
 class ImageData(DataModule):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from matchdistill.data.images import IMAGE_SETS, OWN, ImageData, ImageOptions, Images, ImageSet
+from matchdistill.data.tables import USUAL_SEPARATOR
 from matchdistill.messages import did_you_mean
 
 
@@ -57,7 +58,7 @@ class LabelsOptions(ImageOptions):
     """
 
     name: str = "csv"
-    label_separator: str = "|"
+    label_separator: str = USUAL_SEPARATOR
 
     @property
     def image_set(self) -> ImageSet | None:
@@ -69,6 +70,8 @@ class LabelsOptions(ImageOptions):
         """What is wrong with the values, one by one, under the names that they have in a recipe."""
         if not self.label_separator:
             yield f"{prefix}.label_separator is empty: give what stands between the names of an image's classes"
+        elif self.label_separator != USUAL_SEPARATOR and self.name != "csv" and self.image_set is not None:
+            yield f"{prefix}.label_separator is for csv, not for {self.name!r}: leave it out"
         if self.image_set is None:
             yield (
                 f"{prefix}.name is {self.name!r}: expected {', '.join(LABEL_SETS)} or package.module:function"

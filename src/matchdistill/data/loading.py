@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from matchdistill.distributed import rank_and_world
+from matchdistill.messages import counted
 from matchdistill.slots import checksum
 
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
@@ -240,7 +241,8 @@ def strided_batches(count: int, batch_size: int, rank: int, world: int) -> list[
         ([[0, 2], [4, 6]], [[1, 3], [5]])
     """
     if count < world:
-        raise ValueError(f"{count} validation images cannot be shared among {world} processes: use fewer processes")
+        images = counted(count, "validation image")
+        raise ValueError(f"{images} cannot be shared among {world} processes: use fewer processes")
     # As many as the largest share needs, but no more than the smallest can fill.
     batches = min(-(-count // (world * batch_size)), count // world)
     return [part.tolist() for part in torch.arange(rank, count, world).tensor_split(batches)]

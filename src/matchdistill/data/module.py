@@ -29,7 +29,7 @@ from matchdistill.data.pictures import read_picture
 from matchdistill.data.reading import FileDataset
 from matchdistill.distributed import rank_and_world
 from matchdistill.files import path_of
-from matchdistill.messages import LARGEST, did_you_mean, number, whole
+from matchdistill.messages import LARGEST, counted, did_you_mean, number, whole
 from matchdistill.models.preparation import IMAGENET, Preparation
 
 MOST_WORKERS = 1024
@@ -195,9 +195,8 @@ class DataModule(pl.LightningDataModule, ABC):
         """Raise a ValueError unless there are enough images for so many processes."""
         self.setup()
         if -(-len(self.train_set) // world) < self.fewest:
-            raise ValueError(
-                f"{len(self.train_set)} training images for {world} processes: each needs {self.fewest} at least"
-            )
+            images, processes = counted(len(self.train_set), "training image"), counted(world, "process", "processes")
+            raise ValueError(f"{images} for {processes}: each needs at least {self.fewest}")
         strided_batches(len(self.val_set), self.options.batch_size, 0, world)
 
     def train_dataloader(self) -> BatchLoader:

@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from matchdistill.files import open_file
+from matchdistill.messages import cause, printable
 
 # Of Pillow's, without documents and drawings, for some of which it starts other programs.
 FORMATS = tuple(
@@ -86,6 +87,13 @@ def read_picture(place: Place | Path, white: float | None = None, max_pixels: in
         return _picture(content, white, max_pixels)
     with content as stream, _allowed(max_pixels), Image.open(stream, formats=READERS) as file:
         return _picture(file, white, max_pixels)
+
+
+def unreadable(path: str, error: BaseException) -> str:
+    """What is said of an image file by the error of `read_picture`."""
+    if isinstance(error, UnidentifiedImageError):  # whose own words are of the stream that Pillow was given
+        return f"image {printable(path)} is not an image that Pillow can read"
+    return f"image {printable(path)} cannot be read ({cause(error)})"
 
 
 def _picture(file: Image.Image, white: float | None, max_pixels: int | None) -> Picture:

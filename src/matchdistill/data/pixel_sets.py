@@ -19,7 +19,7 @@ from matchdistill.data.annotations import read_coco
 from matchdistill.data.folder import some, val_folder, walk
 from matchdistill.data.pictures import IMAGE_SUFFIXES
 from matchdistill.data.pixels import MOST_CLASSES, DrawnMasks, PanopticMasks, PixelMasks, PngMasks, Values, lookup
-from matchdistill.files import read_json
+from matchdistill.files import read_json, read_text
 
 CLASSES_FILE = "classes.txt"
 VOC_CLASSES = (
@@ -81,12 +81,17 @@ def _class_names(wanted: Wanted) -> list[str]:
                 f"{wanted.root} has no {CLASSES_FILE}: write the names of the classes into it, a line for each value of the "
                 "masks from 0 on, or give them as data.classes"
             )
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        names = [line.strip() for line in read_text(path).rstrip().splitlines()]
         if "" in names:
             raise ValueError(f"{path} has no name in line {names.index('') + 1}: give each value of the masks a name")
     if not 1 < len(names) <= MOST_CLASSES or len(set(names)) < len(names):
         raise ValueError(f"{source} has {len(names)} names: expected 2 to {MOST_CLASSES}, each once")
     return list(names)
+
+
+def _check_own_classes(wanted: Wanted, name: str) -> None:
+    if wanted.classes is not None:
+        raise ValueError(f"data.classes is given, but {name} has its own: leave it out")
 
 
 def _numbered(names: Sequence[str], ignore: Sequence[int]) -> Values:
@@ -161,7 +166,7 @@ def read_voc(wanted: Wanted) -> Sets:
             near = next((path for path in sorted(root.glob("**/VOC20*")) if (path / "ImageSets").is_dir()), None)
             hint = f"; did you mean {str(near)!r} as data.root?" if near else ""
             raise ValueError(f"{listing} does not exist{hint}")
-        stems = listing.read_text(encoding="utf-8").split()
+        stems = read_text(listing).split()
         if not stems:
             raise ValueError(f"{listing} names no images")
         images = [str(root / "JPEGImages" / f"{stem}.jpg") for stem in stems]
@@ -182,8 +187,7 @@ def read_cityscapes(wanted: Wanted) -> Sets:
     """``leftImg8bit/train/CITY/*_leftImg8bit.png`` and ``gtFine/train/CITY/*_gtFine_labelIds.png``; ``val`` likewise."""
     root = wanted.root
     names = list(CITYSCAPES.values())
-    if wanted.classes is not None:
-        raise ValueError("data.classes is given, but cityscapes has its own: leave it out")
+    _check_own_classes(wanted, "cityscapes")
     labels = lookup({number: label for label, number in enumerate(CITYSCAPES)}, [*CITYSCAPES_OTHERS, *wanted.ignore])
     sets = []
     for split in wanted.named("train", "val"):
@@ -207,6 +211,7 @@ def _cityscapes_mask(root: Path, split: str, image: str) -> str:
 
 def read_coco_objects(wanted: Wanted) -> Sets:
     """COCO's objects, ``annotations/instances_train2017.json``: their masks are drawn, what is behind them is class 0."""
+    _check_own_classes(wanted, "coco")
     root = wanted.root
     sets, categories = [], []
     for split in wanted.named("train2017", "val2017"):
@@ -221,6 +226,7 @@ def read_coco_objects(wanted: Wanted) -> Sets:
 
 def read_coco_panoptic(wanted: Wanted) -> Sets:
     """COCO's panoptic PNGs, ``annotations/panoptic_train2017.json`` and ``annotations/panoptic_train2017/*.png``."""
+    _check_own_classes(wanted, "coco-panoptic")
     root = wanted.root
     sets, categories = [], []
     for split in wanted.named("train2017", "val2017"):

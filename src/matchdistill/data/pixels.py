@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from matchdistill.data.coco import LYING, CocoImages
@@ -121,8 +122,15 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in ends)
 
 
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=READERS)
+    except UnidentifiedImageError as error:  # whose own words are of the stream
+        raise ValueError("it is not an image that Pillow can read") from error
+
+
 def _opened(path: str) -> Image.Image:
-    with open_file(path) as stream, Image.open(stream, formats=READERS) as file:
+    with open_file(path) as stream, _identified(stream) as file:
         if file.format != "PNG":
             raise ValueError(f"it is of type {file.format}: expected a PNG, which keeps every value")
         file.load()
@@ -210,25 +218,36 @@ class DrawnMasks(PixelMasks):
         return drawn
 
 
-def check_masks(paths: Sequence[str], masks: PixelMasks) -> None:
+def check_masks(paths: Sequence[str], masks: PixelMasks, part: str) -> None:
     """Read all masks, and the heads of their images, in several threads.
 
+    Args:
+        paths: the images.
+        masks: their masks.
+        part: what the images are called in messages, "training" or "validation".
+
     Raises:
-        ValueError: in one line, how many cannot be used, and the first ones.
+        ValueError: in one line, how many cannot be used, and the first ones; or that no mask has a pixel that counts.
     """
 
-    def problem(index: int) -> str | None:
+    def problem(index: int) -> str | bool:
+        """What is wrong with a mask; else whether it has a pixel that counts."""
         try:
-            masks.read(index, *_shown_as(paths[index]))
+            return bool((masks.read(index, *_shown_as(paths[index])) >= 0).any())
         except ValueError as error:
             return str(error)
-        return None
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        problems = [found for found in threads.map(problem, range(len(paths))) if found]
+        found = list(threads.map(problem, range(len(paths))))
+    problems = [each for each in found if isinstance(each, str)]
     if problems:
         more = f"; and {len(problems) - NAMED} more of {len(paths)}" if len(problems) > NAMED else ""
         raise ValueError("; ".join(problems[:NAMED]) + more)
+    if found and not any(found):
+        raise ValueError(
+            f"no pixel of the {part} masks ({masks.paths[0]} and so on) is of a class that counts, as all are {VOID} or in "
+            "data.ignore: give masks with classes, or take their values out of data.ignore"
+        )
 
 
 def _shown_as(path: str | Path) -> tuple[tuple[int, int] | None, int]:

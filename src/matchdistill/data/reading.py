@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from matchdistill.data.pictures import Picture, Place, read_picture
-from matchdistill.messages import cause, printable
+from matchdistill.data.pictures import Picture, Place, read_picture, unreadable
+from matchdistill.messages import printable
 
 
 class FileDataset(Dataset[Any], ABC):
@@ -57,7 +57,7 @@ class FileDataset(Dataset[Any], ABC):
             picture = self.read(path)
             self._check(index, picture)
         except Exception as error:  # Pillow's readers fail in every way on damaged files
-            message = f"image {printable(str(path))} cannot be read ({cause(error)})"
+            message = unreadable(str(path), error)
             if not self.skip_corrupt:
                 raise ValueError(
                     f"{message}: repair or remove it, or skip such images with --data.skip_corrupt=true"

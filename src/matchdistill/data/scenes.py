@@ -305,7 +305,9 @@ def joined(polygons: list[list[int]]) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m matchdistill.data.scenes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m matchdistill.data.scenes", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument("--train", type=int, default=1000, help="number of training images (%(default)s)")
     parser.add_argument("--val", type=int, default=300, help="number of validation images (%(default)s)")

@@ -134,6 +134,11 @@ class SegmentationData(DataModule):
             raise ValueError(f"data.root {root} {'is a file' if root.exists() else 'does not exist'}")
         wanted = Wanted(root, (options.train_split, options.val_split), options.classes, options.ignore)
         train, val, names = PIXEL_SETS[options.name](wanted)
+        if (train.masks.labels < 0).all():
+            raise ValueError(
+                f"data.ignore is {options.ignore}, which leaves no class to learn ({len(names)} classes, {names[0]} to "
+                f"{names[-1]}): take the values of some out of it"
+            )
         return train, val, names
 
     def _groups(self, images: PixelImages) -> Tensor:
@@ -141,7 +146,7 @@ class SegmentationData(DataModule):
 
     def _dataset(self, images: PixelImages, training: bool) -> PixelDataset:
         if self.options.check_masks:
-            check_masks(images.paths, images.masks)
+            check_masks(images.paths, images.masks, "training" if training else "validation")
         return PixelDataset(
             images,
             joint_transform(self.options, training),

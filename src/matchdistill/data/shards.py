@@ -177,7 +177,7 @@ def _label(member: Member) -> str:
     with member.open() as file:
         content = file.read()
     try:
-        label = same_name(content.decode().strip())
+        label = same_name(content.decode("utf-8-sig").strip())
     except UnicodeDecodeError:
         label = ""
     if not label or "\n" in label:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from matchdistill.data.classes import named_classes, several_classes
 from matchdistill.data.folder import VAL_NAMES, ImageFiles, same_name
-from matchdistill.files import read_bytes
+from matchdistill.files import read_text
 from matchdistill.messages import cause, did_you_mean, listed, printable
 
 USUAL_SEPARATOR = "|"  # of several labels
@@ -137,9 +137,9 @@ Found = Iterator[tuple[str, dict[str | None, str]]]  # of each row where it is, 
 
 def _delimited(path: Path, needed: dict[str, str], optional: str | None) -> Found:
     try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"table {path} cannot be read ({cause(error)}): expected text in UTF-8") from error
+        text = read_text(path)
+    except OSError as error:
+        raise ValueError(f"table {path} cannot be read ({cause(error)})") from error
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=DELIMITERS[path.suffix.lower()], skipinitialspace=True, strict=True
     )

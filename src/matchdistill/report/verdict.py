@@ -36,7 +36,7 @@ def of_run(run: Run) -> Verdict:
     if metric is not None and alone is not None and metric.name in alone.student and metric.name in done.student:
         gain = Mean(done.student[metric.name] - alone.student[metric.name], None)
         parts.append(in_words(gain, metric, 1))
-    unknown = [] if run.method == "none" or alone is not None else [_without_baseline(run)]
+    unknown = [_without_baseline(run)] if run.method != "none" and alone is None and run.task.learns_from else []
     if run.examined is None and run.task.data is not None:
         unknown.append(_without_evidence(run))
     parts += _cheaper(run)

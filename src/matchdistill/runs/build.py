@@ -37,9 +37,7 @@ def build_module(recipe: Recipe) -> DistilledModule:
     task, data = TASKS[recipe.task], recipe.data
     data.setup()
     # Of its own, or an untrained teacher would be drawn as the student is.
-    pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
-    has_teacher = recipe.distillation.needs_teacher or (task.by_teacher and recipe.teacher.name is not None)
-    teacher = build_teacher(recipe, recipe.teacher.weights) if has_teacher else None
+    teacher = first_teacher(recipe)
     pl.seed_everything(recipe.seed, verbose=False)
     student = _build(recipe, recipe.student, data.num_classes)
     task.check(student, data, "student")
@@ -66,6 +64,13 @@ def build_module(recipe: Recipe) -> DistilledModule:
     return module
 
 
+def first_teacher(recipe: Recipe) -> nn.Module | None:
+    """The teacher as a run begins with it; None if it has none. Weights that are not given are random, by the seed."""
+    pl.seed_everything(mix_seed("teacher", recipe.seed), verbose=False)
+    by_teacher = TASKS[recipe.task].by_teacher and recipe.teacher.name is not None
+    return build_teacher(recipe, recipe.teacher.weights) if recipe.distillation.needs_teacher or by_teacher else None
+
+
 def build_distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> FeatureDistiller | None:
     """The distiller of features of a recipe's method; None where the method has none.
 
@@ -89,15 +94,21 @@ def _distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> Featur
     prepare = prepared if recipe.trainer.prepare_teacher else None
     if family.matcher is None:
         assert family.position is not None
-        return FeatureDistiller(
-            parts.teacher,
-            parts.student,
-            parts.taps,
-            family.position,
-            loss_weight=settings.feature_weight,
-            example=parts.example,
-            prepare=prepare,
-        )
+        try:
+            return FeatureDistiller(
+                parts.teacher,
+                parts.student,
+                parts.taps,
+                family.position,
+                loss_weight=settings.feature_weight,
+                example=parts.example,
+                prepare=prepare,
+            )
+        except ValueError as error:
+            said, advice = str(error).split(": give taps")[0], "leave distillation.pooled out"
+            if not settings.pooled or not said.startswith(" -> ".join(map(str, parts.taps[-1])) + ": OFD"):
+                raise
+            raise ValueError(f"{said}, as its output is pooled: {advice}, or choose another method") from error
     assert method.reduction is not None
     return MatchingDistiller(
         parts.teacher,

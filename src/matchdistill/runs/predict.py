@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from matchdistill.data.folder import walk
 from matchdistill.data.loading import as_it_is
 from matchdistill.data.module import MOST_WORKERS
-from matchdistill.data.pictures import IMAGE_SUFFIXES, read_picture
+from matchdistill.data.pictures import IMAGE_SUFFIXES, read_picture, unreadable
 from matchdistill.files import atomic_write, path_of, read_json, write_json
 from matchdistill.messages import cause, listed, number, printable, whole
 from matchdistill.models import load_weights
@@ -139,12 +139,11 @@ class Predictor:
     def _found(self, batch: list[tuple[str, Tensor | str]]) -> Sequence[Found]:
         """What is found in the images of a batch, of which some may be what is wrong with them."""
         readable = [(path, image.to(self.device)) for path, image in batch if isinstance(image, Tensor)]
-        for path, problem in batch:
+        for _, problem in batch:
             if isinstance(problem, str):
-                message = f"image {printable(path)} cannot be read ({problem})"
                 if not self.skip_corrupt:
-                    raise ValueError(f"{message}: repair or remove it, or skip such images with --skip_corrupt")
-                warnings.warn(f"{message} and is skipped", stacklevel=3)
+                    raise ValueError(f"{problem}: repair or remove it, or skip such images with --skip_corrupt")
+                warnings.warn(f"{problem} and is skipped", stacklevel=3)
         if not readable:
             return []
         paths, images = zip(*readable, strict=True)
@@ -193,7 +192,9 @@ class _Files(Dataset[Any]):
         try:
             return self.predicting.prepare(read_picture(path, self.white, self.max_pixels).image)
         except Exception as error:  # Pillow's readers fail in every way on damaged files
-            return cause(error).replace("data.", "")  # options have other names in a recipe
+            return (
+                unreadable(path, error).replace("data.max_", "max_").replace("data.white", "white")
+            )  # not of a recipe
 
 
 def device_of(name: str) -> torch.device:

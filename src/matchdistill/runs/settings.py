@@ -67,8 +67,6 @@ class Model:
                 yield f"{prefix}.options has the key {name!r}: expected names of arguments"
             elif name in ("name", "weights"):
                 yield f"{prefix}.options.{name} cannot be given: use {prefix}.{name}"
-            elif name == "num_classes":
-                yield f"{prefix}.options.num_classes cannot be given: the data has its number of classes"
         if not _finite(self.options):
             yield f"{prefix}.options has a number that is not finite, which model.json cannot keep: give another one"
         yield from preparation_problems(f"{prefix}.preparation", self.preparation or {})

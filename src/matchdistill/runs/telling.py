@@ -21,7 +21,7 @@ SHARE, LEAST = 0.1, 1.0  # of the time, and seconds, from which on refreshes are
 STRONG, LONG = (
     3.0,
     1000,
-)  # times the loss on labels, above which features are strong; steps from which a training is long
+)  # times the task's own loss, above which features are strong; steps from which a training is long
 
 
 class TrainingBar(Callback):
@@ -140,7 +140,8 @@ class Narration(Callback):
             return ""
         steps = int(trainer.num_training_batches) * (trainer.max_epochs or 0)
         features, task = float(values["train/features"]), float(values["train/task"])
-        return strong_features(features, task, steps, f"distillation.weights.{module.distillation.weighed_as}", weight)
+        name = f"distillation.weights.{module.distillation.weighed_as}"
+        return strong_features(features, task, steps, name, weight, module.task_loss)
 
     def _say(self, *parts: str) -> None:
         if any(parts):
@@ -174,15 +175,18 @@ def costly_refreshes(refresh: float, epoch: float, every: int, images: int) -> s
     )
 
 
-def strong_features(features: float, task: float, steps: int, name: str, weight: float) -> str:
-    """What is said where a short training has losses of features that are far above the loss on labels; empty elsewhere.
+def strong_features(
+    features: float, task: float, steps: int, name: str, weight: float, own: str = "loss on labels"
+) -> str:
+    """What is said where a short training has losses of features that are far above the task's own loss; empty elsewhere.
 
     Args:
         features: the weighted loss of all positions, the mean of the first epoch.
-        task: the loss on labels.
+        task: the task's own loss.
         steps: of the training; from `LONG` on nothing is said.
         name: of the weight.
         weight: of the features.
+        own: what the task's own loss is called.
 
     Examples:
         >>> strong_features(30.0, 2.0, 240, "distillation.weights.mgd", 5.0)
@@ -196,6 +200,6 @@ def strong_features(features: float, task: float, steps: int, name: str, weight:
     if smaller >= weight:
         return ""
     return (
-        f"the loss of features is {features / task:.0f} times the loss on labels, and {steps} steps are few: "
+        f"the loss of features is {features / task:.0f} times the {own}, and {steps} steps are few: "
         f"try {name} {smaller:g} too"
     )

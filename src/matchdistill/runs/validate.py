@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from pathlib import Path
 
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from matchdistill.messages import cause
 from matchdistill.models import load_weights
 from matchdistill.models.trust import check_trusted, check_trusted_data
-from matchdistill.runs.build import build_teacher
+from matchdistill.runs.build import build_distiller, build_teacher, first_teacher
 from matchdistill.runs.machine import machine_trainer, quieten
 from matchdistill.runs.places import code_of
 from matchdistill.runs.recipe import Recipe
@@ -25,7 +27,7 @@ PROGRAMS = (".onnx", ".pt2")  # what exported programs end in
 def validate(
     recipe: Recipe, run: Path, weights: Path | None = None, trust: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Measure the student of a run, and its teacher where its weights are there.
+    """Measure the student of a run, and its teacher where its weights are there, or follow from the seed.
 
     Args:
         recipe: of the run.
@@ -63,7 +65,16 @@ def _measured(recipe: Recipe, run: Path, weights: Path | None) -> dict[str, dict
         student = task.build(plain, data.num_classes)
         load_weights(student, weights or run / WEIGHTS)
         task.check(student, data, "student")
-    module = task.module(recipe, data, student, _teacher(recipe, run / "teacher" / WEIGHTS))
+    teacher = _teacher(recipe, run / "teacher" / WEIGHTS)
+    distiller = None
+    if teacher is not None and task.measures_loss(data) and recipe.distillation.parsed.family is not None:
+        if (run / CHECKPOINT).is_file():
+            distiller = build_distiller(recipe, teacher, student)
+        else:
+            warnings.warn(
+                f"the loss of features is not measured: it takes {run / CHECKPOINT}, which is gone", stacklevel=2
+            )
+    module = task.module(recipe, data, student, teacher, distiller)
     if module.measured_with:
         _restore(module, run / CHECKPOINT)
     trainer = machine_trainer(recipe.trainer, logger=False, enable_progress_bar=False)
@@ -90,8 +101,11 @@ def _restore(module: DistilledModule, checkpoint: Path) -> None:
 
 
 def _teacher(recipe: Recipe, trained: Path) -> nn.Module | None:
-    """The teacher with its weights; None if the recipe has none, or would have to train it first."""
-    weights = trained if recipe.teacher.training.epochs else recipe.teacher.weights
-    if recipe.teacher.name is None or weights is None or (weights is trained and not trained.is_file()):
+    """The teacher as the run had it; None if it had none, or would have to train it first."""
+    teacher = recipe.teacher
+    if teacher.name is None or (teacher.training.epochs and not trained.is_file()):
         return None
-    return build_teacher(recipe, weights)
+    if teacher.training.epochs or teacher.weights is not None:
+        return build_teacher(recipe, trained if teacher.training.epochs else teacher.weights)
+    with isolate_rng():  # its random weights follow from the run's seed
+        return first_teacher(recipe)

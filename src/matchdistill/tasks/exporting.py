@@ -47,7 +47,11 @@ def _flat(network: nn.Module) -> Tensor:
 def write_checked(
     path: Path, write: Callable[[Path], object], run: Callable[[Path], Tensor], expected: Tensor
 ) -> float:
-    """Write a file and see that what is in it computes what is expected; returns the largest difference."""
+    """Write a file and see that what is in it computes what is expected.
+
+    Returns:
+        The largest difference, as a share of the largest expected value where that is above 1.
+    """
     difference = 0.0
 
     def write_and_check(temporary: Path) -> None:
@@ -55,11 +59,14 @@ def write_checked(
         write(temporary)
         try:
             with torch.no_grad():
-                difference = (run(temporary) - expected).abs().max().item()
+                difference = (run(temporary) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
         except Exception as error:  # whatever the runtime makes of, say, another number of images
             raise ValueError(f"the exported model does not run ({cause(error)}): {path} was not written") from error
-        if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
-            raise ValueError(f"the exported model's outputs differ by {difference:.2g}: {path} was not written")
+        if not difference <= 1e-3:
+            raise ValueError(
+                f"the exported model's outputs differ by {difference:.2g} (relative, where outputs are above 1): {path} was "
+                "not written"
+            )
 
     atomic_write(path, write_and_check)
     return difference

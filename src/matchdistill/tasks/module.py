@@ -49,12 +49,14 @@ class DistilledModule(pl.LightningModule):
         result: the student's metrics by name when they were last measured.
         teacher_result: the teacher's, once they were measured.
         cache: of the teacher's features, which images in fixed views have; None: the teacher runs in every step.
+        task_loss: what the loss called "task" is called for people.
         measured_with: prefixes of what, in its state beside the student, the student is measured with.
     """
 
     memory_format = torch.preserve_format
     cache: TeacherCache | None = None
     measured_with: tuple[str, ...] = ()
+    task_loss = "loss on labels"
 
     def __init__(
         self,
@@ -335,15 +337,21 @@ class DistilledModule(pl.LightningModule):
         """Log the metrics."""
         if not self.measures:
             return
-        self.result = self._computed(self.measures[0])
+        self.result = self._computed(self.measures[0], "student")
         for name, value in self.result.items():
             self.log(f"val/{name}", value, prog_bar=name == self.metrics[0].name)
         if self.unmeasured_teacher() is not None:
-            self.teacher_result = self._computed(self.measures[1])
+            self.teacher_result = self._computed(self.measures[1], "teacher")
 
-    def _computed(self, measure: Any) -> dict[str, float]:
+    def _computed(self, measure: Any, role: str) -> dict[str, float]:
         result = self.results(measure.compute())
         measure.reset()
+        for metric in self.metrics:
+            if not math.isfinite(value := result.get(metric.name, 0.0)):  # it could not be read again from metrics.json
+                raise FloatingPointError(
+                    f"{metric.label} of the {role} is {value} on the validation images: either nothing in them is labelled "
+                    f"so that it can be measured, or the outputs of the {role} are not finite"
+                )
         return result
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -89,6 +89,7 @@ class Task(ABC):
             "cache" (batches are single images and their labels, so that the teacher's features can be kept);
             and names of the settings of `Training.of_labels` that it has without "labels".
         learns_from: what a student learns from beside its teacher; empty: nothing.
+        of_classes: whether networks have a head for the data's classes, so that nobody gives their number.
         by_teacher: whether students may be measured by their teacher, which is then built whatever the method.
         usual: the name of a student, for messages.
     """
@@ -102,6 +103,7 @@ class Task(ABC):
     objective: ClassVar[type[Any] | None] = None
     supports: ClassVar[frozenset[str]] = frozenset()
     learns_from: ClassVar[str] = "labels"
+    of_classes: ClassVar[bool] = True
     by_teacher: ClassVar[bool] = False
     usual: ClassVar[str] = "timm:mobilenetv1_100"
 
@@ -121,6 +123,8 @@ class Task(ABC):
         if settings.distillation.pooled and "pooled" not in self.supports:
             yield f"distillation.pooled is not for {self.name}: leave it out"
         for role, network in (("student", settings.student), ("teacher", settings.teacher)):
+            if self.of_classes and "num_classes" in network.options:
+                yield f"{role}.options.num_classes cannot be given: the data has its number of classes"
             if network.part is not None and "part" not in self.supports:
                 yield f"{role}.part is not for {self.name}: leave it out"
             if network.preparation is not None and "preparation" not in self.supports:
@@ -155,6 +159,10 @@ class Task(ABC):
     def bare(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of a network without the weights that its backbone starts from: its own are loaded afterwards."""
         return weightless(options)
+
+    def measures_loss(self, data: DataModule) -> bool:
+        """Whether a student is measured by the loss of its features on validation images too, which takes a distiller."""
+        return False
 
     @abstractmethod
     def example(self, data: DataModule) -> Any:

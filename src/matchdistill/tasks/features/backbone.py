@@ -26,6 +26,7 @@ class BackboneTask(Task):
 
     description: ClassVar[Mapping[str, Any]] = DESCRIPTION
     formats = get_args(Format)
+    of_classes = False
     needed: ClassVar[str]
 
     def load_exported(self, path: Path, data: DataModule | None = None) -> nn.Module:

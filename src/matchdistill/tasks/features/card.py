@@ -33,7 +33,9 @@ def backbone_card(student: nn.Module, described: dict[str, Any]) -> Card:
 
     def use(kind: str, file: str) -> str:
         if kind == "safetensors":
-            return weights_code("build_model", {**described, "num_classes": None}, file)
+            options = {**described["options"]}
+            headless = {**described, "num_classes": options.pop("num_classes", None), "options": options}
+            return weights_code("build_model", headless, file)
         if kind == "onnx":
             return python_block(
                 f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n'

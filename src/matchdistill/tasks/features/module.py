@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric as Measure
 
 from matchdistill.features import FeatureDistiller
-from matchdistill.functional import cost_of, similarity_sum, solve_assignment
+from matchdistill.functional import cost_of, similarity_sum, solve_assignment, wide
 from matchdistill.matching import objective
 from matchdistill.probing import scratch
 from matchdistill.runs.settings import Settings
@@ -57,6 +57,8 @@ class FeaturesModule(SeparatingModule):
             measures = [Likeness(compared)]
         super().__init__(student, settings, BY_LABELS if labelled else WITHOUT_LABELS, measures, distiller)
         self.labelled, self._poolings = labelled, poolings
+        if distiller is not None and not labelled:
+            self.measured_with = ("distiller.positions.",)
         self._teacher, self._compared = (teacher,), (compared,)  # in tuples: not saved with the student
         if distiller is not None:
             _freeze_rest(student, distiller)
@@ -125,7 +127,8 @@ class Likeness(Measure):
 
     The cosine is the one of student channels and the teacher channels that resemble them most on these images, each
     matched once: a mean over the pairs of a position and over the positions. So methods with and without a matching of
-    their own can be compared. The loss is the method's own.
+    their own can be compared. The cosine of maps is the mean over the images; pooled values have one number for each image,
+    and their cosine is over all images, however these come in batches. The loss is the method's own.
 
     Args:
         distiller: of both.
@@ -141,9 +144,11 @@ class Likeness(Measure):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("loss", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         for number, position in enumerate(distiller.positions):
-            cosines = torch.zeros(position.student_channels, position.teacher_channels)
-            self.add_state(f"cosines{number}", cosines, dist_reduce_fx="sum")
-            self.add_state(f"maps{number}", torch.tensor(0), dist_reduce_fx="sum")
+            widths = position.student_channels, position.teacher_channels
+            # Of pooled values no maps are counted: products and squares are summed instead of cosines.
+            for name, shape in (("sums", widths), ("student", widths[:1]), ("teacher", widths[1:]), ("maps", ())):
+                state = torch.zeros(shape, dtype=torch.float64)
+                self.add_state(f"{name}{number}", state, dist_reduce_fx="sum")
 
     def update(self, captured: Any, images: int, trained: bool) -> None:
         """Add a batch.
@@ -157,8 +162,14 @@ class Likeness(Measure):
         values = distiller.whole_values(captured)
         for number, position in enumerate(distiller.positions):
             student, teacher = position.maps(captured.values[number], values[number])
-            getattr(self, f"cosines{number}").add_(similarity_sum(student, teacher))
-            getattr(self, f"maps{number}").add_(len(student))
+            if captured.values[number].ndim == values[number].ndim == 2:
+                own, others = (maps[0].detach().to(wide(maps.device)) for maps in (student, teacher))
+                getattr(self, f"sums{number}").add_(own @ others.T)
+                getattr(self, f"student{number}").add_(own.square().sum(1))
+                getattr(self, f"teacher{number}").add_(others.square().sum(1))
+            else:
+                getattr(self, f"sums{number}").add_(similarity_sum(student, teacher))
+                getattr(self, f"maps{number}").add_(len(student))
         self.count += images
         if trained:
             self.loss += distiller.loss(captured).double() * images
@@ -167,7 +178,13 @@ class Likeness(Measure):
         """The values by name."""
         found = []
         for number in range(len(self._distiller[0].positions)):
-            cost = cost_of(getattr(self, f"cosines{number}"), int(getattr(self, f"maps{number}")))
+            sums, student, teacher, maps = (
+                getattr(self, f"{name}{number}") for name in ("sums", "student", "teacher", "maps")
+            )
+            if maps == 0:
+                lengths = torch.outer(student.sqrt(), teacher.sqrt())
+                sums, maps = sums / lengths.masked_fill(lengths == 0, 1), torch.ones_like(maps)
+            cost = cost_of(sums, int(maps))
             found.append(1 - objective(cost, solve_assignment(cost, 1)) / 2)
         values = {LIKENESS.name: torch.tensor(found).mean()}
         return values | ({HELD_OUT.name: self.loss / self.count} if self.loss else {})

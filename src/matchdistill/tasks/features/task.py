@@ -52,13 +52,18 @@ class Features(BackboneTask):
             yield "teacher.training.epochs is for tasks with labels: give a teacher that is trained already"
 
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
-        """A network by name, with its library's own head, if it has one; the number of classes does not matter."""
+        """A network by name, with its library's own head unless its options say otherwise."""
         assert model.name is not None
-        return name_part(build_model(model.name, None, model.weights, fresh_head=True, **model.options), model.part)
+        options = {"num_classes": None, **model.options}
+        return name_part(build_model(model.name, weights=model.weights, fresh_head=True, **options), model.part)
 
     def seeing(self, network: nn.Module) -> nn.Module:
         """The part that is distilled, which alone is run."""
         return part_of(network)
+
+    def measures_loss(self, data: DataModule) -> bool:
+        """Where there are no labels."""
+        return not cast("UnlabelledData", data).labelled
 
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""

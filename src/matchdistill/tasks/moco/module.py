@@ -82,6 +82,8 @@ class MocoModule(SeparatingModule):
         place: where the oldest of them is.
     """
 
+    task_loss = "InfoNCE loss"
+
     queue: Tensor
     place: Tensor
 

@@ -43,11 +43,15 @@ class Moco(BackboneTask):
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name without its head: nothing is classified."""
         assert model.name is not None
-        return build_body(model.name, model.weights, **model.options)
+        return build_body(model.name, model.weights, **_without_head(model.options))
 
     def tapped(self, name: str, options: dict[str, Any]) -> nn.Module:
         """The network without its head."""
-        return build_body(name, **options)
+        return build_body(name, **_without_head(options))
+
+    def bare(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Without the size of a head, too."""
+        return _without_head(super().bare(options))
 
     def example(self, data: DataModule) -> Tensor:
         """Images (2, 3, H, W) of the data's size: zeros."""
@@ -113,3 +117,8 @@ class Moco(BackboneTask):
         with torch.no_grad(), scratch(student) as probe:
             width = probe.eval()(torch.zeros(2, 3, described["image_size"], described["image_size"])).shape[1]
         return encoder_card(student, described, width)
+
+
+def _without_head(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network without the size of its head, which is taken off."""
+    return {name: value for name, value in options.items() if name != "num_classes"}
