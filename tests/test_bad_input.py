@@ -733,7 +733,7 @@ CASES = [
     ),
     features(
         "margins of a pooled output",
-        "the teacher has none before it, as its output is pooled: leave distillation.pooled out",
+        "the teacher has none before it: give taps that have one, leave distillation.pooled out",
         "--distillation.pooled=true",
         "--distillation.method=ofd",
     ),

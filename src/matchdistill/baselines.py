@@ -73,7 +73,7 @@ class OverhaulPosition(FeaturePosition):
         if self.margin_norm is None:
             raise ValueError(
                 f"{self.name}: OFD takes its margins from a batch norm, and the teacher has none before it: give taps that "
-                "have one, or another method"
+                "have one, leave distillation.pooled out, or choose another method"
             )
         self.adapter = nn.Linear(self.student_channels, self.teacher_channels, bias=False)
         self.norm = FeatureNorm(self.teacher_channels)

@@ -94,21 +94,15 @@ def _distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> Featur
     prepare = prepared if recipe.trainer.prepare_teacher else None
     if family.matcher is None:
         assert family.position is not None
-        try:
-            return FeatureDistiller(
-                parts.teacher,
-                parts.student,
-                parts.taps,
-                family.position,
-                loss_weight=settings.feature_weight,
-                example=parts.example,
-                prepare=prepare,
-            )
-        except ValueError as error:
-            said, advice = str(error).split(": give taps")[0], "leave distillation.pooled out"
-            if not settings.pooled or not said.startswith(" -> ".join(map(str, parts.taps[-1])) + ": OFD"):
-                raise
-            raise ValueError(f"{said}, as its output is pooled: {advice}, or choose another method") from error
+        return FeatureDistiller(
+            parts.teacher,
+            parts.student,
+            parts.taps,
+            family.position,
+            loss_weight=settings.feature_weight,
+            example=parts.example,
+            prepare=prepare,
+        )
     assert method.reduction is not None
     return MatchingDistiller(
         parts.teacher,
