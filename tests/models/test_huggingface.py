@@ -40,9 +40,12 @@ def folder(tmp_path):
     return tmp_path / "vit"
 
 
-def test_a_folder_with_its_weights(folder):
+def test_a_folder_with_its_weights(folder, capfd):
     model = build_model(f"transformers:{folder}", weights="pretrained").eval()
+    assert "Loading weights" not in "".join(capfd.readouterr())
+    assert transformers.utils.logging.is_progress_bar_enabled()
     expected = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    assert "Loading weights" in capfd.readouterr().err
     with torch.no_grad():
         assert torch.equal(model(IMAGES), expected(IMAGES).logits)
     assert model.state_dict().keys() == expected.state_dict().keys()
@@ -67,6 +70,40 @@ def test_a_folder_at_random_and_with_other_classes(folder):
 def test_a_type_with_options(kind, options):
     model = build_model(f"transformers:{kind}", 3, **options)
     assert model(IMAGES).shape == (2, 3)
+
+
+LEVIT = {"hidden_sizes": [8, 12, 16], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [4, 4, 4]}
+PERCEIVER = {"num_latents": 4, "d_latents": 8, "num_blocks": 1, "num_self_attends_per_block": 1}
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options", "built"),
+    [
+        ("deit", VIT, "DeiTForImageClassification"),
+        ("levit", {**LEVIT, "image_size": 64}, "LevitForImageClassification"),
+        (
+            "perceiver",
+            {**PERCEIVER, "num_self_attention_heads": 1, "image_size": 16},
+            "PerceiverForImageClassificationLearned",
+        ),
+    ],
+)
+def test_types_with_several_classes_are_built_as_the_first_of_them(kind, options, built, saved, tmp_path):
+    """By type, and from a folder that holds a config alone, which names no class."""
+    if saved:
+        transformers.AutoConfig.for_model(kind, **options).save_pretrained(tmp_path)
+        kind, options = tmp_path, {}
+    assert type(build_model(f"transformers:{kind}", 3, **options)).__name__ == built
+
+
+def test_the_class_that_a_config_names_is_built(tmp_path):
+    config = transformers.DeiTConfig(**VIT, num_labels=5)
+    first = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    first.save_pretrained(tmp_path)
+    second = build_model(f"transformers:{tmp_path}", weights="pretrained").eval()
+    with torch.no_grad():
+        assert torch.equal(second(IMAGES), first(IMAGES).logits)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ def taps(arguments: Sequence[str]) -> None:
 
 def _options(arguments: Sequence[str]) -> Namespace:
     parser = plain_parser("matchdistill taps", taps)
-    parser.add_argument("teacher", type=str, help="torchvision:NAME, timm:NAME or package.module:function")
+    parser.add_argument(
+        "teacher", type=str, help="torchvision:NAME, timm:NAME, transformers:NAME, smp:NAME or package.module:function"
+    )
     parser.add_argument("student", type=str, help="likewise")
     networks = parser.add_argument_group("networks")
     networks.add_argument("--task", type=str, default=None, help="what the models do; default: they classify images")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -101,12 +102,15 @@ def build_transformers(
             f"model {name!r} has no pretrained weights {pretrained!r}, nor is it a file: name a folder or a model of the "
             "Hub, with the weights 'pretrained'"
         )
+    # Of a type with several classes transformers takes the first one, unless the config names another; it fails on None.
+    config.architectures = config.architectures or []
     auto = getattr(transformers, kind.auto)
     try:
         if pretrained is None:
             model = auto.from_config(config)
         else:
-            model = auto.from_pretrained(entry, config=config, ignore_mismatched_sizes=True, **_harmless(entry))
+            with _without_bars():
+                model = auto.from_pretrained(entry, config=config, ignore_mismatched_sizes=True, **_harmless(entry))
     except Exception as error:  # each architecture fails in a way of its own
         raise ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}") from error
     found: nn.Module = model
@@ -221,6 +225,20 @@ def _inner_config(value: Any) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**value)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the bars of progress of transformers, which would stand between the lines that we print."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _harmless(entry: str) -> dict[str, Any]:
