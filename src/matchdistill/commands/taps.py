@@ -33,7 +33,11 @@ def taps(arguments: Sequence[str]) -> None:
     distiller = MatchingDistiller(teacher, student, reduction=options.reduction, example=_example(options))
     console().print(_table(distiller, f"{options.teacher} -> {options.student}"))
     for network, own in networks if "preparation" in TASKS[name].supports else ():
-        known = find_preparation(network, "pretrained", own)
+        try:
+            known = find_preparation(network, "pretrained", own)
+        except ValueError as error:  # its features can be looked at all the same
+            console().print(f"{network}, with its pretrained weights: {error}", soft_wrap=True, markup=False)
+            continue
         if known is not None and not (preparation := Preparation.of(known.values)).usual:
             console().print(f"{network}, with its pretrained weights, sees images by {preparation}", soft_wrap=True)
 

@@ -13,7 +13,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_convert
 
 from matchdistill.messages import cause
-from matchdistill.models.huggingface import Kind, build_transformers, processor_of
+from matchdistill.models.huggingface import Kind, build_transformers
+from matchdistill.models.huggingface_images import processor_of
 
 DETECTOR = Kind("detector", "AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", logits=False)
 INPUT = (
