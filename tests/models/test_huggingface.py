@@ -4,8 +4,11 @@ import copy
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
 from matchdistill import Predictor, cli
 from matchdistill.models import Preparation, build_model
@@ -40,9 +43,12 @@ def folder(tmp_path):
     return tmp_path / "vit"
 
 
-def test_a_folder_with_its_weights(folder):
+def test_a_folder_with_its_weights(folder, capfd):
     model = build_model(f"transformers:{folder}", weights="pretrained").eval()
+    assert "Loading weights" not in "".join(capfd.readouterr())
+    assert transformers.utils.logging.is_progress_bar_enabled()
     expected = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    assert "Loading weights" in capfd.readouterr().err
     with torch.no_grad():
         assert torch.equal(model(IMAGES), expected(IMAGES).logits)
     assert model.state_dict().keys() == expected.state_dict().keys()
@@ -67,6 +73,40 @@ def test_a_folder_at_random_and_with_other_classes(folder):
 def test_a_type_with_options(kind, options):
     model = build_model(f"transformers:{kind}", 3, **options)
     assert model(IMAGES).shape == (2, 3)
+
+
+LEVIT = {"hidden_sizes": [8, 12, 16], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [4, 4, 4]}
+PERCEIVER = {"num_latents": 4, "d_latents": 8, "num_blocks": 1, "num_self_attends_per_block": 1}
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options", "built"),
+    [
+        ("deit", VIT, "DeiTForImageClassification"),
+        ("levit", {**LEVIT, "image_size": 64}, "LevitForImageClassification"),
+        (
+            "perceiver",
+            {**PERCEIVER, "num_self_attention_heads": 1, "image_size": 16},
+            "PerceiverForImageClassificationLearned",
+        ),
+    ],
+)
+def test_types_with_several_classes_are_built_as_the_first_of_them(kind, options, built, saved, tmp_path):
+    """By type, and from a folder that holds a config alone, which names no class."""
+    if saved:
+        transformers.AutoConfig.for_model(kind, **options).save_pretrained(tmp_path)
+        kind, options = tmp_path, {}
+    assert type(build_model(f"transformers:{kind}", 3, **options)).__name__ == built
+
+
+def test_the_class_that_a_config_names_is_built(tmp_path):
+    config = transformers.DeiTConfig(**VIT, num_labels=5)
+    first = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    first.save_pretrained(tmp_path)
+    second = build_model(f"transformers:{tmp_path}", weights="pretrained").eval()
+    with torch.no_grad():
+        assert torch.equal(second(IMAGES), first(IMAGES).logits)
 
 
 @pytest.mark.parametrize(
@@ -114,41 +154,125 @@ def test_the_image_processor_says_how_images_are_prepared(folder):
     assert find_preparation("transformers:vit", "pretrained", {}) is None
 
 
+def smooth(width, height):
+    """A picture without edges, as libraries round pixels in other places; its colors differ."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def side(pixels):
+    return {"height": pixels, "width": pixels}
+
+
+PICTURES = (smooth(60, 120), smooth(33, 20), smooth(400, 300))
+CLIP, CONVNEXT = "CLIPImageProcessor", "ConvNextImageProcessor"
+
+
 @pytest.mark.parametrize(
-    ("processor", "expected"),
+    ("kind", "options", "expected"),
     [
+        (CONVNEXT, {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 0.875, "center")),
+        (CONVNEXT, {"size": {"shortest_edge": 384}}, (384, 1, "squash")),
+        (CLIP, {"size": {"shortest_edge": 256}}, (224, 0.875, "center")),
+        (CLIP, {}, (224, 1, "center")),
+        (CLIP, {"size": side(64), "crop_size": side(48)}, (48, 0.75, "squash")),
+        ("BitImageProcessor", {}, (224, 1, "center")),
+        ("LevitImageProcessor", {}, (224, 0.875, "center")),
+        ("PPLCNetImageProcessor", {}, (224, 0.875, "center")),
+        ("MobileViTImageProcessor", {"size": {"shortest_edge": 288}}, (256, 256 / 288, "center")),
         (
-            {"kind": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, "crop_pct": 0.875},
-            {"size": 224, "crop_pct": 0.875, "crop_mode": "center"},
+            "MobileViTImageProcessor",
+            {"size": {"shortest_edge": 256}, "do_flip_channel_order": False},
+            (256, 1, "center"),
         ),
+        ("EfficientNetImageProcessor", {"size": side(64)}, (64, 1, "squash")),
+        ("EfficientNetImageProcessor", {"size": side(64), "include_top": False}, (64, 1, "squash")),
         (
-            {
-                "kind": "CLIPImageProcessor",
-                "size": {"shortest_edge": 256},
-                "crop_size": {"height": 224, "width": 224},
-            },
-            {"size": 224, "crop_pct": 0.875, "crop_mode": "center"},
+            "EfficientNetImageProcessor",
+            {"size": side(64), "rescale_factor": 1 / 127.5, "rescale_offset": True},
+            (64, 1, "squash"),
         ),
+        ("ViTImageProcessor", {"size": side(64), "do_rescale": False}, (64, 1, "squash")),
+        ("ViTImageProcessor", {"size": side(64), "rescale_factor": 1 / 128}, (64, 1, "squash")),
+        ("ViTImageProcessor", {"size": side(64), "do_normalize": False}, (64, 1, "squash")),
+        ("ViTImageProcessor", {"size": side(64), "do_rescale": False, "do_normalize": False}, (64, 1, "squash")),
+        ("PerceiverImageProcessor", {}, (224, 0.875, "center")),
     ],
 )
-def test_other_image_processors_see_what_we_see(folder, processor, expected):
-    """Held to the image processor itself, on a picture."""
-    import numpy as np
-    from PIL import Image
-    from torchvision.transforms import v2
-
-    options = dict(processor)
-    made = getattr(transformers, options.pop("kind"))(**options)
+def test_image_processors_see_what_we_see(folder, kind, options, expected):
+    """Held to the image processor itself, on pictures of odd sizes: nothing differs but how pixels are rounded."""
+    made = getattr(transformers, kind)(**options)
     made.save_pretrained(folder)
-    values = find_preparation(f"transformers:{folder}", "pretrained", {}).values
-    assert {name: values[name] for name in expected} == expected
-    preparation = Preparation.of(values)
-    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels).resize((800, 600))  # smooth, as the libraries round in other places
-    steps = [*preparation.cut(224), v2.ToTensor(), v2.Normalize(preparation.mean, preparation.std)]
-    expected_pixels = made(picture, return_tensors="pt")["pixel_values"][0]
-    difference = (v2.Compose(steps)(picture) - expected_pixels).abs().mean()
-    assert difference < 0.02
+    preparation = Preparation.of(find_preparation(f"transformers:{folder}", "pretrained", {}).values)
+    assert (preparation.size, preparation.crop_pct, preparation.crop_mode) == expected
+    # Perceiver's crops the picture as it is, to whole pixels, which are few in a small one.
+    for picture in PICTURES[2:] if kind == "PerceiverImageProcessor" else PICTURES:
+        steps = [*preparation.cut(preparation.size), v2.ToTensor(), v2.Normalize(preparation.mean, preparation.std)]
+        theirs = made(picture, return_tensors="pt")["pixel_values"][0].float()
+        if kind.startswith("PPLCNet") or getattr(made, "do_flip_channel_order", False):
+            theirs = theirs.flip(0)  # the network is turned round instead, see below
+        spread = torch.tensor(preparation.std)[:, None, None]
+        assert (v2.Compose(steps)(picture) - theirs).mul(
+            spread
+        ).abs().mean() < 0.012  # a pixel, where halves are rounded
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("MobileViTImageProcessor", {}, "cuts images to 256 px in a way of its own"),  # which has a black border
+        ("CLIPImageProcessor", {"do_center_crop": False}, "px of a high and a wide picture, not squares of one size"),
+        ("ViTImageProcessor", {"do_resize": False}, "px of a high and a wide picture, not squares of one size"),
+        ("ImageGPTImageProcessor", {}, "gives no pixels, it fails with"),
+        ("Siglip2ImageProcessor", {}, "gives something else than an image of three channels"),
+    ],
+)
+def test_what_a_preparation_cannot_say_is_refused_by_name(folder, kind, options, said):
+    getattr(transformers, kind)(**options).save_pretrained(folder)
+    with pytest.raises(ValueError, match=said) as raised:
+        find_preparation(f"transformers:{folder}", "pretrained", {})
+    assert kind in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert str(folder) in str(raised.value)
+
+
+def test_a_damaged_image_processor_is_refused(folder):
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchImageProcessor"}')
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json cannot be built"):
+        find_preparation(f"transformers:{folder}", "pretrained", {})
+
+
+MOBILEVIT = {
+    "image_size": 64,
+    "hidden_sizes": [16, 24, 32],
+    "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64],
+    "num_attention_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "processor"),
+    [
+        ("mobilevit", MOBILEVIT, transformers.MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size=side(64))),
+        ("pp_lcnet", {"scale": 0.25}, transformers.PPLCNetImageProcessor(resize_short=72, crop_size=side(64))),
+    ],
+)
+def test_a_network_for_bgr_images_takes_rgb(tmp_path, kind, options, processor):
+    """Of the channels the other way round it says what transformers says of what the image processor gives."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **options, num_labels=5)
+    theirs = transformers.AutoModelForImageClassification.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ours = build_model(f"transformers:{tmp_path}", weights="pretrained").eval().double()
+    theirs.double()  # as made, they give logits that are all but zero
+    with torch.no_grad():
+        for picture in PICTURES[:2]:
+            bgr = processor(picture, return_tensors="pt")["pixel_values"].double()
+            said = theirs(bgr)
+            expected = said.logits if "logits" in said else said.last_hidden_state
+            torch.testing.assert_close(ours(bgr.flip(1)), expected, rtol=1e-5, atol=0)
+            assert not torch.allclose(ours(bgr), expected, rtol=1e-3, atol=0)
 
 
 def test_a_run_is_exported_for_transformers(tiny, folder, tmp_path, capsys):

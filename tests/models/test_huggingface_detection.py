@@ -9,6 +9,7 @@ from PIL import Image
 
 from matchdistill import Predictor
 from matchdistill.models import build_detector
+from matchdistill.models.huggingface_detection import _labels
 from matchdistill.runs.build import build_module
 from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.store import load_student
@@ -52,9 +53,18 @@ RT_DETR = {
     **INPUT,
 }
 DEFORMABLE = {**DETR, "d_model": 32, "num_feature_levels": 3}  # whose group norms have 32 groups
+DAB_DETR = {**{name: value for name, value in DETR.items() if name != "d_model"}, "hidden_size": 16}
 KINDS = pytest.mark.parametrize(
     ("kind", "options"),
-    [("detr", DETR), ("rt_detr", RT_DETR), ("conditional_detr", DETR), ("deformable_detr", DEFORMABLE)],
+    [
+        ("detr", DETR),
+        ("rt_detr", RT_DETR),
+        ("rt_detr_v2", {**RT_DETR, "decoder_layers": 2}),
+        ("d_fine", {**RT_DETR, "decoder_layers": 2}),
+        ("conditional_detr", DETR),
+        ("dab-detr", DAB_DETR),
+        ("deformable_detr", DEFORMABLE),
+    ],
 )
 BOXES = torch.tensor([[8.0, 4.0, 40.0, 60.0], [50.0, 10.0, 90.0, 30.0]])
 LABELS = torch.tensor([3, 1])
@@ -103,6 +113,80 @@ def test_it_finds_what_its_image_processor_says(kind, options):
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-3, atol=1e-4)
     assert torch.equal(found["labels"], expected["labels"] + 1)
     assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("size", [(120, 60), (20, 33), (48, 64)])
+@pytest.mark.parametrize(
+    ("kind", "options", "size_of"),
+    [
+        ("rt_detr", RT_DETR, {"height": 64, "width": 64}),
+        ("rt_detr", RT_DETR, {"height": 64, "width": 96}),
+        ("detr", DETR, {"shortest_edge": 64, "longest_edge": 96}),
+    ],
+)
+def test_images_become_as_large_as_its_image_processor_makes_them(kind, options, size_of, size, tmp_path):
+    """Held to the image processor on smooth pictures of many ratios, with the boxes that are learned there."""
+    own = {name: value for name, value in options.items() if name not in INPUT}
+    torch.manual_seed(0)
+    model = build_detector(f"transformers:{kind}", 3, **own).eval()
+    model.model.save_pretrained(tmp_path)
+    type(model.processor)(size=size_of).save_pretrained(tmp_path)
+    model = build_detector(f"transformers:{tmp_path}", 3, "pretrained").eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    tensor = torch.from_numpy(np.array(image)).movedim(2, 0).float() / 255
+    inputs = model.processor(images=image, return_tensors="pt")
+    batch, _ = model.transform([tensor])
+    height, width = batch.image_sizes[0]
+    theirs = inputs["pixel_values"][0]
+    assert max(abs(height - theirs.shape[1]), abs(width - theirs.shape[2])) <= 1  # a pixel, where sides are rounded
+    if kind == "rt_detr":
+        assert batch.tensors.shape == inputs["pixel_values"].shape
+    seen = [
+        each[:, : min(height, theirs.shape[1]), : min(width, theirs.shape[2])] for each in (batch.tensors[0], theirs)
+    ]
+    assert (seen[0] - seen[1]).abs().mean() < 0.03
+    boxes = torch.tensor([[2.0, 3.0, 20.0, 15.0]])
+    found = _labels(model.transform([tensor], [{"boxes": boxes, "labels": torch.tensor([3])}])[1][0], (height, width))
+    annotation = {"bbox": [2, 3, 18, 12], "area": 216, "category_id": 2, "iscrowd": 0}
+    told = model.processor(images=image, annotations={"image_id": 0, "annotations": [annotation]}, return_tensors="pt")
+    torch.testing.assert_close(found["boxes"], told["labels"][0]["boxes"], rtol=0.02, atol=0)
+    assert torch.equal(found["class_labels"], told["labels"][0]["class_labels"])
+
+
+def test_sizes_that_are_given_keep_the_ratio():
+    model = build_detector("transformers:rt_detr", 3, **RT_DETR)
+    assert model.transform([torch.zeros(3, 60, 120)])[0].image_sizes == [(48, 96)]
+    own = {name: value for name, value in RT_DETR.items() if name not in INPUT}
+    model = build_detector("transformers:rt_detr", 3, **own)
+    assert model.transform([torch.zeros(3, 60, 120)])[0].image_sizes == [(640, 640)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"do_resize": False}, r"\(DetrImageProcessor\) leaves images as large as they are: .* min_size and max_size"),
+        ({"size": {"max_height": 64, "max_width": 64}}, "resizes images to {'max_height': 64, 'max_width': 64}: say"),
+        ({"pad_size": {"height": 96, "width": 96}}, "pads images to one size: say"),
+    ],
+)
+def test_what_has_no_words_in_torchvision_is_refused_by_name(tmp_path, options, said):
+    own = {name: value for name, value in DETR.items() if name not in INPUT}
+    build_detector("transformers:detr", 3, **own).model.save_pretrained(tmp_path)
+    transformers.DetrImageProcessor(**options).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        build_detector(f"transformers:{tmp_path}", 3, "pretrained")
+    assert build_detector(f"transformers:{tmp_path}", 3, "pretrained", **INPUT)
+
+
+def test_values_are_what_the_image_processor_makes_of_them(tmp_path):
+    build_detector("transformers:detr", 3, **DETR).model.save_pretrained(tmp_path)
+    processor = transformers.DetrImageProcessor(do_rescale=False)
+    processor.save_pretrained(tmp_path)
+    model = build_detector(f"transformers:{tmp_path}", 3, "pretrained", **INPUT)
+    image, tensor = picture()
+    expected = processor(images=image, do_resize=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(model.transform([tensor])[0].tensors, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_padding_is_no_part_of_an_image():

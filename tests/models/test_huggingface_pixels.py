@@ -79,6 +79,28 @@ def test_the_image_processor_says_mean_and_deviation_alone(folder):
     assert found.values == {"mean": [0.4] * 3, "std": [0.229, 0.224, 0.225], "interpolation": "bilinear"}
 
 
+def test_a_network_for_bgr_images_takes_rgb(tmp_path):
+    """MobileViT's image processor gives blue first, and values that are not normalised."""
+    sizes = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64], "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.MobileViTConfig(**sizes, image_size=64, num_labels=3)
+    theirs = transformers.MobileViTForSemanticSegmentation(config).eval()
+    theirs.save_pretrained(tmp_path)
+    processor = transformers.MobileViTImageProcessor(do_resize=False, do_center_crop=False)
+    processor.save_pretrained(tmp_path)
+    name = f"transformers:{tmp_path}"
+    assert find_preparation(name, "pretrained", {}).values == {
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "interpolation": "bicubic",
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 120, 3), dtype=np.uint8)
+    ours, rgb = build_segmenter(name, weights="pretrained").eval(), torch.from_numpy(pixels).movedim(2, 0)[None] / 255
+    with torch.no_grad():
+        expected = theirs(**processor(Image.fromarray(pixels), return_tensors="pt")).logits
+        torch.testing.assert_close(ours(rgb), expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "size", "backbone"),
     [("segformer", segformer(4), 16, "segformer"), ("upernet", UPERNET, 64, "backbone")],

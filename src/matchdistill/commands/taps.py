@@ -33,14 +33,20 @@ def taps(arguments: Sequence[str]) -> None:
     distiller = MatchingDistiller(teacher, student, reduction=options.reduction, example=_example(options))
     console().print(_table(distiller, f"{options.teacher} -> {options.student}"))
     for network, own in networks if "preparation" in TASKS[name].supports else ():
-        known = find_preparation(network, "pretrained", own)
+        try:
+            known = find_preparation(network, "pretrained", own)
+        except ValueError as error:  # its features can be looked at all the same
+            console().print(f"{network}, with its pretrained weights: {error}", soft_wrap=True, markup=False)
+            continue
         if known is not None and not (preparation := Preparation.of(known.values)).usual:
             console().print(f"{network}, with its pretrained weights, sees images by {preparation}", soft_wrap=True)
 
 
 def _options(arguments: Sequence[str]) -> Namespace:
     parser = plain_parser("matchdistill taps", taps)
-    parser.add_argument("teacher", type=str, help="torchvision:NAME, timm:NAME or package.module:function")
+    parser.add_argument(
+        "teacher", type=str, help="torchvision:NAME, timm:NAME, transformers:NAME, smp:NAME or package.module:function"
+    )
     parser.add_argument("student", type=str, help="likewise")
     networks = parser.add_argument_group("networks")
     networks.add_argument("--task", type=str, default=None, help="what the models do; default: they classify images")

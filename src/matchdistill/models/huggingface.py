@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from matchdistill.files import path_of
 from matchdistill.messages import cause, did_you_mean
+from matchdistill.models.huggingface_images import (
+    RESAMPLING,
+    harmless,
+    interpolation_of,
+    load_processor,
+    processor_cut,
+    processor_values,
+)
 from matchdistill.models.preparation import Preparation
 from matchdistill.models.pretrained import ANY_PRETRAINED, Wanted
-
-PROCESSOR = "preprocessor_config.json"  # beside a config.json, of the image processor
-RESAMPLING = (
-    "nearest",
-    "lanczos",
-    "bilinear",
-    "bicubic",
-    "box",
-    "hamming",
-)  # by the numbers that image processors have
 
 
 class Kind(NamedTuple):
@@ -52,7 +51,7 @@ class Logits:
 
     def __call__(self, model: nn.Module, arguments: Any, output: Any) -> Any:
         if isinstance(output, Mapping):
-            return output["logits"]
+            return output["logits" if "logits" in output else "last_hidden_state"]  # as PP-LCNet calls them
         return output[0] if isinstance(output, tuple) else output
 
 
@@ -74,6 +73,9 @@ def build_transformers(
     entry: str, pretrained: str | None, options: dict[str, Any], kind: Kind = CLASSIFIER
 ) -> nn.Module:
     """A network that takes images (N, 3, H, W) and returns logits.
+
+    It takes red, green and blue. Where its image processor gives its pretrained weights blue first, as MobileViT's does, the
+    input channels of its first convolution are exchanged.
 
     Args:
         entry: a folder with a ``config.json``, a name of the Hub, or a model type such as "vit".
@@ -101,87 +103,84 @@ def build_transformers(
             f"model {name!r} has no pretrained weights {pretrained!r}, nor is it a file: name a folder or a model of the "
             "Hub, with the weights 'pretrained'"
         )
+    # Of a type with several classes transformers takes the first one, unless the config names another; it fails on None.
+    config.architectures = config.architectures or []
     auto = getattr(transformers, kind.auto)
     try:
         if pretrained is None:
             model = auto.from_config(config)
         else:
-            model = auto.from_pretrained(entry, config=config, ignore_mismatched_sizes=True, **_harmless(entry))
+            with _without_bars():
+                model = auto.from_pretrained(entry, config=config, ignore_mismatched_sizes=True, **harmless(entry))
     except Exception as error:  # each architecture fails in a way of its own
         raise ValueError(f"model {name!r} cannot be built, it fails with {cause(error)}") from error
     found: nn.Module = model
+    if pretrained is not None and kind.logits and _takes_bgr(entry):
+        _take_rgb(name, found)
     if kind.logits:
         found.register_forward_hook(Logits())
     return found
 
 
 def transformers_wants(entry: str, pretrained: str, options: dict[str, Any]) -> Wanted | None:
-    """How the weights of a folder or a name of the Hub want their images, by its image processor; see `Source.wants`."""
+    """How the weights of a folder or a name of the Hub want their images, by its image processor; see `Source.wants`.
+
+    Raises:
+        ValueError: the image processor does what a `Preparation` cannot say.
+    """
     types = {*transformers_names(), *transformers_names(SEGMENTER)}
     if entry in types or pretrained.lower() not in ANY_PRETRAINED:
         return None
     try:
-        from transformers import AutoImageProcessor
-
-        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            entry, **_harmless(entry)
-        )
         config = _config(entry, options, None)
-    except (ImportError, OSError, ValueError):  # a model that is missing is told when it is built
+    except (ImportError, ValueError):  # a model that is missing is told when it is built
         return None
-    normalises = getattr(processor, "do_normalize", True)
-    values: dict[str, Any] = {
-        "mean": [float(value) for value in processor.image_mean] if normalises else [0.0] * 3,
-        "std": [float(value) for value in processor.image_std] if normalises else [1.0] * 3,
-    }
-    if (resampling := getattr(processor, "resample", None)) is not None:
-        values["interpolation"] = RESAMPLING[int(resampling)]
-    if "ForSemanticSegmentation" in "".join(getattr(config, "architectures", None) or ()):
-        return Wanted(values, fixed=False)  # it takes images of any size
-    values |= _cut(processor)
+    processor = load_processor(entry)
+    if processor is None:
+        return None
+    # Networks for pixels take images of any size.
+    whole = "ForSemanticSegmentation" not in "".join(getattr(config, "architectures", None) or ())
+    try:
+        found = processor_values(processor)
+        values = {"mean": found.mean, "std": found.std, **interpolation_of(processor)}
+        values |= processor_cut(processor, found) if whole else {}
+    except ValueError as error:
+        names = ", ".join(Preparation().plain())
+        raise ValueError(
+            f"the image processor of 'transformers:{entry}' ({type(processor).__name__}) {error}: say yourself how images "
+            f"are prepared, by all fields of teacher.preparation or student.preparation ({names})"
+        ) from error
     # Position embeddings are of one size, and only some architectures interpolate them.
-    return Wanted(values, fixed=isinstance(getattr(config, "image_size", None), int))
+    return Wanted(values, fixed=whole and isinstance(getattr(config, "image_size", None), int))
 
 
-def processor_of(entry: str, config: Any) -> Any:
-    """The image processor of a folder or a name of the Hub; where it has none, the usual one of its type.
+def _take_rgb(name: str, model: nn.Module) -> None:
+    """Have a network that was trained on blue, green and red take red, green and blue, as all others do.
 
     Raises:
-        ValueError: the type has none.
+        ValueError: it is not clear which of its modules is given the images.
     """
-    from transformers import AutoImageProcessor
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-
-    if entry != config.model_type:
-        try:
-            return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                entry, **_harmless(entry)
-            )
-        except (OSError, ValueError):
-            pass
-    known: Any = IMAGE_PROCESSOR_MAPPING.get(type(config), None)
-    kinds = list(known.values()) if isinstance(known, dict) else list(known or ())
-    kind = known.get("torchvision") if isinstance(known, dict) else None
-    kind = kind or next((each for each in reversed(kinds) if each is not None), None)
-    if kind is None:
-        raise ValueError(f"model 'transformers:{entry}' has no image processor")
-    return kind()
+    first = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1
+    ]
+    if len(first) != 1:
+        raise ValueError(
+            f"model {name!r} was trained on BGR images, and {len(first)} of its convolutions take three channels: expected "
+            "one, to exchange its channels; give a function of your own that builds the network for RGB"
+        )
+    with torch.no_grad():
+        first[0].weight.copy_(first[0].weight.flip(1))
 
 
-def _cut(processor: Any) -> dict[str, Any]:
-    """What of a picture an image processor takes, as fields of a `Preparation`; empty where it cannot be said in them."""
-    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
-    side = size.get("shortest_edge") or (size.get("height") if size.get("height") == size.get("width") else None)
-    if side is None or not getattr(processor, "do_resize", True):
-        return {}
-    seen = crop.get("height", side) if getattr(processor, "do_center_crop", False) else side
-    share = getattr(processor, "crop_pct", None)
-    if share is not None and side < 384:  # ConvNeXt's: larger first, then the middle
-        return {"size": side, "crop_pct": share, "crop_mode": "center"}
-    if seen > side:
-        return {}
-    mode = "center" if "shortest_edge" in size and seen < side else "squash"
-    return {"size": seen, "crop_pct": seen / side, "crop_mode": mode}
+def _takes_bgr(entry: str) -> bool:
+    """Whether the image processor of a folder or a name of the Hub gives blue first."""
+    processor = load_processor(entry)
+    try:
+        return processor is not None and processor_values(processor).reversed
+    except ValueError:  # which is told where images are prepared
+        return False
 
 
 def _config(entry: str, options: dict[str, Any], kind: Kind | None) -> Any:
@@ -196,7 +195,7 @@ def _config(entry: str, options: dict[str, Any], kind: Kind | None) -> Any:
     name, known = f"transformers:{entry}", [each for one in kinds for each in transformers_names(one)]
     try:
         by_type = entry in known
-        config = AutoConfig.for_model(entry) if by_type else AutoConfig.from_pretrained(entry, **_harmless(entry))
+        config = AutoConfig.for_model(entry) if by_type else AutoConfig.from_pretrained(entry, **harmless(entry))
     except Exception as error:  # the Hub cannot be reached in many ways
         hint = "" if "/" in entry else did_you_mean(entry, known)
         raise ValueError(
@@ -223,9 +222,18 @@ def _inner_config(value: Any) -> Any:
     return AutoConfig.for_model(**value)
 
 
-def _harmless(entry: str) -> dict[str, Any]:
-    """How a name is looked up: code that comes with it is not run, and of a folder nothing is looked for on the Hub."""
-    return {"trust_remote_code": False, "local_files_only": path_of(entry).is_dir()}
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the bars of progress of transformers, which would stand between the lines that we print."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def described_config(model: nn.Module, class_names: list[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:

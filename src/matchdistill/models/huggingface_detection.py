@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_convert
 
-from matchdistill.messages import cause
-from matchdistill.models.huggingface import Kind, build_transformers, processor_of
+from matchdistill.models.huggingface import Kind, build_transformers
+from matchdistill.models.huggingface_images import processor_of, processor_values
 
 DETECTOR = Kind("detector", "AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", logits=False)
 INPUT = (
@@ -22,6 +22,8 @@ INPUT = (
     "image_mean",
     "image_std",
 )  # options of how images are prepared, by torchvision's names
+BODIES = ("model.backbone.model", "model.backbone.conv_encoder.model")  # of DETR's relatives, and of DAB-DETR
+DIVISOR = 32  # sides of batches are multiples of it, as torchvision's are; the padding is masked
 
 
 class TransformersDetector(nn.Module):
@@ -43,7 +45,9 @@ class TransformersDetector(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """What makes maps of images (N, 3, H, W)."""
-        return self.model.get_submodule("model.backbone.model")
+        found = _body(self.model)
+        assert found is not None
+        return found
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Images (3, H, W) -> in training a dictionary of losses, else "boxes" (n, 4), "scores" and "labels" of each."""
@@ -59,6 +63,12 @@ class TransformersDetector(nn.Module):
         output = self.model(pixel_values=batch.tensors, pixel_mask=mask)
         found = self.processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
         return [{**each, "labels": each["labels"] + 1} for each in found]
+
+
+def _body(model: nn.Module) -> nn.Module | None:
+    """The backbone of a network of transformers that makes maps; None if it has none."""
+    modules = dict(model.named_modules())
+    return next((modules[path] for path in BODIES if path in modules), None)
 
 
 def _labels(target: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -78,6 +88,8 @@ def build_transformers_detector(entry: str, pretrained: str | None, options: dic
         pretrained: "pretrained" for the weights of the folder or name; None starts at random.
         options: fields of its config, ``num_classes``, and of how images are prepared ``min_size``, ``max_size``,
             ``image_mean`` and ``image_std``, as torchvision's detectors have them; what is left out is its processor's.
+            With ``min_size`` or ``max_size`` images keep their ratio; else those of RT-DETR become squares, as its
+            processor makes them.
 
     Raises:
         ValueError: in one line, no such model, one without a backbone of maps, or options that do not fit.
@@ -86,19 +98,54 @@ def build_transformers_detector(entry: str, pretrained: str | None, options: dic
     given = {key: options.pop(key) for key in INPUT if key in options}
     model: Any = build_transformers(entry, pretrained, options, DETECTOR)
     processor = processor_of(entry, model.config)
-    try:
-        body = model.get_submodule("model.backbone.model")
-    except AttributeError as error:
+    body = _body(model)
+    if body is None:
         raise ValueError(
-            f"model {name!r} has no backbone of maps at model.backbone.model ({cause(error)}): expected a DETR or one of "
-            "its relatives over a backbone, such as detr, deformable_detr or rt_detr"
-        ) from error
+            f"model {name!r} has no backbone of maps at {' or '.join(BODIES)}: expected a DETR or one of its relatives over "
+            "a backbone, such as detr, deformable_detr or rt_detr"
+        )
     body.requires_grad_(True)
-    size, normalises = dict(processor.size), getattr(processor, "do_normalize", True)
-    usual = {
-        "min_size": size.get("shortest_edge") or size.get("height") or 800,
-        "max_size": size.get("longest_edge") or size.get("width") or 1333,
-        "image_mean": list(processor.image_mean) if normalises else [0.0] * 3,
-        "image_std": list(processor.image_std) if normalises else [1.0] * 3,
-    }
+    try:
+        usual = {**_values(processor, given), **_size(processor, given)}
+    except ValueError as error:
+        raise ValueError(f"the image processor of {name!r} ({type(processor).__name__}) {error}") from error
     return TransformersDetector(model, GeneralizedRCNNTransform(**{**usual, **given}), processor)
+
+
+def _values(processor: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What an image processor does to values, in torchvision's words; see `processor_values`."""
+    if {"image_mean", "image_std"} <= given.keys():
+        return {}
+    found = processor_values(processor, do_resize=False)
+    if found.reversed:
+        raise ValueError(
+            "gives images in BGR, which is not converted for detectors: take one for RGB, or, to train it on RGB, give the "
+            "options image_mean and image_std"
+        )
+    return {"image_mean": found.mean, "image_std": found.std}
+
+
+def _size(processor: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The size that an image processor gives images, in torchvision's words.
+
+    Raises:
+        ValueError: in half a sentence, what it does that torchvision has no words for.
+    """
+    size = {name: side for name, side in dict(processor.size or {}).items() if side is not None}
+    square = size.keys() == {"height", "width"}  # whatever the ratio was
+    smaller = size.get("shortest_edge") or size.get("height") or 800
+    larger = size.get("longest_edge") or size.get("width") or 1333
+    usual = {"min_size": smaller, "max_size": larger, "size_divisible": DIVISOR}
+    if {"min_size", "max_size"} & given.keys():
+        return usual
+    if getattr(processor, "pad_size", None):
+        does = "pads images to one size"
+    elif not getattr(processor, "do_resize", True):
+        does = "leaves images as large as they are"
+    elif square:
+        return {**usual, "fixed_size": (size["width"], size["height"]), "size_divisible": 1}
+    elif size.keys() == {"shortest_edge", "longest_edge"}:
+        return usual
+    else:
+        does = f"resizes images to {size}"
+    raise ValueError(f"{does}: say how large they become, by the options min_size and max_size")

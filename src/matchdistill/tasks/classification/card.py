@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from matchdistill.models import Preparation
-from matchdistill.models.huggingface import PROCESSOR, described_config, processor_config
+from matchdistill.models.huggingface import described_config, processor_config
+from matchdistill.models.huggingface_images import PROCESSOR
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
