@@ -11,8 +11,10 @@ from matchdistill import Predictor
 from matchdistill.models import build_detector
 from matchdistill.runs.build import build_module
 from matchdistill.runs.metrics import read_metrics
+from matchdistill.runs.settings import Model
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
+from matchdistill.tasks import TASKS
 
 transformers = pytest.importorskip("transformers")
 
@@ -178,3 +180,22 @@ def test_networks_that_prepare_images_in_other_ways_are_refused(small):
                 "--teacher.weights=null",
             )
         )
+
+
+@KINDS
+def test_classes_in_another_order_are_put_into_the_datas(tmp_path, kind, options):
+    """Of DETR the row of no object stays the last one."""
+    torch.manual_seed(0)
+    saved = build_detector(f"transformers:{kind}", 3, **options).eval()
+    names = ["cross", "disc", "bar"]
+    saved.model.config.id2label = dict(enumerate(names))
+    saved.model.save_pretrained(tmp_path)
+    named = Model(f"transformers:{tmp_path}", weights="pretrained", options={**INPUT, "image_std": [1.0] * 3})
+    with pytest.warns(UserWarning, match="has the data's classes in another order"):
+        model = TASKS["detection"].build(named, 3, ["bar", "cross", "disc"]).eval()
+    pixels = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = model.model(pixels), saved.model(pixels)
+    order = [2, 0, 1, *range(3, expected.logits.shape[-1])]
+    torch.testing.assert_close(found.logits, expected.logits[..., order])
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes)
