@@ -233,14 +233,17 @@ def described_config(model: nn.Module, class_names: list[str]) -> tuple[str, dic
 
     Args:
         model: the network.
-        class_names: of its classes.
+        class_names: of its classes; empty: its head is of no use, and as large as it is.
     """
     config: Any = model.config
     options = {name: value for name, value in config.to_diff_dict().items() if name not in NOT_OPTIONS}
-    labels = {
-        "id2label": {str(number): text for number, text in enumerate(class_names)},
-        "label2id": {text: number for number, text in enumerate(class_names)},
-    }
+    if class_names:
+        labels = {
+            "id2label": {str(number): text for number, text in enumerate(class_names)},
+            "label2id": {text: number for number, text in enumerate(class_names)},
+        }
+    else:
+        labels, options["num_labels"] = {}, config.num_labels
     written = {**config.to_dict(), **labels, "architectures": [type(model).__name__]}
     return f"transformers:{config.model_type}", options, written
 

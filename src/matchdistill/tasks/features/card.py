@@ -27,13 +27,15 @@ def backbone_card(student: nn.Module, described: dict[str, Any]) -> Card:
     pooling = find_pooling(part_of(student), images, "student")
     with torch.no_grad():
         width = pooling(part_of(student.eval()), images).shape[1]
-    config = {**plain.config, "name": described["name"], "num_features": width, **({"part": part} if part else {})}
+    # Of transformers' the classifier's card has the type: the folder that the network was built from may be elsewhere.
+    named = {} if described["name"].startswith("transformers:") else {"name": described["name"]}
+    config = {**plain.config, **named, "num_features": width, **({"part": part} if part else {})}
     place = f"`{part}`" if part else "the network"
     where = f"the output of {place}" if pooling.head is None else f"what the layer `{pooling.head}` of {place} is given"
 
     def use(kind: str, file: str) -> str:
         if kind == "safetensors":
-            return weights_code("build_model", {**described, "num_classes": None}, file)
+            return weights_code("build_model", {**config, "num_classes": None}, file)
         if kind == "onnx":
             return python_block(
                 f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n'
