@@ -364,6 +364,38 @@ def test_a_backbone_of_a_saved_folder_is_exported_whole(tmp_path, one_thread):
     assert str(tmp_path / "saved") not in page.partition("## Use")[2]
 
 
+def test_a_detector_of_a_saved_folder_is_exported_whole(small, tmp_path, capsys):
+    """It loads by transformers too, with its image processor, and finds the same."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    few = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "layers")}
+    few |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 5}
+    body = transformers.ResNetConfig(**sizes, out_features=["stage2", "stage3", "stage4"])
+    model = transformers.DetrForObjectDetection(transformers.DetrConfig(backbone_config=body, **few))
+    model.save_pretrained(tmp_path / "saved")
+    transformers.DetrImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "saved")
+    student = [f"--student.name=transformers:{tmp_path / 'saved'}", "--student.options={min_size: 64, max_size: 96}"]
+    recipe = small(*student, "--distillation.method=none", "--training.epochs=1")
+    export, picture, expected = exported_elsewhere(recipe, tmp_path / "saved", tmp_path)
+    (found,), (own,) = Predictor(export)(picture), expected
+    torch.testing.assert_close(torch.tensor(found.boxes), torch.tensor(own.boxes))
+    assert found.labels == own.labels
+    page = (export / "model_card.md").read_text()
+    assert 'AutoModelForObjectDetection.from_pretrained("USER/NAME")' in page
+
+    loaded = transformers.AutoModelForObjectDetection.from_pretrained(export).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(export)
+    inputs = processor(Image.open(picture), return_tensors="pt")
+    with torch.no_grad():
+        (theirs,) = processor.post_process_object_detection(loaded(**inputs), 0.0, [(40, 60)])
+    order = theirs["scores"].argsort(descending=True)
+    # Resized by another library, which rounds elsewhere.
+    assert theirs["scores"][order].tolist() == pytest.approx(own.scores, abs=0.02)
+    assert {loaded.config.id2label[label] for label in theirs["labels"].tolist()} == set(own.labels)
+
+
 def test_a_folder_that_names_a_function_runs_none(client, run_of, tmp_path, monkeypatch):
     assert cli.main(["export", str(run_of("own")), f"--out={tmp_path}/out/model.safetensors"]) == 0
     path = tmp_path / "out" / "config.json"

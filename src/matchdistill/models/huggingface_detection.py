@@ -41,6 +41,11 @@ class TransformersDetector(nn.Module):
         self.model, self.transform, self.processor = model, transform, processor
 
     @property
+    def stored_network(self) -> nn.Module:
+        """What files have the weights of, under the names by which transformers loads them."""
+        return self.model
+
+    @property
     def backbone(self) -> nn.Module:
         """What makes maps of images (N, 3, H, W)."""
         return self.model.get_submodule("model.backbone.model")

@@ -109,4 +109,4 @@ class Detection(Task):
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported detector."""
-        return detector_card(described)
+        return detector_card(student, described)
