@@ -26,6 +26,7 @@ from transformers import (  # noqa: E402
 )
 
 from matchdistill.integrations.transformers import MATCHING, MatchingDistillation, MatchingTrainer  # noqa: E402
+from matchdistill.models import build_model, build_segmenter  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,6 +241,45 @@ def test_what_cannot_work_is_named(tmp_path: Path) -> None:
     several.args._n_gpu = 2
     with pytest.raises(ValueError, match="DataParallel"):
         several.train()
+
+
+def test_a_teacher_that_is_no_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher='google/vit': expected a network, got a str: load it first"):
+        trainer(tmp_path, resnet(4), teacher="google/vit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (build_model, {"embedding_size": 4, "hidden_sizes": [4, 8, 16, 32], "depths": [1] * 4, "layer_type": "basic"}),
+        (
+            build_segmenter,
+            {"hidden_sizes": [4, 8, 16, 32], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 8},
+        ),
+    ],
+)
+def test_a_student_without_its_loss_is_refused(tmp_path: Path, build: Any, options: dict[str, Any]) -> None:
+    kind = "resnet" if build is build_model else "segformer"
+    student = build(f"transformers:{kind}", 4, **options)
+    with pytest.raises(ValueError, match="does not return the loss that the trainer needs: build it by transformers"):
+        trainer(tmp_path, student)
+    trainer(tmp_path, resnet(4), teacher=student if kind == "resnet" else None)  # a teacher may be one
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options"),
+    [(vit(16, 7), {}), (None, {"taps": [("resnet.encoder.stages.3", "resnet.encoder.stages.3")]})],
+)
+def test_checkpoints_of_others_are_named(tmp_path: Path, teacher: Any, options: dict[str, Any]) -> None:
+    """Of another teacher, of other taps, and of the plain trainer."""
+    trainer(tmp_path / "ours", resnet(4), max_steps=1, save_strategy="steps", save_steps=1).train()
+    other = trainer(tmp_path / "next", resnet(4), teacher, distillation=options, max_steps=2)
+    with pytest.raises(ValueError, match=r"matching\.safetensors is of another teacher, student or other taps"):
+        other.train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-1"))
+    plain = arguments(tmp_path / "plain", max_steps=1, save_strategy="steps", save_steps=1)
+    Trainer(resnet(4), plain, train_dataset=Pictures()).train()
+    with pytest.raises(ValueError, match="checkpoint of a trainer without distillation, it has no matching"):
+        other.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-1"))
 
 
 def _rank(out: Path, rank: int) -> dict[str, Tensor]:

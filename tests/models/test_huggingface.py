@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from matchdistill import Predictor, cli
 from matchdistill.models import Preparation, build_model
 from matchdistill.models.build import find_preparation
 from matchdistill.runs.build import build_module
+from matchdistill.runs.settings import Model
 from matchdistill.runs.train import fit
+from matchdistill.tasks import TASKS
 
 transformers = pytest.importorskip("transformers")
 
@@ -295,3 +298,77 @@ def test_a_run_is_exported_for_transformers(tiny, folder, tmp_path, capsys):
     folder.rename(tmp_path / "moved")  # the export stands alone
     predictor = Predictor(tmp_path / "hub")
     assert predictor.network.state_dict().keys() == student.state_dict().keys()
+
+
+def saved_with(folder, names):
+    """A saved ResNet whose config names its classes."""
+    torch.manual_seed(0)
+    named = {"id2label": dict(enumerate(names)), "label2id": {text: number for number, text in enumerate(names)}}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**RESNET, **named)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def built(folder, names, weights="pretrained"):
+    model = Model(f"transformers:{folder}", weights=weights)
+    return TASKS["classification"].build(model, len(names), names).eval()
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "the file"])
+@pytest.mark.parametrize("names", [["wren", "heron", "grey owl"], ["grey_owl", "Wren", "heron"]])
+def test_classes_in_another_order_are_put_into_the_datas(tmp_path, names, weights):
+    saved = saved_with(tmp_path, names)
+    data = ["grey owl", "heron", "wren"]
+    weights = weights if weights == "pretrained" else str(tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"has the data's classes in another order .*outputs are put into") as told:
+        model = built(tmp_path, data, weights)
+    assert len(told) == 1
+    order = [[name.lower().replace("_", " ") for name in names].index(name) for name in data]
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGES), saved(IMAGES).logits[:, order])
+    assert list(model.config.id2label.values()) == data
+    assert model.config.label2id["wren"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "said"),
+    [
+        (["heron", "wren"], ["heron", "wren"], None),
+        (["LABEL_0", "LABEL_1"], ["heron", "wren"], None),
+        (["tench, Tinca tinca", "goldfish"], ["n01440764", "n01443537"], None),
+        (["wren", "robin"], ["heron", "wren"], r"does not have \(robin\), and the data has others \(heron\).*id2label"),
+    ],
+)
+def test_classes_that_are_left_in_their_order(tmp_path, names, data, said, recwarn):
+    saved = saved_with(tmp_path, names)
+    model = built(tmp_path, data)
+    told = [str(each.message) for each in recwarn if "the data" in str(each.message)]
+    assert len(told) == (said is not None)
+    assert said is None or re.search(said, told[0])
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), saved(IMAGES).logits)
+    assert list(model.config.id2label.values()) == data
+
+
+def test_weights_of_elsewhere_and_fresh_heads_keep_their_order(tmp_path, recwarn):
+    """A config's names are those of its own weights alone."""
+    saved_with(tmp_path / "saved", ["wren", "heron"])
+    (tmp_path / "saved" / "model.safetensors").rename(tmp_path / "other.safetensors")
+    model = built(tmp_path / "saved", ["heron", "wren"], str(tmp_path / "other.safetensors"))
+    (tmp_path / "other.safetensors").rename(tmp_path / "saved" / "model.safetensors")
+    plain = build_model(f"transformers:{tmp_path / 'saved'}", weights="pretrained")
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+    assert list(built(tmp_path / "saved", ["a", "b", "c"]).config.id2label.values()) == ["a", "b", "c"]
+    assert not [each for each in recwarn if "the data" in str(each.message)]
+
+
+def test_a_teacher_with_other_order_teaches_the_right_classes(tiny, tmp_path):
+    names = [str(number) for number in reversed(range(10))]
+    saved = saved_with(tmp_path, names)
+    given = (f"--teacher.name=transformers:{tmp_path}", "--teacher.options={}", "--teacher.weights=pretrained")
+    recipe = tiny(*given, "--distillation.method=mgd-amp+kd")
+    with pytest.warns(UserWarning, match="another order"):
+        module = build_module(recipe)
+    assert recipe.data.class_names == names[::-1]
+    with torch.no_grad():
+        torch.testing.assert_close(module.teacher.eval()(IMAGES), saved(IMAGES).logits.flip(1))

@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 
 from matchdistill import Predictor
-from matchdistill.models import build_detector
+from matchdistill.models import build_detector, load_weights, save_weights
 from matchdistill.models.huggingface_detection import _labels
 from matchdistill.runs.build import build_module
 from matchdistill.runs.metrics import read_metrics
+from matchdistill.runs.settings import Model
 from matchdistill.runs.store import load_student
 from matchdistill.runs.train import fit
+from matchdistill.tasks import TASKS
+from matchdistill.tasks.detection.card import detector_card
 
 transformers = pytest.importorskip("transformers")
 
@@ -262,3 +265,54 @@ def test_networks_that_prepare_images_in_other_ways_are_refused(small):
                 "--teacher.weights=null",
             )
         )
+
+
+@KINDS
+def test_classes_in_another_order_are_put_into_the_datas(tmp_path, kind, options):
+    """Of DETR the row of no object stays the last one."""
+    torch.manual_seed(0)
+    saved = build_detector(f"transformers:{kind}", 3, **options).eval()
+    names = ["cross", "disc", "bar"]
+    saved.model.config.id2label = dict(enumerate(names))
+    saved.model.save_pretrained(tmp_path)
+    named = Model(f"transformers:{tmp_path}", weights="pretrained", options={**INPUT, "image_std": [1.0] * 3})
+    with pytest.warns(UserWarning, match="has the data's classes in another order"):
+        model = TASKS["detection"].build(named, 3, ["bar", "cross", "disc"]).eval()
+    pixels = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = model.model(pixels), saved.model(pixels)
+    order = [2, 0, 1, *range(3, expected.logits.shape[-1])]
+    torch.testing.assert_close(found.logits, expected.logits[..., order])
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes)
+
+
+@pytest.mark.parametrize("given", [{}, {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}, {"fixed_size": [96, 64]}])
+@KINDS
+def test_an_export_is_a_folder_for_transformers(tmp_path, kind, options, given):
+    torch.manual_seed(0)
+    student = build_detector(f"transformers:{kind}", 3, **{**options, **given}).eval()
+    names = ["cross", "disc", "bar"]
+    described = {"name": f"transformers:{tmp_path}", "options": {}, "category_ids": [3, 7, 11], "class_names": names}
+    card = detector_card(student, described)
+    (tmp_path / "config.json").write_text(json.dumps(card.config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(card.beside["preprocessor_config.json"]))
+    save_weights(student, tmp_path / "model.safetensors")
+
+    loaded = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert list(loaded.config.id2label.values()) == names
+    image, tensor = picture()
+    inputs = processor(images=image, return_tensors="pt")
+    torch.testing.assert_close(inputs["pixel_values"], student.transform([tensor])[0].tensors)
+    with torch.no_grad():
+        (found,) = processor.post_process_object_detection(loaded(**inputs), 0.0, [(64, 96)])
+        (own,) = student([tensor])
+    torch.testing.assert_close(found["scores"], own["scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["boxes"], own["boxes"], rtol=1e-3, atol=1e-2)
+    # By its name in config.json it is built again, and files with the names of before are read too.
+    again = build_detector(card.config["name"], 3, **card.config["options"]).eval()
+    torch.save(student.state_dict(), tmp_path / "before.pt")
+    for file in ("model.safetensors", "before.pt"):
+        load_weights(again, tmp_path / file)
+        with torch.no_grad():
+            assert torch.equal(again([tensor])[0]["boxes"], own["boxes"])

@@ -12,7 +12,9 @@ from matchdistill.models import build_model, build_segmenter
 from matchdistill.models.build import find_preparation
 from matchdistill.models.segmentation import backbone_of
 from matchdistill.runs.build import build_module
+from matchdistill.runs.settings import Model
 from matchdistill.runs.train import fit
+from matchdistill.tasks import TASKS
 from pixelsets import CLASSES
 
 transformers = pytest.importorskip("transformers")
@@ -157,3 +159,25 @@ def test_from_a_recipe_to_a_folder_for_the_hub(pixelset, folder, tmp_path, capsy
         assert np.array_equal(found.values, map_of_theirs.numpy())
         with torch.no_grad():
             assert torch.equal(ours.network(inputs["pixel_values"]), logits)
+
+
+@pytest.mark.parametrize("kind", ["Segformer", "UperNet"])
+def test_classes_in_another_order_are_put_into_the_datas(tmp_path, kind):
+    """Of all heads, an auxiliary one too."""
+    torch.manual_seed(0)
+    options = (
+        segformer(8) if kind == "Segformer" else {**UPERNET, "backbone_config": transformers.ResNetConfig(**RESNET)}
+    )
+    names = dict(enumerate(CLASSES[::-1]))
+    config = getattr(transformers, f"{kind}Config")(
+        **options, id2label=names, label2id={v: k for k, v in names.items()}
+    )
+    saved = getattr(transformers, f"{kind}ForSemanticSegmentation")(config).eval()
+    saved.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="has the data's classes in another order"):
+        model = TASKS["segmentation"].build(Model(f"transformers:{tmp_path}", weights="pretrained"), 3, CLASSES).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGES), saved(IMAGES).logits.flip(1))
+    if kind == "UperNet":
+        assert torch.equal(model.auxiliary_head.classifier.weight, saved.auxiliary_head.classifier.weight.flip(0))
+    assert list(model.config.id2label.values()) == CLASSES

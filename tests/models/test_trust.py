@@ -11,6 +11,10 @@ HARMLESS = [
     ("matchdistill.models.shufflenet:shufflenet_v2_x1_0", {}),
     ("matchdistill.models:detector", {"backbone": "timm:resnet18"}),
     ("transformers:upernet", {"backbone_config": {"model_type": "resnet", "backbone": None}}),
+    (
+        "transformers:detr",
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50", "use_pretrained_backbone": False}},
+    ),
     (None, {}),
 ]
 FOREIGN = [
@@ -34,6 +38,19 @@ FOREIGN = [
         "transformers:upernet",
         {"backbone_config": {"model_type": "timm_backbone", "backbone": "x"}},
         "the option backbone",
+    ),
+    *(
+        (
+            "transformers:detr",
+            {"backbone_config": {"model_type": kind, "backbone": name, **more}},
+            "the option backbone",
+        )
+        for kind, name, more in (
+            ("timm_backbone", "local-dir:x", {"use_pretrained_backbone": False}),
+            ("timm_backbone", "USER/NAME", {"use_pretrained_backbone": False}),
+            ("timm_backbone", "resnet50", {"use_pretrained_backbone": True}),
+            ("resnet", "resnet50", {"use_pretrained_backbone": False}),
+        )
     ),
     ("timm:resnet18", {"more": [{"pretrained_cfg": {"file": "x.pth"}}]}, "the option pretrained_cfg"),
     ("resnet18", {}, "importing 'resnet18'"),

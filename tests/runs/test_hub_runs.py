@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from matchdistill import Predictor, cli
 from matchdistill.runs.hub import fetch
+from matchdistill.runs.recipe import load_recipe
 from matchdistill.runs.train import fit
 
 hub = pytest.importorskip("huggingface_hub")
@@ -315,10 +317,83 @@ def test_a_student_of_a_saved_folder_is_exported_again(tiny, tmp_path, capsys):
     for _ in range(2):
         assert cli.main(["export", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     path = tmp_path / "run" / "export" / "config.json"
+    assert json.loads(path.read_text())["name"] == "transformers:resnet"
     path.write_text(json.dumps({**json.loads(path.read_text()), "name": "transformers:vit"}))
     assert cli.main(["export", str(tmp_path / "run")]) == 2
     said = "describes another student, transformers:vit, than transformers:resnet"
     assert said in capsys.readouterr().err
+
+
+def exported_elsewhere(recipe, saved, tmp_path):
+    """The export of a student that a saved folder names, which is not there any more; and what the run predicts."""
+    picture = tmp_path / "one.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
+    fit(recipe, tmp_path / "run", quiet=True)
+    expected = Predictor(tmp_path / "run")(picture)
+    assert cli.main(["export", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "export").rename(tmp_path / "elsewhere")
+    saved.rename(tmp_path / "moved")
+    return tmp_path / "elsewhere", picture, expected
+
+
+def test_a_backbone_of_a_saved_folder_is_exported_whole(tmp_path, one_thread):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8, 16, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    named = {"id2label": dict(enumerate("abcde")), "label2id": {text: number for number, text in enumerate("abcde")}}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, **named))
+    model.save_pretrained(tmp_path / "saved")
+    birds(tmp_path / "birds")
+    given = {
+        "task": "features",
+        "data": {"name": "folder", "root": str(tmp_path / "birds"), "image_size": 32, "batch_size": 4},
+        "student": {"name": f"transformers:{tmp_path / 'saved'}", "weights": "pretrained"},
+        "training": {"epochs": 1, "lr": 0.01},
+        "teacher": {"name": "matchdistill.models:small_resnet", "options": {"width": 4}},
+        "trainer": {"accelerator": "cpu", "loggers": []},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(given))
+    export, picture, expected = exported_elsewhere(load_recipe(tmp_path / "r.yaml"), tmp_path / "saved", tmp_path)
+    (found,), (own,) = Predictor(export)(picture), expected
+    assert found.features == pytest.approx(own.features, abs=1e-6)
+    config = json.loads((export / "config.json").read_text())
+    assert config["name"] == "transformers:resnet"
+    assert list(config["id2label"].values()) == list("abcde")  # of its own head, which is there still
+    page = (export / "model_card.md").read_text()
+    assert str(tmp_path / "saved") not in page.partition("## Use")[2]
+
+
+def test_a_detector_of_a_saved_folder_is_exported_whole(small, tmp_path, capsys):
+    """It loads by transformers too, with its image processor, and finds the same."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    few = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("attention_heads", "layers")}
+    few |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 5}
+    body = transformers.ResNetConfig(**sizes, out_features=["stage2", "stage3", "stage4"])
+    model = transformers.DetrForObjectDetection(transformers.DetrConfig(backbone_config=body, **few))
+    model.save_pretrained(tmp_path / "saved")
+    transformers.DetrImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "saved")
+    student = [f"--student.name=transformers:{tmp_path / 'saved'}", "--student.options={min_size: 64, max_size: 96}"]
+    recipe = small(*student, "--distillation.method=none", "--training.epochs=1")
+    export, picture, expected = exported_elsewhere(recipe, tmp_path / "saved", tmp_path)
+    (found,), (own,) = Predictor(export)(picture), expected
+    torch.testing.assert_close(torch.tensor(found.boxes), torch.tensor(own.boxes))
+    assert found.labels == own.labels
+    page = (export / "model_card.md").read_text()
+    assert 'AutoModelForObjectDetection.from_pretrained("USER/NAME")' in page
+
+    loaded = transformers.AutoModelForObjectDetection.from_pretrained(export).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(export)
+    inputs = processor(Image.open(picture), return_tensors="pt")
+    with torch.no_grad():
+        (theirs,) = processor.post_process_object_detection(loaded(**inputs), 0.0, [(40, 60)])
+    order = theirs["scores"].argsort(descending=True)
+    # Resized by another library, which rounds elsewhere.
+    assert theirs["scores"][order].tolist() == pytest.approx(own.scores, abs=0.02)
+    assert {loaded.config.id2label[label] for label in theirs["labels"].tolist()} == set(own.labels)
 
 
 def test_a_folder_that_names_a_function_runs_none(client, run_of, tmp_path, monkeypatch):

@@ -23,10 +23,13 @@ from matchdistill.distributed import rank_and_world, take_from_rank_0
 from matchdistill.files import atomic_write
 from matchdistill.integrations.optimizers import group_of_scales, positions_of
 from matchdistill.matching import logged
+from matchdistill.models.huggingface import Logits
+from matchdistill.models.huggingface_detection import TransformersDetector
 from matchdistill.options import MatchingOptions
 from matchdistill.refresh import check_refreshes, due
 from matchdistill.taps import resolve
 
+OPTIMIZER = "optimizer.pt"  # in a checkpoint
 WEIGHTS = "model.safetensors"  # of the model in a checkpoint
 MATCHING = "matching.safetensors"  # in a checkpoint, beside the files of Trainer
 REFRESHED = "refreshed"  # in it, the epoch of the last refresh
@@ -45,7 +48,7 @@ class MatchingDistillation:
 
     Args:
         arguments: of the trainer behind it, by position.
-        teacher: the trained network.
+        teacher: the trained network; it is called with what the model is called with, such as ``pixel_values``.
         student: path of the part of the model that corresponds to the teacher; "": the whole model.
         refresh_every: epochs from one refresh of the matching to the next, 0 for a single one before training, or the
             epochs (from 0) themselves.
@@ -58,8 +61,9 @@ class MatchingDistillation:
 
     Raises:
         TypeError: an unknown field of `MatchingOptions`.
-        ValueError: an option out of range; at the start of `train`: networks, taps and weights that `MatchingDistiller`
-            refuses, or a way of training that it is not for.
+        ValueError: an option out of range, a teacher that is no network, or a student that returns no loss; at the start of
+            `train`: networks, taps and weights that `MatchingDistiller` refuses, a way of training that it is not for, or a
+            checkpoint to resume from that does not fit.
     """
 
     # What it takes from the trainer behind it.
@@ -80,6 +84,11 @@ class MatchingDistillation:
         **options: Any,
     ) -> None:
         check_refreshes(refresh_every, max_images)
+        if not isinstance(teacher, nn.Module):
+            raise ValueError(
+                f"teacher={teacher!r}: expected a network, got a {type(teacher).__name__}: load it first, by the "
+                "from_pretrained of its class, such as AutoModelForImageClassification"
+            )
         self._teacher, self._path = teacher, student
         self._refresh_every, self._max_images = refresh_every, max_images
         self._options = MatchingOptions.of(**(distillation or {}))
@@ -91,6 +100,7 @@ class MatchingDistillation:
         self._losses: list[Tensor] = []
         self._source: DataLoader[Any] | None = None
         super().__init__(*arguments, **options)
+        _check_student(self.model)
         self.add_callback(_Moments(self))  # type: ignore[attr-defined]
 
     def train(self, *arguments: Any, **options: Any) -> Any:
@@ -148,13 +158,26 @@ class MatchingDistillation:
             atomic_write(Path(output_dir, MATCHING), lambda path: path.write_bytes(content))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is not None and (path := Path(checkpoint, MATCHING)).is_file():
+        path = None if checkpoint is None else Path(checkpoint, MATCHING)
+        if path is not None and path.is_file():
             assert self.distiller is not None
             state = safetensors.torch.load(path.read_bytes())
             self._refreshed = int(state.pop(REFRESHED))
-            positions_of(self.distiller).load_state_dict(state)
+            positions = positions_of(self.distiller)
+            if _shapes(state) != _shapes(positions.state_dict()):
+                raise ValueError(
+                    f"{path} is of another teacher, student or other taps than these: resume with the same, or load the "
+                    "model alone by from_pretrained and train it without resume_from_checkpoint"
+                )
+            positions.load_state_dict(state)
             self.distiller.has_matching = True
+        elif path is not None and path.with_name(OPTIMIZER).is_file():
+            raise ValueError(
+                f"{path.parent} is the checkpoint of a trainer without distillation, it has no {MATCHING}, and its "
+                f"{OPTIMIZER} does not fit: load the model alone by from_pretrained and train it without "
+                "resume_from_checkpoint"
+            )
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
@@ -273,6 +296,20 @@ class _Moments(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.forget_gradients()
+
+
+def _check_student(model: Any) -> None:
+    """Raise a ValueError if a model is one of `build_model`, whose forward pass leaves out the loss."""
+    hooks = model._forward_hooks.values() if isinstance(model, nn.Module) else ()
+    if isinstance(model, TransformersDetector) or any(isinstance(hook, Logits) for hook in hooks):
+        raise ValueError(
+            "the student is a network of build_model, build_segmenter or build_detector, which does not return the loss "
+            "that the trainer needs: build it by transformers, such as AutoModelForImageClassification.from_pretrained"
+        )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _mask(inputs: Mapping[str, Any]) -> Tensor | None:

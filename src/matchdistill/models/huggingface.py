@@ -94,8 +94,8 @@ def build_transformers(
     options = dict(options)
     num_classes = options.pop("num_classes", None)
     config = _config(entry, options, kind)
-    if pretrained is None and hasattr(config, "use_pretrained_backbone"):
-        config.use_pretrained_backbone = False  # nothing is downloaded without being asked for
+    if pretrained is None and hasattr(config, UNTRAINED):
+        setattr(config, UNTRAINED, False)  # nothing is downloaded without being asked for
     if num_classes is not None and num_classes != config.num_labels:
         config.num_labels = num_classes
     if pretrained is not None and (entry in transformers_names(kind) or pretrained.lower() not in ANY_PRETRAINED):
@@ -241,14 +241,21 @@ def described_config(model: nn.Module, class_names: list[str]) -> tuple[str, dic
 
     Args:
         model: the network.
-        class_names: of its classes.
+        class_names: of its classes; empty: its head is of no use, and as large as it is.
     """
     config: Any = model.config
-    options = {name: value for name, value in config.to_diff_dict().items() if name not in NOT_OPTIONS}
-    labels = {
-        "id2label": {str(number): text for number, text in enumerate(class_names)},
-        "label2id": {text: number for number, text in enumerate(class_names)},
+    options = {
+        name: {**value, UNTRAINED: False} if isinstance(value, dict) and UNTRAINED in value else value
+        for name, value in config.to_diff_dict().items()
+        if name not in NOT_OPTIONS
     }
+    if class_names:
+        labels = {
+            "id2label": {str(number): text for number, text in enumerate(class_names)},
+            "label2id": {text: number for number, text in enumerate(class_names)},
+        }
+    else:
+        labels, options["num_labels"] = {}, config.num_labels
     written = {**config.to_dict(), **labels, "architectures": [type(model).__name__]}
     return f"transformers:{config.model_type}", options, written
 
@@ -300,4 +307,5 @@ def processor_config(preparation: Preparation, size: int) -> dict[str, Any] | No
     }
 
 
+UNTRAINED = "use_pretrained_backbone"  # of configs, and of those of backbones in them
 NOT_OPTIONS = {"architectures", "id2label", "label2id", "model_type", "num_labels", "transformers_version", "dtype"}

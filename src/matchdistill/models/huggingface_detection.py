@@ -19,6 +19,7 @@ DETECTOR = Kind("detector", "AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DET
 INPUT = (
     "min_size",
     "max_size",
+    "fixed_size",
     "image_mean",
     "image_std",
 )  # options of how images are prepared, by torchvision's names
@@ -41,6 +42,11 @@ class TransformersDetector(nn.Module):
     def __init__(self, model: nn.Module, transform: nn.Module, processor: Any) -> None:
         super().__init__()
         self.model, self.transform, self.processor = model, transform, processor
+
+    @property
+    def stored_network(self) -> nn.Module:
+        """What files have the weights of, under the names by which transformers loads them."""
+        return self.model
 
     @property
     def backbone(self) -> nn.Module:
@@ -87,9 +93,9 @@ def build_transformers_detector(entry: str, pretrained: str | None, options: dic
         entry: a folder with a ``config.json``, a name of the Hub, or a model type such as "detr".
         pretrained: "pretrained" for the weights of the folder or name; None starts at random.
         options: fields of its config, ``num_classes``, and of how images are prepared ``min_size``, ``max_size``,
-            ``image_mean`` and ``image_std``, as torchvision's detectors have them; what is left out is its processor's.
-            With ``min_size`` or ``max_size`` images keep their ratio; else those of RT-DETR become squares, as its
-            processor makes them.
+            ``fixed_size`` (width, height), ``image_mean`` and ``image_std``, as torchvision's detectors have them; what is
+            left out is its processor's. With ``min_size`` or ``max_size`` images keep their ratio; else RT-DETR's become
+            squares, as its processor makes them.
 
     Raises:
         ValueError: in one line, no such model, one without a backbone of maps, or options that do not fit.
@@ -136,6 +142,8 @@ def _size(processor: Any, given: dict[str, Any]) -> dict[str, Any]:
     smaller = size.get("shortest_edge") or size.get("height") or 800
     larger = size.get("longest_edge") or size.get("width") or 1333
     usual = {"min_size": smaller, "max_size": larger, "size_divisible": DIVISOR}
+    if "fixed_size" in given:
+        return {**usual, "size_divisible": 1}
     if {"min_size", "max_size"} & given.keys():
         return usual
     if getattr(processor, "pad_size", None):

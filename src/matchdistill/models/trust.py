@@ -6,6 +6,7 @@ wanted. In the folder of a run it would be the folder that says what is run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,5 +68,15 @@ def _foreign(name: str, options: Mapping[str, Any]) -> str:
 def _keys(options: Any) -> set[str]:
     """The keys that say something in options, also in mappings and lists inside of them."""
     if isinstance(options, Mapping):
-        return {key for key, value in options.items() if value is not None}.union(*map(_keys, options.values()))
+        own = {key for key, value in options.items() if value is not None}
+        return (own - {"backbone"} if _untrained(options) else own).union(*map(_keys, options.values()))
     return set().union(*map(_keys, options)) if isinstance(options, list | tuple) else set()
+
+
+def _untrained(options: Mapping[str, Any]) -> bool:
+    """Whether options are the config of a backbone that transformers has timm build by a plain name, without its weights."""
+    name = options.get("backbone")
+    timms = (
+        options.get("model_type") == "timm_backbone" and isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)?", name)
+    )
+    return bool(timms) and not options.get("use_pretrained_backbone", True)

@@ -67,7 +67,7 @@ def load_weights(
         >>> load_weights(nn.Linear(4, 3), path, strict=False)
         ['weight is (2, 4) in the file, (3, 4) in the model', 'bias is (2,) in the file, (3,) in the model']
     """
-    path = path_of(path)
+    path, module = path_of(path), _stored(module)
     own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     state = _chosen(_read(path), own, path)
     if adapt is not None:
@@ -177,9 +177,16 @@ def save_weights(module: nn.Module, path: Path) -> None:
     from safetensors.torch import save
 
     # Copies: the format takes no tensors that share memory, as tied weights do.
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    state = _stored(module).state_dict()
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     content = save(weights)  # as bytes: the library would make a file that only its owner can read
     atomic_write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _stored(module: nn.Module) -> nn.Module:
+    """What files have the weights of: the network, or the one in it that has all of them and is told by `stored_network`."""
+    inside = getattr(module, "stored_network", None)
+    return inside if isinstance(inside, nn.Module) else module
 
 
 def _differ_by_classes(shapes: list[tuple[Size, Size]]) -> bool:

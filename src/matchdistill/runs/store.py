@@ -80,7 +80,8 @@ def load_student(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, A
     """
     described = describe_student(run, trust)
     with code_of(run) if trust else contextlib.nullcontext():
-        model = TASKS[described["task"]].build(network_of(described), described["num_classes"])
+        task, names = TASKS[described["task"]], described["class_names"]
+        model = task.build(network_of(described), described["num_classes"], names)
     load_weights(model, run / WEIGHTS)
     return model.eval(), described
 

@@ -20,6 +20,7 @@ from matchdistill.features import FeatureDistiller
 from matchdistill.methods import method_names
 from matchdistill.models import build_model
 from matchdistill.models.build import weightless
+from matchdistill.models.huggingface_classes import with_classes
 from matchdistill.options import Taps
 from matchdistill.probing import scratch
 from matchdistill.runs.settings import Model, Settings
@@ -144,13 +145,14 @@ class Task(ABC):
         Args:
             model: its name, weights and options.
             num_classes: the size of its head; None: as the weights have it.
-            class_names: of the classes.
+            class_names: of the classes, in the data's order; empty: weights keep theirs.
 
         Raises:
             ValueError: an unknown name, or weights that do not fit or cannot be had.
         """
         assert model.name is not None
-        return build_model(model.name, num_classes, model.weights, model.fresh_head, **model.options)
+        network = build_model(model.name, num_classes, model.weights, model.fresh_head, **model.options)
+        return with_classes(network, model.name, model.weights, class_names)
 
     def seeing(self, network: nn.Module) -> nn.Module:
         """The module that is given the images, whether all of a network runs or the part that is distilled."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from torch import nn
+
+from matchdistill.models.huggingface import described_config
+from matchdistill.models.huggingface_detection import TransformersDetector
+from matchdistill.models.huggingface_images import PROCESSOR
 from matchdistill.tasks.task import CONFIG, Card, python_block, weights_code
 
 
-def detector_card(described: dict[str, Any]) -> Card:
-    """What goes with an exported detector, described as in `model.json`."""
+def detector_card(student: nn.Module, described: dict[str, Any]) -> Card:
+    """What goes with an exported detector.
+
+    Args:
+        student: the network.
+        described: the student, as `model.json` has it.
+    """
     images = "RGB in 0..1, of any size; the model resizes them"
     config = {
         "name": described["name"],
@@ -18,6 +29,12 @@ def detector_card(described: dict[str, Any]) -> Card:
     }
 
     def use(kind: str, file: str) -> str:
+        if kind == "safetensors" and isinstance(student, TransformersDetector):
+            return python_block(
+                "from transformers import AutoImageProcessor, AutoModelForObjectDetection\n"
+                'model = AutoModelForObjectDetection.from_pretrained("USER/NAME").eval()  # or the folder\n'
+                'processor = AutoImageProcessor.from_pretrained("USER/NAME")'
+            )
         if kind == "safetensors":
             return weights_code("build_detector", described, file)
         return python_block(
@@ -25,12 +42,40 @@ def detector_card(described: dict[str, Any]) -> Card:
             'outputs = session.run(None, {"image": image.numpy()})'
         )
 
+    said = f"Images (3, H, W): {images}. `{CONFIG}` has the names and ids of the categories."
+    if isinstance(student, TransformersDetector):
+        own, options, written = described_config(student.model, described["class_names"])
+        # Of the network by its type: the folder that it was built from may be elsewhere.
+        config = {**written, **config, "name": own, "options": {**options, **_input(student.transform)}}
+        said = f"The image processor resizes and normalises images. `{CONFIG}` has the names and ids of the categories."
+        return Card("object-detection", "transformers", config, {}, said, use, {PROCESSOR: _processor_config(student)})
     library = described["name"].partition(":")[0]
-    return Card(
-        "object-detection",
-        library if library == "torchvision" else "matchdistill",
-        config,
-        {},
-        f"Images (3, H, W): {images}. `{CONFIG}` has the names and ids of the categories.",
-        use,
-    )
+    return Card("object-detection", library if library == "torchvision" else "matchdistill", config, {}, said, use)
+
+
+def _input(transform: Any) -> dict[str, Any]:
+    """How images are prepared, as options of `build_transformers_detector`."""
+    sides, square = list(transform.min_size), transform.fixed_size
+    resized = {"min_size": sides[0] if len(sides) == 1 else sides, "max_size": transform.max_size}
+    return {
+        **({"fixed_size": list(square)} if square else resized),
+        "image_mean": list(transform.image_mean),
+        "image_std": list(transform.image_std),
+    }
+
+
+def _processor_config(student: TransformersDetector) -> dict[str, Any]:
+    """The `preprocessor_config.json` of an image processor that prepares images as the student sees them."""
+    transform: Any = student.transform
+    given, square = _input(transform), transform.fixed_size
+    plain: dict[str, Any] = json.loads(student.processor.to_json_string())
+    edges = {"shortest_edge": transform.min_size[-1], "longest_edge": transform.max_size}
+    return {
+        **plain,
+        "do_resize": True,
+        "size": {"width": square[0], "height": square[1]} if square else edges,
+        "do_normalize": True,
+        "image_mean": given["image_mean"],
+        "image_std": given["image_std"],
+        "do_pad": not square,  # with a mask of the pixels that belong to an image
+    }

@@ -13,6 +13,7 @@ from matchdistill.data import DetectionData
 from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.models import build_detector
+from matchdistill.models.huggingface_classes import with_classes
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.detection.card import detector_card
 from matchdistill.tasks.detection.checks import check_detector, check_same_input, check_targets
@@ -41,9 +42,10 @@ class Detection(Task):
         """A detector by name; see `build_detector`."""
         assert model.name is not None
         assert num_classes is not None
-        return build_detector(
+        detector = build_detector(
             model.name, num_classes, model.weights, model.fresh_head, class_names=class_names, **model.options
         )
+        return with_classes(detector, model.name, model.weights, class_names)
 
     def example(self, data: DataModule) -> list[Tensor]:
         """One image: a list of zeros (3, H, W)."""
@@ -107,4 +109,4 @@ class Detection(Task):
 
     def card(self, student: nn.Module, described: dict[str, Any], data: dict[str, Any]) -> Card:
         """What goes with an exported detector."""
-        return detector_card(described)
+        return detector_card(student, described)

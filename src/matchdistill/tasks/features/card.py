@@ -27,14 +27,16 @@ def backbone_card(student: nn.Module, described: dict[str, Any]) -> Card:
     pooling = find_pooling(part_of(student), images, "student")
     with torch.no_grad():
         width = pooling(part_of(student.eval()), images).shape[1]
-    config = {**plain.config, "name": described["name"], "num_features": width, **({"part": part} if part else {})}
+    # Of transformers' the classifier's card has the type: the folder that the network was built from may be elsewhere.
+    named = {} if described["name"].startswith("transformers:") else {"name": described["name"]}
+    config = {**plain.config, **named, "num_features": width, **({"part": part} if part else {})}
     place = f"`{part}`" if part else "the network"
     where = f"the output of {place}" if pooling.head is None else f"what the layer `{pooling.head}` of {place} is given"
 
     def use(kind: str, file: str) -> str:
         if kind == "safetensors":
-            options = {**described["options"]}
-            headless = {**described, "num_classes": options.pop("num_classes", None), "options": options}
+            options = {**config["options"]}
+            headless = {**config, "num_classes": options.pop("num_classes", None), "options": options}
             return weights_code("build_model", headless, file)
         if kind == "onnx":
             return python_block(

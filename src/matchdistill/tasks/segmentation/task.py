@@ -16,6 +16,7 @@ from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
 from matchdistill.models import Preparation, build_segmenter
+from matchdistill.models.huggingface_classes import with_classes
 from matchdistill.models.segmentation import backbone_of
 from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
@@ -63,7 +64,8 @@ class Segmentation(Task):
     def build(self, model: Model, num_classes: int | None, class_names: Sequence[str] = ()) -> nn.Module:
         """A network by name; see `build_segmenter`."""
         assert model.name is not None
-        return build_segmenter(model.name, num_classes, model.weights, model.fresh_head, **model.options)
+        network = build_segmenter(model.name, num_classes, model.weights, model.fresh_head, **model.options)
+        return with_classes(network, model.name, model.weights, class_names)
 
     def seeing(self, network: nn.Module) -> nn.Module:
         """The backbone, which is given the images as they come."""
