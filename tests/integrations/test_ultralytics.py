@@ -3,6 +3,7 @@
 import copy
 import csv
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -267,6 +268,11 @@ def test_the_files_are_the_ones_of_a_plain_training(train: Train, tmp_path: Path
             assert b"matchdistill" not in Path(file).read_bytes()
     assert printed[0].count("model.9.cv2.bn.weight") == 2
     assert printed[0] == printed[1]
+    student, images = YOLO(files[0]), torch.rand(1, 3, 64, 64)
+    exported = torch.jit.load(student.export(format="torchscript", imgsz=64, device="cpu"))
+    with torch.no_grad():
+        expected = YOLO(files[0]).model.float().fuse().eval()(images)[0]
+        torch.testing.assert_close(exported(images), expected, rtol=1e-3, atol=1e-3)
 
 
 class CutError(Exception):
@@ -446,6 +452,30 @@ def test_a_teacher_of_timm_sees_its_own_normalisation(train: Train, tmp_path: Pa
     mean, std = (torch.tensor(whole.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
     torch.testing.assert_close(seen[0], (model.trainer.given - mean) / std)
     assert model.trainer.loss_items[COLUMN] > 0
+
+
+def test_a_teacher_of_another_family(train: Train, tmp_path: Path) -> None:
+    """A student of YOLO11's blocks learns from YOLOv8's."""
+    path, places = network(tmp_path, width=2, classes=5), []
+    text = re.sub(r"C3k2, \[(\d+), .*?\]", r"C2f, [\1, True]", path.read_text())
+    (tmp_path / "yolov8.yaml").write_text(text)
+    whole = YOLO(str(tmp_path / "yolov8.yaml"))
+    assert {"C2f"} <= {type(module).__name__ for module in whole.model.modules()}
+
+    def began(trainer: Any) -> None:
+        places.extend(trainer.distiller.positions)
+
+    model = train(distilling(whole), callbacks={"on_train_start": began})
+    assert len(places) == 5
+    assert model.trainer.loss_items[COLUMN] > 0
+
+
+def test_a_student_of_rtdetr_needs_its_own_trainer(sets: dict[str, str], tmp_path: Path) -> None:
+    text = network(tmp_path).read_text().replace("Detect, [nc]", "RTDETRDecoder, [nc, 16, 5, 4, 2, 1, 16]")
+    (tmp_path / "rtdetr.yaml").write_text(text)
+    options = {"data": sets["detect"], "epochs": 1, "imgsz": 64, "batch": 4, "device": "cpu", "plots": False}
+    with pytest.raises(ValueError, match=r"RT-DETR, which DetectionTrainer cannot train.*base=RTDETRTrainer"):
+        RTDETR(str(tmp_path / "rtdetr.yaml")).train(trainer=distilling(teacher(tmp_path)), **options)
 
 
 @pytest.mark.slow

@@ -262,9 +262,11 @@ def until(what, seconds=240):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs the processes of Linux")
-@pytest.mark.parametrize("how", [signal.SIGUSR2, signal.SIGKILL])
-def test_a_comparison_on_this_machine(tiny, tiny_file, tmp_path, how, capsys):
+@pytest.mark.parametrize("how", [signal.SIGUSR2, signal.SIGUSR1, signal.SIGKILL])
+def test_a_comparison_on_this_machine(tiny, tiny_file, tmp_path, how, capsys, monkeypatch):
     """Whole, by the command; a job is preempted, or killed and the command given again, and the end is the same."""
+    if how == signal.SIGUSR1:  # as clusters do that send another signal than submitit's own
+        monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
     out, given = tmp_path / "out", (*TEACHER, "--training.epochs=12", "--data.train_limit=400")
     command = [sys.executable, "-m", "matchdistill", "compare", str(tiny_file), f"--out={out}", *given]
     command += [f"--methods={','.join(METHODS)}", "--seeds=1", "--cluster=local", "--array=1"]
@@ -297,7 +299,7 @@ def test_a_comparison_on_this_machine(tiny, tiny_file, tmp_path, how, capsys):
         assert re.search(r"^job \d+: mgd-amp seed 0$", run(), re.MULTILINE)
     until((out / "metrics.json").exists)
     until(lambda: not (out / LOCK).exists())  # its writer goes on to the table
-    if how == signal.SIGUSR2:
+    if how != signal.SIGKILL:
         told = Path(job["log"]).read_text() + Path(job["log"]).with_suffix(".out").read_text()
         assert "Bypassing signal SIGTERM" in told
         assert "this job is preempted" in told

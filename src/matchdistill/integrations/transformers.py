@@ -174,8 +174,7 @@ class MatchingDistillation:
         elif path is not None and path.with_name(OPTIMIZER).is_file():
             raise ValueError(
                 f"{path.parent} is the checkpoint of a trainer without distillation, it has no {MATCHING}, and its "
-                f"{OPTIMIZER} does not fit: load the model alone by from_pretrained and train it without "
-                "resume_from_checkpoint"
+                f"{OPTIMIZER} does not fit: load the model alone by from_pretrained and train without resume_from_checkpoint"
             )
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 

@@ -37,6 +37,8 @@ from matchdistill.trace import tensors_in
 try:
     from ultralytics import RTDETR, YOLO
     from ultralytics.engine.model import Model
+    from ultralytics.nn.modules import RTDETRDecoder
+    from ultralytics.nn.tasks import RTDETRDetectionModel
     from ultralytics.utils import DEFAULT_CFG, LOGGER
 except ImportError as error:
     raise ImportError(
@@ -169,9 +171,15 @@ class DistillingTrainer:
 
     def build_optimizer(self, model: nn.Module, *arguments: Any, **options: Any) -> Optimizer:
         """Build the distiller, now that the model has its final form and place, and have its normalisation trained too."""
+        student = unwrapped(model)
+        if isinstance(head_of(student), RTDETRDecoder) and not isinstance(student, RTDETRDetectionModel):
+            raise ValueError(
+                f"the student is an RT-DETR, which {type(self).__bases__[-1].__name__} cannot train: give distilling() "
+                "base=RTDETRTrainer, from ultralytics.models.rtdetr.train"
+            )
         optimizer: Optimizer = super().build_optimizer(model, *arguments, **options)  # type: ignore[misc]
         self._release()
-        student, teacher = unwrapped(model), self._teacher()
+        teacher = self._teacher()
         example = torch.zeros(2, int(self.data.get("channels", 3)), self.args.imgsz, self.args.imgsz)
         chosen = self.settings.taps
         taps = found_taps(teacher, student, example, chosen) if isinstance(chosen, str) else chosen

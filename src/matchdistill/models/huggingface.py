@@ -205,11 +205,18 @@ def _config(entry: str, options: dict[str, Any], kind: Kind | None) -> Any:
     if config.model_type not in known:
         words = " nor ".join(each.words for each in kinds)
         raise ValueError(f"model {name!r}: transformers has no {words} of the type {config.model_type!r}")
-    for option, value in options.items():
+    for option in options:
         if not hasattr(config, option):
             hint = did_you_mean(option, config.to_dict())
             raise ValueError(f"model {name!r} cannot be built with the option {option!r}{hint}")
-        setattr(config, option, _inner_config(value))
+    try:
+        given = {option: _inner_config(value) for option, value in options.items()}
+        if by_type:  # fields that follow from others, as D-FINE's head_dim, are made of these
+            return AutoConfig.for_model(entry, **given)
+    except Exception as error:  # each config checks itself in a way of its own
+        raise ValueError(f"model {name!r} cannot be built with these options: {cause(error)}") from error
+    for option, value in given.items():
+        setattr(config, option, value)
     return config
 
 
