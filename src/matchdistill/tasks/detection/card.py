@@ -70,7 +70,7 @@ def _processor_config(student: TransformersDetector) -> dict[str, Any]:
     return {
         **plain,
         "do_resize": True,
-        "size": {"shortest_edge": student.transform.min_size[-1], "longest_edge": given["max_size"]},  # type: ignore[index, union-attr]
+        "size": {"shortest_edge": student.transform.min_size[-1], "longest_edge": given["max_size"]},  # type: ignore[index]
         "do_normalize": True,
         "image_mean": given["image_mean"],
         "image_std": given["image_std"],
