@@ -289,7 +289,6 @@ def test_refresh_of_everything_and_of_nothing():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"name": "digits", "root": "x"}, "data.root is given, but 'digits' is built in"),
         ({"name": "folder", "val_root": "x"}, "data.val_root is for csv, webdataset, not for 'folder': leave it out"),
         ({"name": "datasets", "val_root": "x"}, "data.val_root is for csv, webdataset, not for 'datasets'"),
         ({"name": "folder", "download": True}, "data.download is for fashion-mnist, not for 'folder'"),

@@ -230,7 +230,7 @@ def test_names_that_are_not_utf_8(image_root):
         file.write(b"damaged")
     data = set_up("folder", image_root, image_size=16, skip_corrupt=True)
     assert data.class_names == ["caf\\xe9", "dog"]
-    with pytest.warns(UserWarning, match=r"caf\\xe9/\\xff\.png cannot be read"):
+    with pytest.warns(UserWarning, match=r"caf\\xe9/\\xff\.png is not an image"):
         assert [data.train_set[index] is None for index in range(7)].count(True) == 1
     assert data.corrupt == [f"{image_root}/train/caf\\xe9/\\xff.png"]
     "".join(data.class_names + data.corrupt).encode()

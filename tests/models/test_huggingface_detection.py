@@ -308,7 +308,11 @@ def test_an_export_is_a_folder_for_transformers(tmp_path, kind, options, given):
         (found,) = processor.post_process_object_detection(loaded(**inputs), 0.0, [(64, 96)])
         (own,) = student([tensor])
     torch.testing.assert_close(found["scores"], own["scores"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["boxes"], own["boxes"], rtol=1e-3, atol=1e-2)
+    # Scores that are all but equal may come in another order.
+    rows = [torch.cat([each["boxes"], 1000.0 * each["labels"][:, None]], 1) for each in (found, own)]
+    rows[0][:, 4] += 1000.0  # what transformers counts from 0
+    apart = torch.cdist(*rows)
+    assert max(apart.min(0).values.max(), apart.min(1).values.max()) < 0.02
     # By its name in config.json it is built again, and files with the names of before are read too.
     again = build_detector(card.config["name"], 3, **card.config["options"]).eval()
     torch.save(student.state_dict(), tmp_path / "before.pt")

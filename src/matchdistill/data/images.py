@@ -65,11 +65,11 @@ class ImageSet:
     flip: bool = True
     options: bool = False
     own: bool = False
-    takes: tuple[str, ...] = ("root",)
+    takes: tuple[str, ...] = ()
 
 
 COLUMNS = ("image_column", "label_column", "train_split", "val_split")
-OF_SOME = ("root", "download", "val_root", "split_column", *COLUMNS)  # what only some sets take, and no set may ignore
+OF_SOME = ("download", "val_root", "split_column", *COLUMNS)  # what only some sets take, and no other may ignore
 
 
 def _read_digits(_: Place) -> Split:
@@ -110,13 +110,13 @@ def _own(root: Path | None, options: ImageOptions) -> OwnSet:
 
 
 IMAGE_SETS = {
-    "digits": ImageSet(16, _read_digits, small=True, flip=False, takes=()),
+    "digits": ImageSet(16, _read_digits, small=True, flip=False),
     "fashion-mnist": ImageSet(
         32,
         _read_fashion_mnist,
         locate=lambda root, options: find_fashion_mnist(root, options.download),
         small=True,
-        takes=("root", "download"),
+        takes=("download",),
     ),
     "folder": ImageSet(224, find_images, "the folder that holds train/ and val/"),
     "imagenet": ImageSet(
@@ -130,7 +130,7 @@ IMAGE_SETS = {
         Table.read,
         "the file with columns of paths and labels",
         locate=_table,
-        takes=("root", "val_root", "split_column", *COLUMNS),
+        takes=("val_root", "split_column", *COLUMNS),
     ),
     "datasets": ImageSet(
         224,
@@ -138,10 +138,10 @@ IMAGE_SETS = {
         "a saved data set, a folder, a file or a name of the Hub",
         _hub,
         options=True,
-        takes=("root", *COLUMNS),
+        takes=COLUMNS,
     ),
     "webdataset": ImageSet(
-        224, Shards.read, "a folder of .tar files, or a pattern of their names", _shards, takes=("root", "val_root")
+        224, Shards.read, "a folder of .tar files, or a pattern of their names", _shards, takes=("val_root",)
     ),
     "cub200": ImageSet(224, read_cub, "the folder CUB_200_2011, or its archive", locate=lambda root, _: find_cub(root)),
 }
@@ -252,12 +252,7 @@ class ImageOptions(AugmentingOptions):
         usual = {field.name: field.default for field in fields(ImageOptions)}
         given = [name for name in OF_SOME if getattr(self, name) != usual[name]]
         for name in given:
-            if name == "root" and name not in chosen.takes:
-                yield (
-                    f"{prefix}.root is given, but {self.name!r} is built in: say what lies there as {prefix}.name, for "
-                    "example folder, or leave it out"
-                )
-            elif name not in chosen.takes:
+            if name not in chosen.takes:
                 takers = listed([each for each, other in IMAGE_SETS.items() if name in other.takes])
                 yield f"{prefix}.{name} is for {takers}, not for {self.name!r}: leave it out"
         if "val_root" in given and "split_column" in chosen.takes:
