@@ -576,10 +576,10 @@ def test_corrupt_images(mistake, insects, capfd):
     damaged = Path("insects/train/wasp/3.png")
     damaged.write_bytes(damaged.read_bytes()[:40])
     said = mistake("fit", insects, "--out=o")
-    assert f"image {damaged} cannot be read" in said
+    assert f"image {damaged} is not an image that Pillow can read" in said
     assert "--data.skip_corrupt=true" in said
     assert not Path("o/metrics.json").exists()
-    with pytest.warns(UserWarning, match=f"image {damaged} cannot be read .* is skipped"):
+    with pytest.warns(UserWarning, match=f"image {damaged} is not an image that Pillow can read and is skipped"):
         assert cli.main(["fit", insects, "--out=o", "--resume", "--data.skip_corrupt=true"]) == 0
     assert json.loads(Path("o/metrics.json").read_text())["corrupt_images"] == [str(damaged)]
 
