@@ -43,7 +43,7 @@ def markdown(results: dict[str, Any]) -> str:
         for method in (METHOD, *OTHERS):
             if own := found.get(method):
                 cells = str(len(own)), Mean.of(list(own.values())).shown(TOP1)
-                gains = [_gain(found, *pair) for pair in ((method, "none"), (METHOD, method))]
+                gains = [gain(found, *pair) for pair in ((method, "none"), (METHOD, method))]
                 lines.append(f"| {' | '.join((method, *cells, *gains))} |")
     return "\n".join(lines) + "\n"
 
@@ -56,7 +56,7 @@ def _of(teachers: dict[str, float], top1: float) -> list[str]:
     return [seed for seed, each in teachers.items() if each == top1]
 
 
-def _gain(found: Found, method: str, base: str) -> str:
+def gain(found: Found, method: str, base: str) -> str:
     """What a method has above another one, over the seeds of both; empty for itself."""
     seeds = [seed for seed in found.get(method, {}) if seed in found.get(base, {}) and method != base]
     return Mean.of([found[method][seed] - found[base][seed] for seed in seeds]).shown(TOP1, "+") if seeds else ""

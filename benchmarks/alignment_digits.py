@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from benchmarks.alignment import Found, gain
 from benchmarks.alignment_study import Solve, found_standardised
 from benchmarks.transfer import RESULTS, TOP1
 from matchdistill.aligned import AlignedPosition
@@ -60,7 +61,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # What the library has not: how a method finds its map in another way, a variant of `alignment_study.py`.
 MAPS: dict[str, Solve] = {"mgd-align by correlations": found_standardised}
-Found = dict[str, dict[str, float]]  # top-1 by method and seed
 
 
 @contextlib.contextmanager
@@ -133,11 +133,7 @@ def table(results: dict[str, Any]) -> list[str]:
     ]
     for method, own in found.items():
         cells = [method, str(len(own)), Mean.of(list(own.values())).shown(TOP1)]
-        for first, second in ((method, "alone"), (BASE, method)):
-            others = found.get(first, {}), found.get(second, {})
-            seeds = [seed for seed in others[0] if seed in others[1] and first != second]
-            gains = [others[0][seed] - others[1][seed] for seed in seeds]
-            cells.append(Mean.of(gains).shown(TOP1, "+") if gains else "")
+        cells += [gain(found, *pair) for pair in ((method, "alone"), (BASE, method))]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
