@@ -142,6 +142,22 @@ def test_likeness_is_that_of_a_slow_loop(matched):
     assert found["held_out_loss"].item() == pytest.approx(sum(losses) / len(IMAGES), rel=1e-5)
 
 
+def test_likeness_is_summed_in_what_an_apple_gpu_has(monkeypatch):
+    """Which has no float64."""
+    distiller = FeatureDistiller(small_resnet(width=6), small_resnet(width=4), "auto", FitNetsPosition, example=IMAGES)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.backends.mps, "is_available", lambda: True)
+        measure = Likeness(distiller.eval())
+    with distiller.capture() as captured, torch.no_grad():
+        distiller.student(IMAGES)
+    measure.update(captured, len(IMAGES), trained=True)
+    assert {state.dtype for state in measure.metric_state.values()} == {torch.float32, torch.int64}
+    narrow, measure = measure.compute(), Likeness(distiller)
+    measure.update(captured, len(IMAGES), trained=True)
+    assert torch.float64 in {state.dtype for state in measure.metric_state.values()}
+    torch.testing.assert_close(narrow, measure.compute(), check_dtype=False)
+
+
 @pytest.mark.parametrize("batch", [2, 3, 5])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_likeness_of_pooled_values_does_not_depend_on_the_batches(batch, processes):

@@ -141,13 +141,15 @@ class Likeness(Measure):
     def __init__(self, distiller: FeatureDistiller) -> None:
         super().__init__()
         self._distiller = (distiller,)  # in a tuple: not a part of the measure
+        # Made before it is known where the network will be trained: where there is an Apple GPU, that is its default.
+        dtype = wide(torch.device("mps" if torch.backends.mps.is_available() else "cpu"))
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("loss", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("loss", torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
         for number, position in enumerate(distiller.positions):
             widths = position.student_channels, position.teacher_channels
             # Of pooled values no maps are counted: products and squares are summed instead of cosines.
             for name, shape in (("sums", widths), ("student", widths[:1]), ("teacher", widths[1:]), ("maps", ())):
-                state = torch.zeros(shape, dtype=torch.float64)
+                state = torch.zeros(shape, dtype=dtype)
                 self.add_state(f"{name}{number}", state, dist_reduce_fx="sum")
 
     def update(self, captured: Any, images: int, trained: bool) -> None:
@@ -172,7 +174,7 @@ class Likeness(Measure):
                 getattr(self, f"maps{number}").add_(len(student))
         self.count += images
         if trained:
-            self.loss += distiller.loss(captured).double() * images
+            self.loss += distiller.loss(captured) * images
 
     def compute(self) -> dict[str, Tensor]:
         """The values by name."""
