@@ -18,10 +18,12 @@ from benchmarks.harness import interleaved, summary
 from benchmarks.original import Original
 from benchmarks.pairs import Choice, Pair, by_pair, random_batch, training_step
 from matchdistill.baselines import FitNetsPosition
+from matchdistill.engine import on_onnxruntime
 from matchdistill.functional import kd_loss
-from matchdistill.prepare import prepared as prepare
+from matchdistill.prepare import Prepare, prepared
 
 Step = Callable[[], None]
+ENGINE = "onnxruntime"
 Maker = Callable[[Pair, Tensor, Tensor], Step]
 
 
@@ -69,16 +71,6 @@ def matchdistill(pair: Pair, images: Tensor, labels: Tensor, compiled: bool = Fa
     return training_step(forward, distiller.parameters(), images, labels)
 
 
-def prepared(pair: Pair, images: Tensor, labels: Tensor, **how: Any) -> Step:
-    """The same with a prepared teacher."""
-    return matchdistill(pair, images, labels, prepare=preparation(**how))
-
-
-def preparation(**how: Any) -> Callable[..., Any]:
-    """What prepares the teacher."""
-    return functools.partial(prepare, **how)
-
-
 def original(pair: Pair, images: Tensor, labels: Tensor) -> Step:
     """As the original does it."""
     made = Original(pair, images)
@@ -95,18 +87,20 @@ def fitnets(pair: Pair, images: Tensor, labels: Tensor) -> Step:
 
 def loss_compiled(pair: Pair, images: Tensor, labels: Tensor, **how: Any) -> Step:
     """A compiled loss, and a prepared teacher."""
-    distiller = pair.distiller(images, prepare=preparation(**how))
+    distiller = pair.distiller(images, prepare=functools.partial(prepared, **how))
     distiller.refresh([images])
     for position in distiller.positions:
         position.compile(dynamic=True)
     return training_step(distiller, distiller.parameters(), images, labels)
 
 
-PREPARED: dict[str, dict[str, Any]] = {
-    "prepared": {},
-    "prepared + bf16": {"dtype": torch.bfloat16},
-    "prepared + compile": {"compile": True},
-    "prepared + bf16 + compile": {"compile": True, "dtype": torch.bfloat16},
+# What makes the teacher faster.
+PREPARED: dict[str, Prepare] = {
+    "prepared": prepared,
+    "prepared + bf16": functools.partial(prepared, dtype=torch.bfloat16),
+    "prepared + compile": functools.partial(prepared, compile=True),
+    "prepared + bf16 + compile": functools.partial(prepared, compile=True, dtype=torch.bfloat16),
+    ENGINE: on_onnxruntime,
 }
 COMPILED: dict[str, Maker] = {
     "limit compiled": functools.partial(limit, compiled=True),
@@ -115,7 +109,7 @@ COMPILED: dict[str, Maker] = {
 MAKERS: dict[str, Maker] = {
     "limit": limit,
     "matchdistill": matchdistill,
-    **{name: functools.partial(prepared, **how) for name, how in PREPARED.items()},
+    **{name: functools.partial(matchdistill, prepare=prepare) for name, prepare in PREPARED.items()},
     "prepared + compiled loss": loss_compiled,
     "prepared + bf16 + compiled loss": functools.partial(loss_compiled, dtype=torch.bfloat16),
     **COMPILED,
@@ -133,7 +127,7 @@ def selection(device: str, compile: bool, only: list[str] | None) -> list[str]:
             raise ValueError(f"only: no work {', '.join(sorted(unknown))}: expected some of {', '.join(MAKERS)}")
         return ["limit", *(name for name in MAKERS if name in only and name != "limit")]
     names = [name for name in MAKERS if compile or name not in COMPILED]
-    return [name for name in names if device == "cuda" or name != "prepared + bf16 + compile"]
+    return [name for name in names if name != (ENGINE if device == "cuda" else "prepared + bf16 + compile")]
 
 
 def loss_differences(pair: Pair, images: Tensor, names: list[str]) -> dict[str, float]:
@@ -145,7 +139,7 @@ def loss_differences(pair: Pair, images: Tensor, names: list[str]) -> dict[str, 
     differences = {}
     for name in names:
         if name in PREPARED:
-            distiller = pair.distiller(images, prepare=preparation(**PREPARED[name]))
+            distiller = pair.distiller(images, prepare=PREPARED[name])
             distiller.load_state_dict(state)
             differences[name] = abs(distiller(images)[1].item() - expected) / abs(expected)
     return differences

@@ -216,6 +216,11 @@ class Capture:
             captured.values[total] = captured.values[total] + captured.values.pop(number)
         captured.finished = True
 
+    @property
+    def values(self) -> int:
+        """How many values a pass takes: each tap's, and each one that is added to it."""
+        return len(self._hooked)
+
     def remove(self) -> None:
         """Take the hooks off the model."""
         for handle in self._handles:
@@ -252,6 +257,12 @@ class Capture:
         else:
             captured.values[number] = tensor.clone()
         _note(captured, number, [tensor], module.training, copied)
+
+    def give(self, values: Sequence[Tensor]) -> None:
+        """Keep the values of all taps, of which the hooks get none. Nothing changes them, and nothing is learned of them."""
+        if (captured := self.current()) is not None:
+            captured.values.update(enumerate(values))
+            captured.finished = False
 
     def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:
         """Keep the arguments of the model."""
@@ -318,6 +329,11 @@ class _ArgumentsHook(_Hook):
 class _EndHook(_Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.capture.end()
+
+
+def capture_of(model: nn.Module) -> Capture:
+    """The capture that was the first to put its hooks on a model."""
+    return next(hook.capture for hook in model._forward_pre_hooks.values() if isinstance(hook, _ArgumentsHook))
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -61,7 +61,7 @@ class FrozenTeacher:
             model.eval()
         self.model, self.capture, self.prepare, self.shared = model, Capture(model, taps), prepare, shared
         self.cache: Cache | None = None
-        self.copies: dict[torch.device, FrozenTeacher] = {}
+        self.copies: dict[str, FrozenTeacher] = {}  # by name of the device: torch.compile takes no device
         # What the copies were made of: tensors with their versions, and sums.
         self._versions: list[tuple[Tensor, int]] = []
         self._sums: list[float] = []
@@ -149,14 +149,16 @@ class FrozenTeacher:
         if not self.copies:
             self._versions = [(value, value._version) for value in self._values() if not value.is_inference()]
             self._sums = self._summed()
-        if device not in self.copies:
+        place = str(device)
+        if place not in self.copies:
             model = copy_of_model(self.model).to(device)
             if self.prepare is not None:
                 model = self.prepare(model.eval())
-            self.copies[device] = FrozenTeacher(model, self.capture.taps)
-            if self.model._compiled_call_impl is not None:  # which copies do not have
+            self.copies[place] = FrozenTeacher(model, self.capture.taps)
+            # Which copies do not have; one that another engine runs needs none.
+            if self.model._compiled_call_impl is not None and "forward" not in vars(model):
                 model.compile()
-        return self.copies[device]
+        return self.copies[place]
 
 
 def in_type(values: Any, dtype: torch.dtype) -> Any:

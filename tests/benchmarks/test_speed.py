@@ -115,7 +115,6 @@ def test_the_loss_with_another_teacher_is_compared(monkeypatch):
 
     original = Pair.distiller
     monkeypatch.setattr(Pair, "distiller", distiller)
-    monkeypatch.setattr(step, "preparation", lambda **how: how)
     found = step.loss_differences(TINY, random_batch(8, 3)[0], ["limit", "prepared"])
     assert list(found) == ["prepared"]
     assert 1e-6 < found["prepared"] < 1e-2

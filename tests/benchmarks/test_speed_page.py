@@ -138,6 +138,16 @@ def test_reasons_are_of_the_results():
     assert "older solver" not in page.page({"profile_cpu": {**profile, "measured": page.SOLVER}})
 
 
+def test_what_a_faster_teacher_would_have_to_reach():
+    """The teacher takes 0.4 of the limit, and the loss 0.05: for 0.85, the teacher may take 0.2 of it, so half its time."""
+    rounds = {"limit": [1.0], "matchdistill": [1.05], "alone": [0.6], "prepared": [0.95], "onnxruntime": [0.89]}
+    step = found(pairs={"a": {"works": summary(rounds, "limit"), "loss differences": {}}})
+    text = page.page({"step_cpu": step})
+    assert (
+        "may take 0.50 of PyTorch's time for it. Within a step it takes 0.75 of it with `prepared`, 0.60 of it" in text
+    )
+
+
 def test_a_refresh_of_the_default_number_of_images_is_calculated():
     """1.05 s per image without the assignments, half a second for these, beside 1 s per image of the forward passes."""
     assert "takes 1.050 of the forward passes" in page.page({"refresh_cpu": ALL["refresh_cpu"]})

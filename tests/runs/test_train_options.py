@@ -90,16 +90,22 @@ OPTIONS = {
     "channels_last": (["--trainer.channels_last=true"], 1e-4),
     "deterministic": (["--trainer.deterministic=true"], 1e-6),
     "prepared teacher": (["--trainer.prepare_teacher=true"], 1e-4),
+    "teacher on ONNX Runtime": (["--teacher.engine=onnxruntime"], 1e-4),
     "accumulation": (["--training.accumulate=3"], 1e-5),
     "bf16": (["--trainer.precision=bf16-mixed"], 0.03),
     "average": (["--training.ema=0"], 1e-6),
     "compiled": (["--trainer.compile=true"], 1e-3),
 }
-OPTIONS["compiled, all others"] = ([argument for arguments, _ in OPTIONS.values() for argument in arguments], 0.03)
+OPTIONS["compiled, all others"] = (
+    [argument for name, (arguments, _) in OPTIONS.items() for argument in arguments if "ONNX" not in name],
+    0.03,
+)
+OPTIONS["compiled, teacher on ONNX Runtime"] = (["--trainer.compile=true", "--teacher.engine=onnxruntime"], 1e-3)
 OPTIONS["fp16"] = (["--trainer.precision=16-mixed", "--trainer.accelerator=gpu", "--trainer.devices=1"], 0.03)
 MARKS = {
     "compiled": pytest.mark.slow,
     "compiled, all others": pytest.mark.slow,
+    "compiled, teacher on ONNX Runtime": pytest.mark.slow,
     "fp16": (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 }
 
@@ -120,12 +126,13 @@ def test_losses_are_those_of_a_plain_loop(tiny, tmp_path, monkeypatch, option, m
     assert_weights_near(load_file(tmp_path / "run" / "student.safetensors"), student, 10 * tolerance)
 
 
+@pytest.mark.parametrize("how", ["--trainer.prepare_teacher=true", "--teacher.engine=onnxruntime"])
 @pytest.mark.parametrize("method", ["mgd-amp", "fitnets", "kd"])
-def test_a_prepared_teacher_is_trained_and_measured_as_it_is(tiny, tmp_path, method):
+def test_a_prepared_teacher_is_trained_and_measured_as_it_is(tiny, tmp_path, method, how):
     """Its weights are loaded after it was built, here those of its own training."""
     common = [f"--distillation.method={method}", "--data.train_limit=80", "--teacher.training.epochs=2"]
-    for name, prepare in (("run", "true"), ("plain", "false")):
-        fit(tiny(*common, f"--trainer.prepare_teacher={prepare}"), tmp_path / name, quiet=True)
+    for name, options in (("run", [how]), ("plain", [])):
+        fit(tiny(*common, *options), tmp_path / name, quiet=True)
     losses = [column(tmp_path / name, "train/loss") for name in ("run", "plain")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     first, second = (metrics_of(tmp_path / name) for name in ("run", "plain"))

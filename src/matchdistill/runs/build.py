@@ -17,7 +17,6 @@ from matchdistill.features import FeatureDistiller
 from matchdistill.models import weights_file
 from matchdistill.models.preparation import convert_images
 from matchdistill.norms import FeatureNorm, group_norm
-from matchdistill.prepare import prepared
 from matchdistill.probing import evaluating
 from matchdistill.runs.caching import cache_for
 from matchdistill.runs.machine import corrupts_memory
@@ -26,6 +25,7 @@ from matchdistill.runs.settings import Model
 from matchdistill.runs.starting import load_from_run, run_in
 from matchdistill.tasks import TASKS
 from matchdistill.tasks.module import DistilledModule
+from matchdistill.tasks.task import preparation_of
 
 
 def build_module(recipe: Recipe) -> DistilledModule:
@@ -91,7 +91,7 @@ def _distiller(recipe: Recipe, teacher: nn.Module, student: nn.Module) -> Featur
     if family is None:
         return None
     parts = TASKS[recipe.task].parts(teacher, student, recipe, recipe.data)
-    prepare = prepared if recipe.trainer.prepare_teacher else None
+    prepare = preparation_of(recipe)
     if family.matcher is None:
         assert family.position is not None
         return FeatureDistiller(

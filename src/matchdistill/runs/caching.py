@@ -89,7 +89,7 @@ def _told(recipe: Recipe, network: nn.Module, taps: list[str]) -> dict[str, obje
     config, data = recipe.config, recipe.data
     left_out = data.options.indifferent | INDIFFERENT
     return {
-        "teacher": {name: config["teacher"][name] for name in ("name", "options", "preparation", "part")},
+        "teacher": {name: config["teacher"][name] for name in ("name", "options", "preparation", "part", "engine")},
         "code": code_of(network),
         "taps": taps,
         "data": {name: value for name, value in config["data"].items() if name not in left_out},

@@ -292,6 +292,12 @@ def problems_in(config: dict[str, Any]) -> Iterator[str]:
         for prefix, training in (("training", settings.training), ("teacher.training", teacher.training)):
             for what, instead in training.measuring:
                 yield f"{prefix}.{what}, but students of {task.name} are not measured: {instead}"
+    if teacher.engine != "torch":
+        if settings.trainer.prepare_teacher:
+            yield f"trainer.prepare_teacher is for torch, but teacher.engine is {teacher.engine}: leave one of them out"
+        if settings.trainer.accelerator not in ("auto", "cpu"):
+            place = settings.trainer.accelerator
+            yield f"teacher.engine {teacher.engine} runs on the CPU, but trainer.accelerator is {place}: leave one out"
     yield from task.problems(settings)
     yield from settings.cache_problems()
 

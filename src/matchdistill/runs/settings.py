@@ -99,6 +99,8 @@ class Teacher(Model):
         train_part: which part of the training images it learns from, as data.train_part; null: all, likewise.
         allow_weak: teach even if it knows nothing of the classes, or less than the student knows before training, by some
             hundred validation images; without this such a run is refused before it trains. --allow-weak-teacher sets it.
+        engine: what runs it: "torch", or "onnxruntime", which takes less time on many CPUs and gives the same values within
+            rounding. The network is exported once for each size of images, so all should have one size.
         cache: "disk" keeps its features of every image, for a few fixed views of it, so that it runs once for each; "none":
             it runs in every step, on images that are varied anew.
         cache_views: fixed views of each training image, of which each epoch has the next one.
@@ -114,6 +116,7 @@ class Teacher(Model):
     train_limit: int | None = None
     train_part: list[int] | None = None
     allow_weak: bool = False
+    engine: Literal["torch", "onnxruntime"] = "torch"
     cache: Literal["none", "disk"] = "none"
     cache_views: int = 4
     cache_folder: str | None = None
@@ -131,6 +134,8 @@ class Teacher(Model):
         yield from self.training.problems(f"{prefix}.training")
         yield from whole(f"{prefix}.cache_views", self.cache_views, 1)
         yield from number(f"{prefix}.cache_gib", self.cache_gib, 0, above=True)
+        if self.engine != "torch" and find_spec(self.engine) is None:
+            yield f"{prefix}.engine {self.engine!r} needs packages: pip install 'matchdistill[onnx]'"
         yield from (f"{prefix}.cache_folder: {problem}" for problem in path_problems(self.cache_folder))
 
 

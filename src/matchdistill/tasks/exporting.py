@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +15,6 @@ from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
 
 Format = Literal["safetensors", "onnx", "pt2"]
-_Program = TypeVar("_Program")
 
 
 def export_weights(student: nn.Module, rebuilt: nn.Module, path: Path) -> float:
@@ -72,45 +67,6 @@ def write_checked(
     return difference
 
 
-def exported_program(exporter: str, trace: Callable[[], _Program]) -> _Program:
-    """What the exporter makes of a model, or one line about why it makes nothing of it."""
-    try:
-        said = io.StringIO()  # an exporter that fails prints the graph so far
-        with warnings.catch_warnings(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            warnings.simplefilter("ignore")
-            return trace()
-    except Exception as error:
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        raise ValueError(f"{exporter} cannot take the model ({cause(root)})") from error
-
-
-def check_onnx() -> None:
-    try:
-        import onnxruntime  # noqa: F401  (to check the file)
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise missing(error) from error
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-
-
-def open_onnx(path: Path) -> Any:
-    """A session of an ONNX file, on the CPU.
-
-    Raises:
-        ValueError: a package that is missing, or no exported program.
-    """
-    try:
-        import onnxruntime
-
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except ImportError as error:
-        raise missing(error) from error
-    except Exception as error:  # readers of damaged files fail in every way
-        raise ValueError(f"{path}: not an exported model, or a damaged one ({cause(error)})") from error
-
-
 def add_metadata(path: Path, values: Mapping[str, Any]) -> None:
     """Add values to an ONNX file's metadata, each as JSON."""
     import onnx
@@ -119,7 +75,3 @@ def add_metadata(path: Path, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
     onnx.save(model, str(path))
-
-
-def missing(error: ImportError) -> ValueError:
-    return ValueError(f"ONNX needs {error.name}: pip install 'matchdistill[onnx]'")

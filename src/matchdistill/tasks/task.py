@@ -6,6 +6,7 @@ never which task it is.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill.data.module import DataModule
+from matchdistill.engine import on_onnxruntime
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import method_names
 from matchdistill.models import build_model
 from matchdistill.models.build import weightless
 from matchdistill.models.huggingface_classes import with_classes
 from matchdistill.options import Taps
+from matchdistill.prepare import Prepare, foldable, prepared
 from matchdistill.probing import scratch
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.exporting import Format, export_weights
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.module import DistilledModule
 from matchdistill.tasks.predicting import Predicting
+from matchdistill.trace import traced
 
 CONFIG = "config.json"  # beside an exported student
 
@@ -69,6 +73,13 @@ class Card:
     images: str
     use: Callable[[str, str], str]
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def preparation_of(settings: Settings) -> Prepare | None:
+    """What makes a copy of the teacher that runs faster, as the settings want it; None: the teacher itself runs."""
+    if settings.teacher.engine != "torch":
+        return on_onnxruntime
+    return prepared if settings.trainer.prepare_teacher else None
 
 
 class Task(ABC):
@@ -132,6 +143,8 @@ class Task(ABC):
                 yield f"{role}.preparation is not for {self.name}, whose networks prepare images themselves: leave it out"
         if settings.teacher.cache != "none" and "cache" not in self.supports:
             yield f"teacher.cache is not for {self.name}, whose images are not varied each on its own: leave it out"
+        if settings.teacher.engine != "torch" and "preparation" not in self.supports:
+            yield f"teacher.engine is not for {self.name}, whose images come in many sizes: leave it out"
         if settings.trainer.compile and "compile" not in self.supports:
             yield f"trainer.compile is not for {self.name}: train without it"
         if "labels" not in self.supports:
@@ -153,6 +166,15 @@ class Task(ABC):
         assert model.name is not None
         network = build_model(model.name, num_classes, model.weights, model.fresh_head, **model.options)
         return with_classes(network, model.name, model.weights, class_names)
+
+    def preparing(
+        self, settings: Settings, data: DataModule, teacher: nn.Module | None, distiller: FeatureDistiller | None
+    ) -> Callable[[nn.Module], nn.Module] | None:
+        """What makes a copy of a teacher that runs faster, where no distiller runs it; None: it runs itself."""
+        prepare = preparation_of(settings)
+        if prepare is None or teacher is None or distiller is not None:
+            return None
+        return functools.partial(prepare, folds=foldable(traced(teacher, (self.example(data),))))
 
     def seeing(self, network: nn.Module) -> nn.Module:
         """The module that is given the images, whether all of a network runs or the part that is distilled."""

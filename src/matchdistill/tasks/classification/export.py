@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from matchdistill.messages import cause
 from matchdistill.models import load_weights, save_weights
-from matchdistill.tasks.exporting import Format, check_onnx, exported_program, open_onnx, write_checked
+from matchdistill.programs import check_onnx, exported_program, open_onnx
+from matchdistill.tasks.exporting import Format, write_checked
 
 
 def export_classifier(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
@@ -16,7 +15,6 @@ from matchdistill.data.module import DataModule
 from matchdistill.features import FeatureDistiller
 from matchdistill.methods import KD
 from matchdistill.models import Preparation
-from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.tasks.classification.card import classifier_card
 from matchdistill.tasks.classification.checks import check_classes, example_images, training_logits
@@ -27,7 +25,6 @@ from matchdistill.tasks.classification.probe import freeze_body, start_heads
 from matchdistill.tasks.exporting import Format
 from matchdistill.tasks.metric import Metric
 from matchdistill.tasks.task import Card, Task
-from matchdistill.trace import traced
 
 LOSSES = ("ce", "bce", "none")
 
@@ -92,9 +89,7 @@ class Classification(Task):
         tried: Any = None,
     ) -> ClassificationModule:
         """What trains and measures a classifier."""
-        prepare = None
-        if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
-            prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
+        prepare = self.preparing(settings, data, teacher, distiller)
         labels = cast("ImageData", data).train_labels
         if settings.training.frozen:
             freeze_body(student, settings.student, data.num_classes)

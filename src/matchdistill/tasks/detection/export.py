@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from matchdistill.models import load_weights, save_weights
-from matchdistill.tasks.exporting import Format, check_onnx, exported_program, open_onnx, write_checked
+from matchdistill.programs import check_onnx, exported_program, open_onnx
+from matchdistill.tasks.exporting import Format, write_checked
 from matchdistill.trace import tensors_in
 
 DETECTIONS = ("boxes", "scores", "labels", "masks")

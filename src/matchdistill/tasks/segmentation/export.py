@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from matchdistill.models import load_weights, save_weights
-from matchdistill.tasks.exporting import Format, add_metadata, check_onnx, exported_program, open_onnx, write_checked
+from matchdistill.programs import check_onnx, exported_program, open_onnx
+from matchdistill.tasks.exporting import Format, add_metadata, write_checked
 from matchdistill.tasks.segmentation.outputs import Outputs, divisor_of, outputs_in, segment
 
 Resize = Literal["inside", "outside"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,6 @@ from matchdistill.methods import KD
 from matchdistill.models import Preparation, build_segmenter
 from matchdistill.models.huggingface_classes import with_classes
 from matchdistill.models.segmentation import backbone_of
-from matchdistill.prepare import foldable, prepared
 from matchdistill.runs.settings import Model, Settings
 from matchdistill.taps import Tap
 from matchdistill.tasks.exporting import Format
@@ -29,7 +27,6 @@ from matchdistill.tasks.segmentation.module import PIXELS, SegmentationModule
 from matchdistill.tasks.segmentation.outputs import divisor_of
 from matchdistill.tasks.segmentation.predicting import PixelPredicting
 from matchdistill.tasks.task import Card, Parts, Task
-from matchdistill.trace import traced
 
 LOSSES = ("ce", "ce+dice", "none")
 EXAMPLE_SIDE = 256  # pixels of the images that networks are looked at with, at most
@@ -119,9 +116,7 @@ class Segmentation(Task):
         tried: Any = None,
     ) -> SegmentationModule:
         """What trains and measures a network."""
-        prepare = None
-        if settings.trainer.prepare_teacher and teacher is not None and distiller is None:
-            prepare = functools.partial(prepared, folds=foldable(traced(teacher, (self.example(data),))))
+        prepare = self.preparing(settings, data, teacher, distiller)
         return SegmentationModule(student, data.class_names, settings, teacher, distiller, prepare)
 
     def tapped(self, name: str, options: dict[str, Any]) -> nn.Module:
