@@ -84,13 +84,12 @@ def similarity_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
 def _unit_maps(features: Tensor) -> Tensor:
     """(N, C, *) -> (C, N * P), every map of P values of length 1."""
     maps = features.detach().to(torch.promote_types(features.dtype, torch.float32))
-    maps = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
+    maps = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)
     # Scaled by its largest value first, the length of a tiny map does not vanish, and a map of zeros stays one.
     largest = torch.maximum(maps.amax(2, keepdim=True), -maps.amin(2, keepdim=True))
-    scaled = maps / largest.masked_fill(largest == 0, 1)
-    length = torch.linalg.vector_norm(scaled, dim=2, keepdim=True).clamp_min(1)
-    unit = scaled.new_empty(scaled.shape[1], scaled.shape[0], scaled.shape[2])
-    return torch.div(scaled.transpose(0, 1), length.transpose(0, 1), out=unit).flatten(1)
+    # In one buffer: writing a second one for the first time takes longer than all the rest.
+    unit = torch.div(maps, largest.masked_fill_(largest == 0, 1), out=maps.new_empty(maps.shape))
+    return unit.div_(torch.linalg.vector_norm(unit, dim=2, keepdim=True).clamp_min_(1)).flatten(1)
 
 
 def matching_cost(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
