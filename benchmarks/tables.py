@@ -54,7 +54,16 @@ def _cached(found: dict[str, Any]) -> tuple[str, str]:
     )
 
 
+PEERS = {
+    "torchdistill": "The outputs of all four stages are distilled. `torchdistill` runs its own code, with 1x1 adapters like "
+    "`fitnets`.",
+    "lightly-train": "The last maps are distilled, without labels. `lightly-train` runs its default method, with a linear "
+    "projection of each place and one of the pooled features.",
+}
+
+
 def _peers(found: dict[str, Any]) -> tuple[str, str]:
+    peer = next(iter(found["packages"]))
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     head = ("", "ms", "of the limit", "low", "high", "memory of tensors, of the limit's")
 
@@ -62,11 +71,8 @@ def _peers(found: dict[str, Any]) -> tuple[str, str]:
         memory = [f"{own['tensors'] / works['limit']['tensors']:.3f}" for own in works.values()]
         return [(*row, own) for row, own in zip(_works(works), memory, strict=True)]
 
-    text = (
-        f"The outputs of all four stages are distilled, with {packages}. `matchdistill` and `fitnets` are this library's. "
-        "`torchdistill` runs its own code, with 1x1 adapters like `fitnets`. Times are CPU seconds.\n\n"
-    )
-    return f"Beside torchdistill, {found['size']} px, batch {found['batch']}", text + _by_group(
+    text = f"{PEERS[peer]} `matchdistill` and `fitnets` are this library's. {packages}; times are CPU seconds.\n\n"
+    return f"Beside {peer}, {found['size']} px, batch {found['batch']}", text + _by_group(
         {name: table(head, rows(works)) for name, works in found["pairs"].items()}
     )
 
@@ -212,6 +218,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "online": _online,
     "cached": _cached,
     "peers": _peers,
+    "peers_lightly_train": _peers,
     "refresh": _refresh,
     "adaptive": _adaptive,
     "online-matching": _online_matching,

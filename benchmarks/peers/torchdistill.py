@@ -9,23 +9,17 @@ torchdistill is not among the benchmarks' packages. Install it apart, and name t
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import shlex
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
-from benchmarks.harness import RESULTS, interleaved, machine, summary
-from benchmarks.memory import tensor_peak
+from benchmarks.harness import RESULTS
 from benchmarks.pairs import Pair, chosen, random_batch
+from benchmarks.peers.steps import beside
 from benchmarks.step import alone, fitnets, limit, matchdistill
-from matchdistill.files import write_json
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 WEIGHT = 30.0
@@ -114,21 +108,8 @@ def run(json: Path = RESULTS / "peers_cpu.json", size: int = 64, batch: int = 16
     """
     images, labels = random_batch(size, batch)
     (pair,) = chosen("resnet18").values()
-    pair = staged(pair)
-    steps = {name: make(pair, images, labels) for name, make in WORKS.items()}
-    works = summary(interleaved(steps, rounds, clock=time.process_time), "limit")
-    del steps
-    for name, make in WORKS.items():
-        works[name]["tensors"] = tensor_peak(functools.partial(make, pair, images, labels))
-        of_limit = works[name]["tensors"] / works["limit"]["tensors"]
-        print(
-            f"{name}: {works[name]['ratio']['median']:.3f} of the limit's time, {of_limit:.3f} of its memory",
-            flush=True,
-        )
-    packages = {"torchdistill": importlib.metadata.version("torchdistill"), "torch": torch.__version__}
-    results = {"size": size, "batch": batch, "packages": packages, "pairs": {"resnet50 -> resnet18": works}}
-    command = shlex.join(["python", "-m", "benchmarks.peers.torchdistill", *sys.argv[1:]])
-    write_json(json, {"command": command, "machine": machine("cpu"), "results": results})
+    works = {name: functools.partial(make, staged(pair), images, labels) for name, make in WORKS.items()}
+    beside("torchdistill", works, json, rounds, size=size, batch=batch)
 
 
 if __name__ == "__main__":
