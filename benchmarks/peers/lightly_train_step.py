@@ -1,7 +1,7 @@
 """lightly-train's distillation of features beside the library's: steps in turn, and the most memory that each holds.
 
-Neither has labels. The last maps of both networks are distilled. lightly-train's method has a linear projection of each place
-and one of the pooled features. It needs an environment with both packages:
+Neither has labels. The last maps of both networks are distilled. lightly-train has a linear projection of each place and one
+of the pooled features. It needs an environment with both packages:
 
     pip install lightly-train .
     python -m benchmarks.peers.lightly_train_step

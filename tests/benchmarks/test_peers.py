@@ -1,4 +1,4 @@
-"""Other packages beside the library: torchdistill is told of the same positions and widths; with a package, both are timed."""
+"""Other packages beside the library: torchdistill is told of the same positions; where a package is there, it is timed."""
 
 import json
 
