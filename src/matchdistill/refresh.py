@@ -65,13 +65,24 @@ def rarely(images: int, trained: int) -> int:
     return math.ceil(min(images, trained) / (SHARE * trained))
 
 
+def are_phases(phases: Sequence[Sequence[int]]) -> bool:
+    """Whether `due_at_step` takes them: pairs of numbers from 0 on, ascending, the first from step 0.
+
+    Examples:
+        >>> are_phases([[0, 5000], [20_000, 31_000]]), are_phases([[100, 50]]), are_phases([])
+        (True, False, False)
+    """
+    pairs = all(len(phase) == 2 and min(phase) >= 0 for phase in phases)
+    return pairs and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
+
+
 def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:
     """Whether the matching is refreshed before this step (from 0).
 
     Args:
         step: of the optimiser.
-        phases: [from step, every], ascending: from that step on, at the steps that are multiples of `every`; at none
-            but step 0 where it is 0.
+        phases: [from step, every], ascending, as `are_phases` wants them: from that step on, at the steps that are
+            multiples of `every`; at none but step 0 where it is 0.
 
     Examples:
         >>> [step for step in range(0, 70_000, 500) if due_at_step(step, [[0, 5000], [20_000, 31_000]])]

@@ -380,6 +380,12 @@ def test_hook_refreshes_when_it_is_due(caplog: pytest.LogCaptureFixture) -> None
     assert asked == [3]  # it had no matching
 
 
+@pytest.mark.parametrize("phases", [[], [[5, 2]], [[0, 2], [0, 3]], [[0]], [[0, -1]]])
+def test_hook_takes_ascending_pairs_alone(phases: Any) -> None:
+    with pytest.raises(ValueError, match=r"phases is .*: expected pairs \[from iteration, every\], ascending"):
+        RefreshMatching(lambda _: [], phases)
+
+
 @both
 def test_a_resumed_run_ends_as_the_uninterrupted_one(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from matchdistill.distiller import MatchingDistiller
 from matchdistill.distributed import rank_and_world
 from matchdistill.matching import Matching, logged
-from matchdistill.refresh import due_at_step
+from matchdistill.refresh import are_phases, check_refreshes, due_at_step
 from matchdistill.taps import unwrapped
 from matchdistill.tasks.detection.checks import check_same_input
 from matchdistill.tasks.detection.parts import pixel_mask
@@ -135,6 +135,9 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
         max_images: the most images, over all processes; the default is the paper's.
         tolerance: stop a refresh once more images would lower the mean cost of the matched pairs by no more than this
             share of it; None: take `max_images`.
+
+    Raises:
+        ValueError: phases that are no ascending pairs, or no image.
     """
 
     def __init__(
@@ -144,6 +147,11 @@ class RefreshMatching(HookBase):  # type: ignore[misc]
         max_images: int = 16_000,
         tolerance: float | None = None,
     ) -> None:
+        if not are_phases(phases):
+            raise ValueError(
+                f"phases is {phases!r}: expected pairs [from iteration, every], ascending, the first from iteration 0"
+            )
+        check_refreshes(0, max_images)
         self._loader, self._phases, self._limits = loader, phases, (max_images, tolerance)
 
     def before_step(self) -> None:

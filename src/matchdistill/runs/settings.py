@@ -17,7 +17,7 @@ from matchdistill.messages import did_you_mean, number, whole
 from matchdistill.methods import KD, Method, Weight, default_weights, parse_method
 from matchdistill.models import Preparation, weights_file
 from matchdistill.models.preparation import preparation_problems
-from matchdistill.refresh import rarely
+from matchdistill.refresh import are_phases, rarely
 from matchdistill.runs.training import Training
 
 MOST_PROCESSES = 1024  # on a machine, and machines
@@ -228,10 +228,7 @@ class Distillation:
         yield from whole(f"{prefix}.refresh_online", self.refresh_online, 0)
         if self.refresh_online and self.refresh_steps is not None:
             yield f"{prefix}.refresh_online is of whole epochs: refresh by {prefix}.refresh_every, not refresh_steps"
-        if (phases := self.refresh_steps) is not None and not (
-            all(len(phase) == 2 and min(phase) >= 0 for phase in phases)
-            and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
-        ):
+        if (phases := self.refresh_steps) is not None and not are_phases(phases):
             yield (
                 f"{prefix}.refresh_steps is {phases}: expected pairs [from step, every], ascending, the first from step 0, "
                 "for example [[0, 5000], [20000, 31000]]"
