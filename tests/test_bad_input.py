@@ -321,6 +321,9 @@ CASES = [
     option("seed=-1", "seed is -1: expected a whole number from 0"),
     option("seed=4294967296", "seed is 4294967296: expected a whole number from 0 to 4294967295"),
     option("trainer.devices=-1", "trainer.devices is -1: expected a whole number from 1 to 1024, or auto for all"),
+    option(
+        "teacher.engine=onnx", "teacher.engine is 'onnx': expected 'torch' or 'onnxruntime'; did you mean 'onnxruntime'"
+    ),
     option("trainer.num_nodes=0", "trainer.num_nodes is 0: expected a whole number from 1"),
     option("trainer.log_every=0", "trainer.log_every is 0: expected a whole number from 1 on"),
     option("trainer.accelerator=abacus", "trainer does not fit this machine"),

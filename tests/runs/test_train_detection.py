@@ -292,6 +292,7 @@ def test_a_detector_of_ones_own(small, tmp_path):
         (["--distillation.refresh_steps=[[0, -1]]"], "distillation.refresh_steps is"),
         (["--distillation.refresh_steps=[]"], "distillation.refresh_steps is"),
         (["--trainer.compile=true"], "trainer.compile is not for detection"),
+        (["--teacher.engine=onnxruntime"], "teacher.engine is not for detection, whose images come in many sizes"),
         (["--training.warmup_steps=-1"], "training.warmup_steps is -1"),
         (["--teacher.train_limit=0"], "teacher.train_limit is 0"),
     ],

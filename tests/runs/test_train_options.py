@@ -139,6 +139,21 @@ def test_a_prepared_teacher_is_trained_and_measured_as_it_is(tiny, tmp_path, met
     assert first["teacher"] == second["teacher"]
 
 
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        (
+            "--trainer.prepare_teacher=true",
+            "prepare_teacher is for torch, but teacher.engine is onnxruntime: leave one",
+        ),
+        ("--trainer.accelerator=gpu", "runs on the CPU, but trainer.accelerator is gpu: leave one out"),
+    ],
+)
+def test_what_does_not_go_with_onnx_runtime(tiny, argument, told):
+    with pytest.raises(ValueError, match=told):
+        tiny("--teacher.engine=onnxruntime", argument)
+
+
 def test_channels_last_reaches_networks_and_images(tiny):
     wide = ("--trainer.channels_last=true", "--student.options={width: 8}")
     module = build_module(tiny(*wide))
