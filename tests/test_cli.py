@@ -142,7 +142,7 @@ def test_quickstart_is_the_comparison_of_the_packaged_recipe(run, grids):
     assert first.config == second.config
     assert rest[:-1] == others[:-1]
     assert rest[0] == Path("runs/quickstart")
-    assert rest[1] == ["none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"]
+    assert rest[1] == ["none", "kd", "mgd-amp", "mgd-align"]
     assert rest[2] >= 3
     assert first.data.options.name == "digits"
     assert first.data.options.train_limit == 300
@@ -159,7 +159,7 @@ def test_quickstart_takes_options_and_another_recipe(run, grids, tiny_file):
 def test_quickstart_for_real_but_small(run):
     small = ["--student.options={width: 2}", "--teacher.options={width: 4}", "--data.val_limit=50"]
     out = run("quickstart", *small, "--training.epochs=1", "--teacher.training.epochs=1", "--seeds=1", "--jobs=1")
-    for method in ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd"):
+    for method in ("none", "kd", "mgd-amp", "mgd-align"):
         assert Path(f"runs/quickstart/cells/{method}/seed0/student.safetensors").is_file()
         assert re.search(rf"│ {re.escape(method)} +│ +[\d.]+ │", out)
     assert {"metrics.json", "metrics.csv", "recipe.yaml", "teacher"} <= set(left(Path("runs/quickstart")))
