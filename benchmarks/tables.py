@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,9 @@ def _works(works: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _step(found: dict[str, Any]) -> tuple[str, str]:
+def _step(found: dict[str, Any], what: str = "A step") -> tuple[str, str]:
     head = ("", "ms", "of the limit", "low", "high")
-    return f"A step, {found['size']} px, batch {found['batch']}", _by_group(
+    return f"{what}, {found['size']} px, batch {found['batch']}", _by_group(
         {
             name: table(head, _works(each["works"]))
             + "".join(
@@ -215,6 +216,7 @@ def _by_group(texts: dict[str, str]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "step": _step,
+    "engine": functools.partial(_step, what="A step with a teacher on ONNX Runtime"),
     "online": _online,
     "cached": _cached,
     "peers": _peers,

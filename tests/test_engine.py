@@ -89,6 +89,26 @@ def test_arguments_and_output_of_every_kind():
             torch.testing.assert_close(values[0], before)
 
 
+def test_images_in_a_graph_under_autocast():
+    """The values stay float32, and nothing goes back through the teacher."""
+    network = Structured().eval()
+    fast = FrozenTeacher(copy.deepcopy(network), [Tap("convolution", "output")], on_onnxruntime)
+    expected = network.convolution(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        values, _ = given(fast, network, images().requires_grad_())
+    assert values[0].dtype == torch.float32
+    assert not values[0].requires_grad
+    torch.testing.assert_close(values[0], expected)
+
+
+def test_a_tensor_without_axes():
+    network = Structured().eval()
+    fast = FrozenTeacher(copy.deepcopy(network), [Tap("convolution", "output")], on_onnxruntime)
+    for scale in (2.0, 3.0):
+        values, _ = given(fast, network, images(), torch.tensor(scale))
+        torch.testing.assert_close(values[0], network.convolution(scale * images()))
+
+
 def test_a_sum_of_two_values():
     torch.manual_seed(0)
     network = build_model("timm:vit_tiny_patch16_224", num_classes=5, img_size=32, depth=2).eval()
@@ -167,6 +187,8 @@ def test_a_network_that_cannot_be_exported_is_refused():
 
 
 def test_what_is_needed(monkeypatch):
+    with pytest.raises(ValueError, match=r"the teacher's weights are torch\.bfloat16, .* give them as float32, or let"):
+        on_onnxruntime(nn.Linear(2, 2, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="ONNX Runtime runs a teacher on the CPU, but this one is on meta: train on"):
         on_onnxruntime(nn.Linear(2, 2, device="meta"))
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)

@@ -37,10 +37,15 @@ def on_onnxruntime(model: nn.Module, folds: Folds = ()) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: a package that is missing, or a network on another device; and when the network is called, one that
-            cannot be exported, a program whose values are others, or images of more than 8 sizes.
+        ValueError: a package that is missing, a network on another device, or weights of 16 bits. When the network is called:
+            one that cannot be exported, a program whose values are others, or images of more than 8 sizes.
     """
     check_onnx()
+    if halves := {value.dtype for value in model.parameters()} & {torch.float16, torch.bfloat16}:
+        raise ValueError(
+            f"the teacher's weights are {', '.join(map(str, halves))}, which ONNX Runtime is slow with or cannot run: give "
+            "them as float32, or let PyTorch run the teacher"
+        )
     if places := {value.device.type for value in model.parameters()} - {"cpu"}:
         raise ValueError(
             f"ONNX Runtime runs a teacher on the CPU, but this one is on {', '.join(sorted(places))}: train on the CPU, or "
@@ -85,18 +90,21 @@ class _Programs:
         capture = Capture(self._model, capture_of(self._model).taps)
         tapped = _Tapped(self._model, self._forward, capture, form)
         # Of one image alone, the exporter would fix how many there are.
-        example = tuple(torch.cat([value, value]) if len(value) == 1 else value for value in tensors)
-        dynamic = (({0: torch.export.Dim("batch", min=1)},) * len(example),)
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            program = exported_program(
-                "torch.onnx",
-                lambda: torch.onnx.export(tapped, example, dynamo=True, verbose=False, dynamic_shapes=dynamic),
-            )
-            assert program is not None
-            path = Path(folder, "teacher.onnx")
-            program.save(str(path))
-            session = open_onnx(path, threads=torch.get_num_threads())
-            expected = tapped(*tensors)
+        example = tuple(torch.cat([value, value]) if value.shape[:1] == (1,) else value for value in tensors)
+        batch = torch.export.Dim("batch", min=1)
+        dynamic = (tuple({0: batch} if value.ndim else None for value in example),)
+        try:
+            # The program is of the weights' own type, whatever autocast makes of PyTorch's passes.
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad(), torch.autocast("cpu", enabled=False):
+                program = exported_program(
+                    "torch.onnx",
+                    lambda: torch.onnx.export(tapped, example, dynamo=True, verbose=False, dynamic_shapes=dynamic),
+                )
+                assert program is not None
+                path = Path(folder, "teacher.onnx")
+                program.save(str(path))
+                session, expected = open_onnx(path, threads=torch.get_num_threads()), tapped(*tensors)
+        finally:
             capture.remove()
         for one, other in zip(_run(session, tensors), expected, strict=True):
             difference = (one - other).abs().max() / other.abs().max().clamp_min(1)
@@ -146,5 +154,6 @@ class _Tapped(nn.Module):
 
 
 def _run(session: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
-    given = {one.name: value.contiguous().numpy() for one, value in zip(session.get_inputs(), tensors, strict=True)}
+    named = zip(session.get_inputs(), tensors, strict=True)
+    given = {one.name: value.detach().contiguous().numpy() for one, value in named}
     return [torch.from_numpy(value) for value in session.run(None, given)]

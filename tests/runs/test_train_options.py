@@ -100,12 +100,14 @@ OPTIONS["compiled, all others"] = (
     [argument for name, (arguments, _) in OPTIONS.items() for argument in arguments if "ONNX" not in name],
     0.03,
 )
+OPTIONS["bf16, teacher on ONNX Runtime"] = (["--trainer.precision=bf16-mixed", "--teacher.engine=onnxruntime"], 0.03)
 OPTIONS["compiled, teacher on ONNX Runtime"] = (["--trainer.compile=true", "--teacher.engine=onnxruntime"], 1e-3)
 OPTIONS["fp16"] = (["--trainer.precision=16-mixed", "--trainer.accelerator=gpu", "--trainer.devices=1"], 0.03)
 MARKS = {
     "compiled": pytest.mark.slow,
     "compiled, all others": pytest.mark.slow,
     "compiled, teacher on ONNX Runtime": pytest.mark.slow,
+    "bf16, teacher on ONNX Runtime": pytest.mark.slow,
     "fp16": (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 }
 
