@@ -37,8 +37,8 @@ def on_onnxruntime(model: nn.Module, folds: Folds = ()) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: a package that is missing, a network on another device, or weights of 16 bits. When the network is called:
-            one that cannot be exported, a program whose values are others, or images of more than 8 sizes.
+        ValueError: a package that is missing, a network elsewhere, or weights of 16 bits. When the network is called: one
+            that cannot be exported, a program whose values are others, or images of more than 8 sizes.
     """
     check_onnx()
     if halves := {value.dtype for value in model.parameters()} & {torch.float16, torch.bfloat16}:
