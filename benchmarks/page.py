@@ -220,7 +220,9 @@ def _reasons(results: Results) -> str:
             )
     engine = results.get("engine_cpu")
     for name, each in _groups(engine).items() if engine else ():
-        lines.append(_of_the_teacher(name, {work: _ratio(work)(each) or 0.0 for work in ENGINE}))
+        shares = {work: share for work in ENGINE if (share := _ratio(work)(each)) is not None}
+        if len(shares) == len(ENGINE) and shares[ENGINE[-1]] > FASTER:
+            lines.append(_of_the_teacher(name, shares))
     older = [name for name in SOLVES if name in results and results[name].get("measured", "") < SOLVER]
     if older:
         named = " and ".join(f"[{name}.json](../benchmarks/results/speed/{name}.json)" for name in older)
@@ -234,11 +236,11 @@ def _reasons(results: Results) -> str:
 def _of_the_teacher(name: str, shares: dict[str, float]) -> str:
     """How fast the teacher would have to run for the bound of a step, and how fast it does within one."""
     rest = shares["alone"] + shares["matchdistill"] - 1
-    within = [f"{(shares[work] - rest) / (1 - shares['alone']):.2f} of it with `{work}`" for work in ENGINE[2:]]
+    within = [f"{(shares[work] - rest) / (1 - shares['alone']):.2f} with `{work}`" for work in ENGINE[2:]]
     return (
         f"- {name}: of the limit, the student's own step takes {shares['alone']:.2f}, and ours with PyTorch's teacher "
         f"{shares['matchdistill']:.2f}. So for a step of {FASTER} of the limit, the teacher's forward pass may take "
-        f"{(FASTER - rest) / (1 - shares['alone']):.2f} of PyTorch's time for it. Within a step it takes "
+        f"{(FASTER - rest) / (1 - shares['alone']):.2f} of PyTorch's time for it. In the steps that were timed it takes "
         f"{' and '.join(within)}.\n"
     )
 

@@ -63,8 +63,7 @@ PEERS = {
 }
 
 
-def _peers(found: dict[str, Any]) -> tuple[str, str]:
-    peer = next(iter(found["packages"]))
+def _peers(found: dict[str, Any], peer: str) -> tuple[str, str]:
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     head = ("", "ms", "of the limit", "low", "high", "memory of tensors, of the limit's")
 
@@ -219,8 +218,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "engine": functools.partial(_step, what="A step with a teacher on ONNX Runtime"),
     "online": _online,
     "cached": _cached,
-    "peers": _peers,
-    "peers_lightly_train": _peers,
+    "peers": functools.partial(_peers, peer="torchdistill"),
+    "peers_lightly_train": functools.partial(_peers, peer="lightly-train"),
     "refresh": _refresh,
     "adaptive": _adaptive,
     "online-matching": _online_matching,

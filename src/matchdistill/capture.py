@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -142,6 +142,10 @@ class Capture:
         model: the network, which is not changed otherwise.
         taps: where to take features; at a module's last call in a pass.
 
+    Attributes:
+        taps: as given.
+        hooked: where values are taken: at the taps, and after these at what is added to their values.
+
     Raises:
         ValueError: a module that the model does not have, or a scripted one.
     """
@@ -152,17 +156,17 @@ class Capture:
         added = [number for number, tap in enumerate(self.taps) if tap.plus is not None]
         self._sums = dict(enumerate(added, len(self.taps)))
         self._addends = {*self._sums, *self._sums.values()}
-        self._hooked = [*self.taps, *(tap.plus for tap in self.taps if tap.plus is not None)]
+        self.hooked = [*self.taps, *(tap.plus for tap in self.taps if tap.plus is not None)]
         # By number of the tap, and whether the module is in training mode.
-        values = [ARGUMENTS, *range(len(self._hooked))]
+        values = [ARGUMENTS, *range(len(self.hooked))]
         self._watches = {(number, mode): InPlaceWatch() for number in values for mode in (False, True)}
-        for path in ("", *(tap.module for tap in self._hooked)):
+        for path in ("", *(tap.module for tap in self.hooked)):
             if isinstance(resolve(model, path), torch.jit.ScriptModule):
                 raise ValueError(f"module {path!r} is a scripted one, which takes no hooks: give it unscripted")
         if any(_is_compiled(module) for module in model.modules()):
             torch.compiler.reset()  # what has run so far was compiled without the hooks
         self._handles = [model.register_forward_pre_hook(_ArgumentsHook(self), with_kwargs=True)]
-        for number, tap in enumerate(self._hooked):
+        for number, tap in enumerate(self.hooked):
             module = resolve(model, tap.module)
             if tap.side == "input":
                 handle = module.register_forward_pre_hook(_InputHook(self, number), with_kwargs=True)
@@ -205,7 +209,7 @@ class Capture:
         """
         if captured.finished:
             return
-        missing = [str(tap) for number, tap in enumerate(self._hooked) if number not in captured.values]
+        missing = [str(tap) for number, tap in enumerate(self.hooked) if number not in captured.values]
         if missing:
             raise ValueError(
                 f"the forward pass did not reach {', '.join(missing)}: call the whole model in the block, and tap modules "
@@ -215,11 +219,6 @@ class Capture:
         for number, total in self._sums.items():
             captured.values[total] = captured.values[total] + captured.values.pop(number)
         captured.finished = True
-
-    @property
-    def values(self) -> int:
-        """How many values a pass takes: each tap's, and each one that is added to it."""
-        return len(self._hooked)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -258,10 +257,10 @@ class Capture:
             captured.values[number] = tensor.clone()
         _note(captured, number, [tensor], module.training, copied)
 
-    def give(self, values: Sequence[Tensor]) -> None:
-        """Keep the values of all taps, of which the hooks get none. Nothing changes them, and nothing is learned of them."""
+    def give(self, values: Mapping[int, Tensor]) -> None:
+        """Keep values that the hooks do not see, by number of the tap. Nothing changes them, nothing is learned of them."""
         if (captured := self.current()) is not None:
-            captured.values.update(enumerate(values))
+            captured.values.update(values)
             captured.finished = False
 
     def take_arguments(self, module: nn.Module, arguments: tuple[Any, Any]) -> None:
@@ -296,7 +295,7 @@ class Capture:
             changed = [tensor._version for tensor in tensors] != versions
             watch.learn(changed)
             if changed and not copied:
-                place = "the input" if number == ARGUMENTS else f"the value at {self._hooked[number]}"
+                place = "the input" if number == ARGUMENTS else f"the value at {self.hooked[number]}"
                 raise ChangedInPlaceError(
                     f"{place} was changed in place in this pass but not in the passes before: "
                     "a network whose calls or in-place operations come and go cannot be tapped there, choose another module"
@@ -332,8 +331,9 @@ class _EndHook(_Hook):
 
 
 def capture_of(model: nn.Module) -> Capture:
-    """The capture that was the first to put its hooks on a model."""
-    return next(hook.capture for hook in model._forward_pre_hooks.values() if isinstance(hook, _ArgumentsHook))
+    """The capture that was the first to put its hooks on a model, if necessary now."""
+    hooks = (hook.capture for hook in model._forward_pre_hooks.values() if isinstance(hook, _ArgumentsHook))
+    return next(hooks, None) or Capture(model, [])
 
 
 def _is_compiled(module: nn.Module) -> bool:

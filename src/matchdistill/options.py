@@ -42,8 +42,9 @@ class FeatureOptions:
         loss_reduction: "mean" over the elements, or "sum" over the elements of an image, averaged over the batch. The
             paper's form for detectors with four positions is "sum" with ``loss_weight=[2e-8, 2e-8, 2e-7, 2e-7]``.
         prepare: makes a faster copy of the teacher, which runs in its place. It is given the copy and what can be folded
-            in it: `prepare.prepared`, in a `functools.partial` for other types and compilation. Weights that are loaded
-            into the teacher later take effect. None: the teacher itself runs.
+            in it: `prepare.prepared`, in a `functools.partial` for other types and compilation, or `engine.on_onnxruntime`.
+            Weights that are loaded into the teacher later take effect; in a distiller that is compiled as a whole, at the
+            next refresh. None: the teacher itself runs.
 
     Raises:
         TypeError: from `of`, an unknown option.

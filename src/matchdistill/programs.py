@@ -44,7 +44,7 @@ def open_onnx(path: Path, threads: int | None = None) -> Any:
 
     Args:
         path: the file.
-        threads: how many it runs on, which it leaves to others between its runs; None: one for each core.
+        threads: how many it runs on, which wait without spinning between its runs; None: one for each core.
 
     Raises:
         ValueError: a package that is missing, or no exported program.

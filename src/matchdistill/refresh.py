@@ -66,14 +66,17 @@ def rarely(images: int, trained: int) -> int:
 
 
 def are_phases(phases: Sequence[Sequence[int]]) -> bool:
-    """Whether `due_at_step` takes them: pairs of numbers from 0 on, ascending, the first from step 0.
+    """Whether `due_at_step` takes them: pairs of whole numbers from 0 on, ascending, the first from step 0.
 
     Examples:
-        >>> are_phases([[0, 5000], [20_000, 31_000]]), are_phases([[100, 50]]), are_phases([])
-        (True, False, False)
+        >>> are_phases([[0, 5000], [20_000, 31_000]]), are_phases([[100, 50]]), are_phases([0, 5000]), are_phases([])
+        (True, False, False, False)
     """
-    pairs = all(len(phase) == 2 and min(phase) >= 0 for phase in phases)
-    return pairs and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
+
+    def is_pair(phase: object) -> bool:
+        return isinstance(phase, list | tuple) and [type(number) for number in phase] == [int, int] and min(phase) >= 0
+
+    return all(map(is_pair, phases)) and [first for first, _ in phases] == sorted({0, *(first for first, _ in phases)})
 
 
 def due_at_step(step: int, phases: Sequence[Sequence[int]]) -> bool:

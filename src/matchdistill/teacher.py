@@ -155,8 +155,8 @@ class FrozenTeacher:
             if self.prepare is not None:
                 model = self.prepare(model.eval())
             self.copies[place] = FrozenTeacher(model, self.capture.taps)
-            # Which copies do not have; one that another engine runs needs none.
-            if self.model._compiled_call_impl is not None and "forward" not in vars(model):
+            # Which copies do not have; none is needed where another engine runs it.
+            if self.model._compiled_call_impl is not None and not getattr(model.forward, "elsewhere", False):
                 model.compile()
         return self.copies[place]
 

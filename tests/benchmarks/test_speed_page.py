@@ -144,7 +144,8 @@ def test_what_a_faster_teacher_would_have_to_reach():
     text = page.page({"engine_cpu": found(pairs={"a": {"works": summary(rounds, "limit"), "loss differences": {}}})})
     assert "## A step with a teacher on ONNX Runtime, 8 px, batch 2, cpu" in text
     assert (
-        "may take 0.50 of PyTorch's time for it. Within a step it takes 0.75 of it with `prepared` and 0.60 of" in text
+        "may take 0.50 of PyTorch's time for it. In the steps that were timed it takes 0.75 with `prepared` and 0.60"
+        in text
     )
 
 

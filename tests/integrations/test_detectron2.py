@@ -380,7 +380,7 @@ def test_hook_refreshes_when_it_is_due(caplog: pytest.LogCaptureFixture) -> None
     assert asked == [3]  # it had no matching
 
 
-@pytest.mark.parametrize("phases", [[], [[5, 2]], [[0, 2], [0, 3]], [[0]], [[0, -1]]])
+@pytest.mark.parametrize("phases", [[], [0, 5000], [[0, 0.5]], [[5, 2]], [[0, 2], [0, 3]], [[0]], [[0, -1]]])
 def test_hook_takes_ascending_pairs_alone(phases: Any) -> None:
     with pytest.raises(ValueError, match=r"phases is .*: expected pairs \[from iteration, every\], ascending"):
         RefreshMatching(lambda _: [], phases)

@@ -134,7 +134,7 @@ class Teacher(Model):
         yield from self.training.problems(f"{prefix}.training")
         yield from whole(f"{prefix}.cache_views", self.cache_views, 1)
         yield from number(f"{prefix}.cache_gib", self.cache_gib, 0, above=True)
-        if self.engine != "torch" and find_spec(self.engine) is None:
+        if self.engine != "torch" and any(find_spec(package) is None for package in (self.engine, "onnxscript")):
             yield f"{prefix}.engine {self.engine!r} needs packages: pip install 'matchdistill[onnx]'"
         yield from (f"{prefix}.cache_folder: {problem}" for problem in path_problems(self.cache_folder))
 

@@ -110,6 +110,11 @@ def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool) -> RunMetrics:
         raise ValueError("trainer.sync_batchnorm needs GPUs: several processes on the CPU train without it")
     if recipe.trainer.compile:
         check_compiler(trainer.strategy.root_device)
+    if recipe.teacher.engine != "torch" and (place := trainer.strategy.root_device.type) != "cpu":
+        raise ValueError(
+            f"teacher.engine {recipe.teacher.engine} runs on the CPU, but this run is on {place}: give "
+            "--trainer.accelerator cpu, or let torch run the teacher"
+        )
     for images in (data, *([teacher_recipe.data] if teacher_recipe is not None else [])):
         images.check_shares(trainer.world_size)
     module.check_processes(trainer.world_size)

@@ -98,7 +98,8 @@ class Task(ABC):
             "pyramid" (the levels of a feature pyramid are distilled), "pooled" (the pooled output is), "part" (a part of a
             network by its name is), "compile" (networks are compiled), "preparation" (the data prepares images as the
             student wants them, and the teacher takes (N, C, H, W)), "resize" (`export` takes where the output is resized),
-            "cache" (batches are single images and their labels, so that the teacher's features can be kept);
+            "cache" (batches are single images and their labels, so that the teacher's features can be kept), "engine"
+            (images have few sizes, so that a program can be made of the teacher for each);
             and names of the settings of `Training.of_labels` that it has without "labels".
         learns_from: what a student learns from beside its teacher; empty: nothing.
         of_classes: whether networks have a head for the data's classes, so that nobody gives their number.
@@ -143,7 +144,7 @@ class Task(ABC):
                 yield f"{role}.preparation is not for {self.name}, whose networks prepare images themselves: leave it out"
         if settings.teacher.cache != "none" and "cache" not in self.supports:
             yield f"teacher.cache is not for {self.name}, whose images are not varied each on its own: leave it out"
-        if settings.teacher.engine != "torch" and "preparation" not in self.supports:
+        if settings.teacher.engine != "torch" and "engine" not in self.supports:
             yield f"teacher.engine is not for {self.name}, whose images come in many sizes: leave it out"
         if settings.trainer.compile and "compile" not in self.supports:
             yield f"trainer.compile is not for {self.name}: train without it"

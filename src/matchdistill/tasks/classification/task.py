@@ -39,7 +39,7 @@ class Classification(Task):
     compared = ("none", "kd", "mgd-sm", "mgd-amp", "mgd-amp+kd")
     description: ClassVar[Mapping[str, Any]] = DESCRIPTION
     formats = get_args(Format)
-    supports = frozenset({"kd", "labels", "compile", "preparation", "cache"})
+    supports = frozenset({"kd", "labels", "compile", "preparation", "cache", "engine"})
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""

@@ -36,7 +36,7 @@ class Features(BackboneTask):
     metrics = BY_LABELS + WITHOUT_LABELS
     compared = ("none", "fitnets", "at", "mgd-sm", "mgd-amp")
     needed = "whose features are compared with the teacher's"
-    supports = frozenset({"pooled", "part", "preparation"})
+    supports = frozenset({"pooled", "part", "preparation", "engine"})
     learns_from = ""
     by_teacher = True
 

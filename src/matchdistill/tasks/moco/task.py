@@ -36,7 +36,7 @@ class Moco(BackboneTask):
     comparable = (KNN, INFO_NCE)
     compared = ("none", "mgd-amp")
     needed = "as the key encoder has the same modules"
-    supports = frozenset({"preparation"})
+    supports = frozenset({"preparation", "engine"})
     objective = Contrast
     learns_from = "what two crops of an image have in common"
 

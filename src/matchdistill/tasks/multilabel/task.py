@@ -24,7 +24,7 @@ class Multilabel(Classification):
     data = LabelsData
     metrics = PRECISIONS
     module_type: ClassVar[type[ClassificationModule]] = MultilabelModule
-    supports = frozenset({"kd", "compile", "preparation"})
+    supports = frozenset({"kd", "compile", "preparation", "engine"})
 
     def predicting(self, config: Mapping[str, Any], top: int | None = None) -> LabelPredicting:
         """How an exported classifier is used on images of one's own."""

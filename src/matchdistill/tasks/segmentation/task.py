@@ -42,7 +42,7 @@ class Segmentation(Task):
     description: ClassVar[Mapping[str, Any]] = {"size": int | None, "preparation": dict}
     formats = ("safetensors", "onnx")
     usual = "torchvision:lraspp_mobilenet_v3_large"
-    supports = frozenset({"kd", "loss", "label_smoothing", "class_weights", "preparation", "resize"})
+    supports = frozenset({"kd", "loss", "label_smoothing", "class_weights", "preparation", "resize", "engine"})
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What of a recipe's settings does not fit the task."""
