@@ -123,6 +123,9 @@ TARGETS = [
     Target("images of an adaptive refresh, of those of a full one", 0.2, "adaptive", _images),
     Target("the objective of an adaptive refresh above the full one's", 1e-3, "adaptive", _excess),
     Target("refresh by two processes, of one", 0.6, "refresh", _processes),
+    Target(
+        "maps of mgd-align, of the forward passes of 1,024 images", 0.03, "maps", _ratio("matchdistill", "forwards")
+    ),
     Target("SciPy's assignment of groups as equal rows, of ours", 4.0, "assign", _ratio("scipy", "matchdistill"), True),
     Target("the original's assignment, of ours", 20.0, "assign", _ratio("original", "matchdistill"), True),
 ]

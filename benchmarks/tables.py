@@ -153,6 +153,18 @@ def _assign(found: dict[str, Any]) -> tuple[str, str]:
     return title, table(("costs, student channels", "", "s", "of ours", "mean cost of the pairs"), rows)
 
 
+def _maps(found: dict[str, Any]) -> tuple[str, str]:
+    texts = {
+        name: table(
+            ("", "s", "of the forward passes"),
+            [(work, f"{own['seconds']:.2f}", f"{own['ratio']['median']:.4f}") for work, own in each["works"].items()],
+        )
+        + f"\nThe maps differ from the decomposition's by at most {each['difference']:.1e}.\n"
+        for name, each in found["pairs"].items()
+    }
+    return f"The maps of `mgd-align`, beside the forward passes of {found['images']} images", _by_group(texts)
+
+
 def _profile(found: dict[str, Any]) -> tuple[str, str]:
     texts = {}
     for name, each in found["pairs"].items():
@@ -224,6 +236,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "adaptive": _adaptive,
     "online-matching": _online_matching,
     "assign": _assign,
+    "maps": _maps,
     "profile": _profile,
     "memory": _memory_table,
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import assign, memory, pairs, profiled, projection, refresh, scale, step
+from benchmarks import assign, maps, memory, pairs, profiled, projection, refresh, scale, step
 from benchmarks.pairs import Pair, chosen, random_batch
 from networks import PLAIN_TAPS, Plain
 
@@ -118,6 +118,19 @@ def test_the_loss_with_another_teacher_is_compared(monkeypatch):
     found = step.loss_differences(TINY, random_batch(8, 3)[0], ["limit", "prepared"])
     assert list(found) == ["prepared"]
     assert 1e-6 < found["prepared"] < 1e-2
+
+
+def test_maps(tiny, tmp_path):
+    maps.run(json=tmp_path / "maps.json", size=8, batch=4, batches=2, rounds=2)
+    found = results(tmp_path / "maps.json")["pairs"]["tiny"]
+    assert list(found["works"]) == ["forwards", "matchdistill", "svd"]
+    assert found["difference"] < 1e-8
+    batches = [random_batch(8, 16)[0], random_batch(8, 12)[0]]
+    distiller = TINY.distiller(batches[0], reduction="align")
+    distiller.refresh(batches)
+    for position, covariance in zip(distiller.positions, maps.covariances(TINY, batches), strict=True):
+        expected = position.rotation.to(covariance)
+        torch.testing.assert_close(maps.by_decomposition(covariance), expected, atol=1e-5, rtol=0)
 
 
 def test_refreshes(tiny, tmp_path):
