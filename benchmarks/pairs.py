@@ -143,14 +143,23 @@ def training_step(
 
     Called under autocast, its forward passes and its loss run so.
     """
+
+    def loss() -> Tensor:
+        output, added = forward(images)
+        return F.cross_entropy(output, labels) + added
+
+    return step_by(loss, parameters)
+
+
+def step_by(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
+    """A step of training by a loss, which alone runs under autocast."""
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        output, loss = forward(images)
-        loss = F.cross_entropy(output, labels) + loss
-        with torch.autocast(images.device.type, enabled=False):
-            loss.backward()
+        found = loss()
+        with torch.autocast(found.device.type, enabled=False):
+            found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return step

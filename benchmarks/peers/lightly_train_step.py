@@ -10,7 +10,7 @@ of the pooled features. It needs an environment with both packages:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from benchmarks.harness import RESULTS
-from benchmarks.pairs import Pair, chosen, random_batch
+from benchmarks.pairs import Pair, chosen, random_batch, step_by
 from benchmarks.peers.steps import beside
 from matchdistill.baselines import FitNetsPosition
 
@@ -32,22 +32,10 @@ def body(network: nn.Module) -> nn.Module:
     return network
 
 
-def step_of(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
-    """A step of training by a loss."""
-    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
-
-
 def alone(pair: Pair, images: Tensor) -> Callable[[], None]:
     """A step of the student by some loss of its last map."""
     student = body(pair.networks(images)[1])
-    return step_of(lambda: student(images).square().mean(), student.parameters())
+    return step_by(lambda: student(images).square().mean(), student.parameters())
 
 
 def limit(pair: Pair, images: Tensor) -> Callable[[], None]:
@@ -61,20 +49,20 @@ def limit(pair: Pair, images: Tensor) -> Callable[[], None]:
         found: Tensor = student(images).square().mean()
         return found
 
-    return step_of(loss, student.parameters())
+    return step_by(loss, student.parameters())
 
 
 def matchdistill(pair: Pair, images: Tensor) -> Callable[[], None]:
     """The matching, found on the same batch."""
     distiller = pair.distiller(images)
     distiller.refresh([images])
-    return step_of(lambda: distiller(images)[1], distiller.parameters())
+    return step_by(lambda: distiller(images)[1], distiller.parameters())
 
 
 def fitnets(pair: Pair, images: Tensor) -> Callable[[], None]:
     """FitNets with a 1x1 adapter."""
     distiller = pair.feature_distiller(images, FitNetsPosition)
-    return step_of(lambda: distiller(images)[1], distiller.parameters())
+    return step_by(lambda: distiller(images)[1], distiller.parameters())
 
 
 def peer(pair: Pair, images: Tensor) -> Callable[[], None]:
@@ -98,7 +86,7 @@ def peer(pair: Pair, images: Tensor) -> Callable[[], None]:
     method.train()
     method.teacher_embedding_model.eval()
     parameters = [value for value in method.parameters() if value.requires_grad]
-    return step_of(lambda: method.training_step_impl({"views": [images]}, 0).loss, parameters)
+    return step_by(lambda: method.training_step_impl({"views": [images]}, 0).loss, parameters)
 
 
 WORKS: dict[str, Maker] = {
