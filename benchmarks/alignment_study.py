@@ -6,7 +6,8 @@ that differences are paired by seed; ± is half of their 95% interval.
 
     python -m benchmarks.alignment_study --out runs/alignment --seeds 100 101 102 --jobs 2 [-- VARIANT ...]
 
-Axes: Cs student channels, Ct teacher channels, G group, V values (images and positions), * position axes.
+Axes: N batch, Cs student channels, Ct teacher channels, C channels of either, G group, V values (images and positions),
+* position axes.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.explained import moments, of_all
-from benchmarks.transfer_study import VARIANTS, main
+from benchmarks.transfer_study import VARIANTS, decaying, main
 from matchdistill import refreshed
 from matchdistill.aligned import AlignedPosition, CovarianceSums
 from matchdistill.baselines import OverhaulPosition
-from matchdistill.functional import orthogonal_map, solve_assignment
+from matchdistill.functional import empirical_margin, orthogonal_map, solve_assignment
 from matchdistill.losses import sum_or_mean
 from matchdistill.tasks.classification.module import ClassificationModule
 
@@ -81,6 +82,13 @@ def in_groups(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
     return F.normalize(own, dim=1)
 
 
+def in_positive_groups(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
+    """As `in_groups`, with no negative weight: what is negative in a teacher channel is negative in its target, too."""
+    covariance = sums.covariance().clamp_min(0)
+    index = solve_assignment(-correlations(sums))
+    return F.normalize(torch.zeros_like(covariance).scatter(1, index, covariance.gather(1, index)), dim=1)
+
+
 def random(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
     """A random map, the same at every refresh: what the alignment is worth."""
     generator = torch.Generator().manual_seed(position.student_channels * 10_007 + position.teacher_channels)
@@ -97,6 +105,105 @@ def averaged(memory: float) -> Solve:
         return orthogonal_map(average)
 
     return solve
+
+
+def near_before(weight: float) -> Solve:
+    """The nearest map to the one of the covariance and the one before: it moves slowly, and stays orthogonal."""
+
+    def solve(position: AlignedPosition, sums: CovarianceSums) -> Tensor:
+        found = orthogonal_map(sums.covariance())
+        return orthogonal_map(found + weight * position.rotation.to(found)) if position.has_matching else found
+
+    return solve
+
+
+def found_on(change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """The map, not the loss, is of changed features (N, C, *)."""
+
+    def patch() -> None:
+        maps = AlignedPosition.maps
+
+        def wrapped(self: AlignedPosition, student: Tensor, teacher: Tensor) -> Any:
+            values = maps(self, student, teacher)
+            return values if torch.is_grad_enabled() else tuple(map(change, values))  # a refresh has no gradients
+
+        AlignedPosition.maps = wrapped
+
+    return patch
+
+
+def without_partial() -> None:
+    """What is added to the loss is all of it."""
+    AlignedPosition.loss = lambda self, student, *_: 0 * student.sum()
+
+
+def with_relation(weight: float, distance: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
+    """A distance of relations, of student (N, Cs, *), teacher (N, Ct, *) and target (N, Cs, *), is added to the loss."""
+
+    def patch() -> None:
+        loss = AlignedPosition.loss
+
+        def wrapped(self: AlignedPosition, student: Tensor, teacher: Any, reduction: Any, mask: Any = None) -> Tensor:
+            first, second = self.maps(student, teacher.detach())
+            own, others, target = (values.transpose(0, 1).flatten(1) for values in (first, second, self.target(second)))
+            return loss(self, student, teacher, reduction, mask) + weight * distance(own, others, target)
+
+        AlignedPosition.loss = wrapped
+        # The teacher's features are needed, not the reduced ones.
+        AlignedPosition.reduces_early = property(lambda self: False)
+
+    return patch
+
+
+def cka(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    """1 less the linear centred kernel alignment of values (C, V) (Kornblith et al., ICML 2019, section 3)."""
+    first, second = (values - values.mean(1, keepdim=True) for values in (student, teacher))
+    own, others = (torch.linalg.norm(values @ values.T) for values in (first, second))
+    return 1 - torch.linalg.norm(first @ second.T).square() / (own * others).clamp_min(1e-12)
+
+
+def channels_apart(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    """The mean squared difference of the correlations of the student's channels and of the targets', values (Cs, V)."""
+    own, others = (F.normalize(values - values.mean(1, keepdim=True), dim=1, eps=1e-3) for values in (student, target))
+    return (own @ own.T - others @ others.T).square().mean()
+
+
+def pearson() -> None:
+    """1 less the correlation of each channel with its target, in place of the norm and of the partial loss."""
+
+    def loss(self: AlignedPosition, student: Tensor, teacher: Any, reduction: Any, mask: Any = None) -> Tensor:
+        first, second = self.maps(student, teacher.detach())
+        both = [values.transpose(0, 1).flatten(1) for values in (first, self.target(second))]
+        own, others = (values - values.mean(1, keepdim=True) for values in both)
+        return 1 - F.cosine_similarity(own, others, dim=1, eps=1e-6).mean()
+
+    AlignedPosition.loss = loss
+    AlignedPosition.reduces_early = property(lambda self: False)
+
+
+def measured_margins() -> None:
+    """Margins are the means of the targets' negative values in the batch."""
+
+    def arguments(self: AlignedPosition, *values: Any) -> Any:
+        student, target, _, mask = given(self, *values)
+        return student, target, empirical_margin(target), mask
+
+    given, AlignedPosition.loss_arguments = AlignedPosition.loss_arguments, arguments
+
+
+def weighted() -> None:
+    """Each position's loss is weighted by the mean correlation of the student's channels with their targets."""
+    solve, loss = AlignedPosition.solve, AlignedPosition.loss
+
+    def solved(self: AlignedPosition, sums: CovarianceSums) -> Any:
+        found = solve(self, sums)
+        self.__dict__["alignment"] = float(1 - found.cost.diagonal().mean() / 2)
+        return found
+
+    def wrapped(self: AlignedPosition, *values: Any) -> Tensor:
+        return self.__dict__["alignment"] * loss(self, *values)
+
+    AlignedPosition.solve, AlignedPosition.loss = solved, wrapped
 
 
 def squared() -> None:
@@ -188,6 +295,20 @@ ALIGNMENTS: dict[str, tuple[dict[str, Any], Callable[[], None] | None]] = {
     "align of equal students": (align(), solved(of_equal_students)),
     "align within components": (align(), solved(within_components)),
     "align in groups": (align(), solved(in_groups)),
+    "align in positive groups": (align(), solved(in_positive_groups)),
+    "align near before": (align(), solved(near_before(1.0))),
+    "align found on images' differences": (align(), found_on(lambda values: values - values.mean(0, keepdim=True))),
+    "align found on places' differences": (align(), found_on(lambda v: v - v.flatten(2).mean(2)[:, :, None, None])),
+    **{f"align with cka {w:g}": (align(), with_relation(w, cka)) for w in (0.1, 1.0)},
+    **{f"align with channels {w:g}": (align(), with_relation(w, channels_apart)) for w in (0.1, 1.0)},
+    "cka": (align(), lambda: (without_partial(), with_relation(1.0, cka)())),
+    **{f"align pearson {w:g}": (align(**{"weights__mgd-align": w}), pearson) for w in (0.3, 1.0, 5.0)},
+    "align measured margins": (align(), measured_margins),
+    "align weighted": (align(), weighted),
+    "align early": (align(refresh_every=[0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32]), None),
+    "align linear decay": (align(), decaying(lambda done: 1 - done)),
+    "align linear decay of 10": (align(**{"weights__mgd-align": 10.0}), decaying(lambda done: 1 - done)),
+    **{f"align+kd {t:g}": (align(method="mgd-align+kd", kd_temperature=t), None) for t in (4.0, 8.0)},
     "align random": (align(refresh_every=0), solved(random)),
     "align averaged 0.5": (align(), solved(averaged(0.5))),
     "align squared": (align(), squared),
