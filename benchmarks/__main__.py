@@ -27,10 +27,12 @@ from benchmarks import (
     segmentation,
     step,
     taps,
+    tried_teachers,
 )
 
 COMMANDS = {
     "step": step.run,
+    "tried-teachers": tried_teachers.run,
     "online": step.run_online,
     "cached": cached.run,
     "refresh": refresh.run,

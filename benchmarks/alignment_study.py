@@ -12,11 +12,12 @@ Axes: N batch, Cs student channels, Ct teacher channels, C channels of either, G
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.explained import moments, of_all
@@ -24,10 +25,16 @@ from benchmarks.transfer_study import VARIANTS, decaying, main
 from matchdistill import refreshed
 from matchdistill.aligned import AlignedPosition, CovarianceSums
 from matchdistill.baselines import OverhaulPosition
+from matchdistill.capture import Capture
+from matchdistill.distiller import MatchingDistiller
 from matchdistill.functional import empirical_margin, orthogonal_map, solve_assignment
 from matchdistill.losses import sum_or_mean
+from matchdistill.probing import evaluating
+from matchdistill.runs.recipe import load_recipe
+from matchdistill.taps import Tap
 from matchdistill.tasks.classification.module import ClassificationModule
 
+TRANSFER = "transfer_fashion_mnist"
 IMAGES = 1000  # that adapters in closed form are fitted on
 Solve = Callable[[AlignedPosition, CovarianceSums], Tensor]
 
@@ -206,6 +213,51 @@ def weighted() -> None:
     AlignedPosition.solve, AlignedPosition.loss = solved, wrapped
 
 
+def stages_by_cka() -> None:
+    """The teacher's layers are the ones whose kernels are most like the student's, and not the ones of equal size.
+
+    For the transfer recipe: of all batch norms of the teacher whose values the student's are compared with, the best ones
+    in order of depth, by 256 training images and the untrained student.
+    """
+    build = MatchingDistiller.__init__
+
+    def wrapped(self: MatchingDistiller, teacher: nn.Module, student: nn.Module, *args: Any, **options: Any) -> None:
+        build(self, teacher, student, *args, **options)
+        own = [str(position.student) for position in self.positions]
+        others = [f"{name}:output" for name, _ in teacher.named_modules() if name.endswith("_bn0")]
+        others += [tap for tap in [str(self.positions[-1].teacher)] if tap not in others]
+        self.release()
+        images = torch.cat([images for images, _ in load_recipe(TRANSFER).data.refresh_dataloader(256, 0)])
+        first, second = (tapped(network, taps, images) for network, taps in ((teacher, others), (student, own)))
+        alike = [[alignment_of_maps(one, two) for one in first] for two in second]
+        chosen = max(
+            itertools.combinations(range(len(others)), len(own)),
+            key=lambda columns: sum(row[column] for row, column in zip(alike, columns, strict=True)),
+        )
+        taps = [(others[column], tap) for column, tap in zip(chosen, own, strict=True)]
+        print(taps, flush=True)
+        build(self, teacher, student, taps, **options)
+
+    MatchingDistiller.__init__ = wrapped
+
+
+@torch.no_grad()
+def tapped(network: nn.Module, taps: list[str], images: Tensor) -> list[Tensor]:
+    """The values (N, C, H, W) of a network in evaluation at taps."""
+    capture = Capture(network, [Tap.parse(tap) for tap in taps])
+    with evaluating(network), capture(alone=True) as captured:
+        network(images)
+    capture.remove()
+    return [captured.values[number] for number in range(len(taps))]
+
+
+def alignment_of_maps(teacher: Tensor, student: Tensor) -> float:
+    """The linear centred kernel alignment of maps (N, C, H, W), at the student's size."""
+    values = F.adaptive_avg_pool2d(teacher, student.shape[2:]), student
+    one, other = (each.transpose(0, 1).flatten(1).double() for each in values)
+    return 1 - float(cka(other, one, one))
+
+
 def squared() -> None:
     """All of the squared difference counts, not a part of it."""
 
@@ -305,6 +357,7 @@ ALIGNMENTS: dict[str, tuple[dict[str, Any], Callable[[], None] | None]] = {
     **{f"align pearson {w:g}": (align(**{"weights__mgd-align": w}), pearson) for w in (0.3, 1.0, 5.0)},
     "align measured margins": (align(), measured_margins),
     "align weighted": (align(), weighted),
+    "align stages by cka": (align(), stages_by_cka),
     "align early": (align(refresh_every=[0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32]), None),
     "align linear decay": (align(), decaying(lambda done: 1 - done)),
     "align linear decay of 10": (align(**{"weights__mgd-align": 10.0}), decaying(lambda done: 1 - done)),

@@ -5,16 +5,18 @@ Axes: N batch.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import interleaved, summary
+from benchmarks.harness import Stopwatch, interleaved, summary
 from benchmarks.pairs import Choice, Pair, by_pair, random_batch, training_step
 from benchmarks.step import alone, limit, matchdistill
 from matchdistill.cache import TeacherCache
@@ -103,6 +105,9 @@ def run(
             # On a CPU its own seconds count, as other programs may take turns with it.
             clock = time.process_time if device == "cpu" else time.perf_counter
             found = summary(interleaved(works, rounds, device, clock=clock), "alone")
+            with mock.patch.object(cache, "values", Stopwatch(cache.values)) as reading:
+                for _ in range(batches):
+                    step()
             if cache.runs != runs:
                 raise RuntimeError("the teacher ran in steps that were to read its features")
             cache.close()
@@ -110,7 +115,11 @@ def run(
             print(
                 f"{name}, {work}: {own['seconds']:.4f} s, {own['ratio']['median']:.3f} of the student alone", flush=True
             )
-        return {"works": found, "bytes of an image": cache.layout.slot}
+        return {
+            "works": found,
+            "bytes of an image": cache.layout.slot,
+            "reading": statistics.median(reading.seconds),
+        }
 
     given = {"size": size, "batch": batch, "batches": batches, "dtype": dtype}
     by_pair("cached", device, json, pair, given, measured)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,8 +142,8 @@ def partial_loss(student: Tensor, teacher: Tensor, index: Tensor, margin: Tensor
     return (F.mse_loss(student, target, reduction="none") * counts).sum()
 
 
-def assignment(cost: Tensor) -> Tensor:
-    """The index (Cs, G) of least cost (Cs, Ct), of the first G * Cs teacher channels."""
+def problem(cost: Tensor) -> tuple[Any, int]:
+    """The solver with all arcs of the costs (Cs, Ct) of the first G * Cs teacher channels, and the number of its rows."""
     from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
 
     students, teachers = cost.shape
@@ -152,6 +153,12 @@ def assignment(cost: Tensor) -> Tensor:
     for row, costs in enumerate(square):
         for column, arc in enumerate(costs):
             solver.add_arc_with_cost(row, column, arc)
+    return solver, len(square)
+
+
+def assignment(cost: Tensor) -> Tensor:
+    """The index (Cs, G) of least cost (Cs, Ct), of the first G * Cs teacher channels."""
+    solver, rows = problem(cost)
     status = solver.solve()
     assert status == solver.OPTIMAL
-    return torch.tensor([solver.right_mate(row) for row in range(len(square))]).reshape(group, students).T
+    return torch.tensor([solver.right_mate(row) for row in range(rows)]).reshape(-1, len(cost)).T

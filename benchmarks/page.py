@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import gpu_page, projection, scale
+from benchmarks.assign import PROBLEM
 from benchmarks.harness import RESULTS, ratio
 from benchmarks.tables import TABLES, table
+from benchmarks.tried_teachers import INT8, THREAD
 from matchdistill.files import atomic_write
 
 Results = dict[str, dict[str, Any]]
@@ -226,6 +228,25 @@ def _reasons(results: Results) -> str:
         shares = {work: share for work in ENGINE if (share := _ratio(work)(each)) is not None}
         if len(shares) == len(ENGINE) and shares[ENGINE[-1]] > FASTER:
             lines.append(_of_the_teacher(name, shares))
+    tried = results.get("tried-teachers_cpu")
+    for name, each in _groups(tried).items() if tried else ():
+        int8, thread = (_ratio(work)(each) for work in (INT8, THREAD))
+        if int8 is not None and thread is not None:
+            lines.append(
+                f"- {name}: with a teacher of 8 bits on ONNX Runtime, a step takes {int8:.3f} of the limit, but the loss "
+                f"differs by {each['loss differences'][INT8]:.2g}. If the teacher runs in a thread beside the student's "
+                f"step, both take {thread:.3f} of the limit. The library has neither.\n"
+            )
+    from_disk = results.get("cached_cpu")
+    for name, each in _groups(from_disk).items() if from_disk else ():
+        if "reading" in each:
+            share = each["reading"] / each["works"]["alone"]["seconds"]
+            lines.append(
+                f"- {name}: to read and check the teacher's features from disk takes {share:.1%} of the student's own step. "
+                "The rest of what a step with them takes above that is the loss.\n"
+            )
+    assigned = results.get("assign_cpu")
+    lines += _of_the_assignments(_groups(assigned)) if assigned else []
     older = [name for name in SOLVES if name in results and results[name].get("measured", "") < SOLVER]
     if older:
         named = " and ".join(f"[{name}.json](../benchmarks/results/speed/{name}.json)" for name in older)
@@ -234,6 +255,22 @@ def _reasons(results: Results) -> str:
             "of assignments has the present solver. With it, a refresh of few images is faster than this page says.\n"
         )
     return "## Why targets are missed\n\n" + "".join(lines) if lines else ""
+
+
+def _of_the_assignments(costs: dict[str, Any]) -> list[str]:
+    """What the original's assignment takes its time for, and what ours does."""
+    works = [each["works"] for each in costs.values()]
+    if not all(PROBLEM in own for own in works) or not works:
+        return []
+    shares = [_ratio(PROBLEM, "original")(each) or 0 for each in costs.values()]
+    times = [own["original"]["seconds"] for own in works]
+    parts = [f"{each['parts']} ({name})" for name, each in costs.items()]
+    return [
+        f"- Assignments: the original takes {min(times):.1f} to {max(times):.1f} s, whatever the costs are, and "
+        f"{min(shares):.0%} to {max(shares):.0%} of that to build its problem, with a call for each pair. Ours solves a "
+        f"part of the problem as often as the costs need: {', '.join(parts)}. So costs of trained networks, which need it "
+        "most often, have the lowest ratio.\n"
+    ]
 
 
 def _of_the_teacher(name: str, shares: dict[str, float]) -> str:

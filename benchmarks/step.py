@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,18 +130,17 @@ def selection(device: str, compile: bool, only: list[str] | None) -> list[str]:
     return [name for name in names if name != (ENGINE if device == "cuda" else "prepared + bf16 + compile")]
 
 
-def loss_differences(pair: Pair, images: Tensor, names: list[str]) -> dict[str, float]:
+def loss_differences(pair: Pair, images: Tensor, prepares: Mapping[str, Prepare]) -> dict[str, float]:
     """How far, relatively, the loss with each prepared teacher is from that without; weights and matching are the same."""
     reference = pair.distiller(images)
     reference.refresh([images])
     state = copy.deepcopy(reference.state_dict())
     expected = reference(images)[1].item()
     differences = {}
-    for name in names:
-        if name in PREPARED:
-            distiller = pair.distiller(images, prepare=PREPARED[name])
-            distiller.load_state_dict(state)
-            differences[name] = abs(distiller(images)[1].item() - expected) / abs(expected)
+    for name, prepare in prepares.items():
+        distiller = pair.distiller(images, prepare=prepare)
+        distiller.load_state_dict(state)
+        differences[name] = abs(distiller(images)[1].item() - expected) / abs(expected)
     return differences
 
 
@@ -179,7 +178,8 @@ def run(
         found = summary(interleaved(works, rounds, device), "limit")
         for work, own in found.items():
             print(f"{name}, {work}: {own['seconds']:.4f} s, {own['ratio']['median']:.3f} of the limit", flush=True)
-        return {"works": found, "loss differences": loss_differences(each, images, names)}
+        prepares = {work: PREPARED[work] for work in names if work in PREPARED}
+        return {"works": found, "loss differences": loss_differences(each, images, prepares)}
 
     by_pair("step", device, json, pair, {"size": size, "batch": batch}, measured)
 

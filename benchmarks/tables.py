@@ -145,12 +145,17 @@ the one taken, lacks about half of that again. The refresh checks this after 240
 
 def _assign(found: dict[str, Any]) -> tuple[str, str]:
     rows = [
-        (cost, work, f"{own['seconds']:.3f}", f"{own['ratio']['median']:.1f}", f"{each['mean cost'][work]:.6f}")
+        (cost, work, f"{own['seconds']:.3f}", f"{own['ratio']['median']:.1f}", _mean_cost(each, work))
         for cost, each in found["costs"].items()
         for work, own in each["works"].items()
     ]
     title = f"The assignment to {found['teachers']} teacher channels"
     return title, table(("costs, student channels", "", "s", "of ours", "mean cost of the pairs"), rows)
+
+
+def _mean_cost(found: dict[str, Any], work: str) -> str:
+    mean = found["mean cost"].get(work)
+    return "" if mean is None else f"{mean:.6f}"
 
 
 def _maps(found: dict[str, Any]) -> tuple[str, str]:
@@ -228,6 +233,7 @@ def _by_group(texts: dict[str, str]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "step": _step,
     "engine": functools.partial(_step, what="A step with a teacher on ONNX Runtime"),
+    "tried-teachers": functools.partial(_step, what="Faster teachers that were tried"),
     "online": _online,
     "cached": _cached,
     "peers": functools.partial(_peers, peer="torchdistill"),

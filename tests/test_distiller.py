@@ -1061,8 +1061,10 @@ def test_what_it_prints() -> None:
     text = str(MatchingDistiller(teacher, student, taps, example=images()))
     assert text.splitlines() == [
         "MatchingDistiller(Sequential -> Sequential",
-        "  0: 2:input -> 1:input, 6 x (6, 6) -> 3 x (6, 6), 84% of the body, groups of 2, margins from 1",
-        "  1: 3:output -> 2:output, 4 x (6, 6) -> 4 x (6, 6), 100% of the body, groups of 1, margins measured",
+        "  0: 2:input -> 1:input",
+        "     6x6x6 -> 3x6x6, 84% of the body, groups of 2, margins from 1",
+        "  1: 3:output -> 2:output",
+        "     4x6x6 -> 4x6x6, 100% of the body, groups of 1, margins measured",
         ") guides 100% of the student's body",
     ]
 

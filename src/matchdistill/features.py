@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from matchdistill.prepare import foldable
 from matchdistill.taps import Tap, margin_source, resolve, tapped_operation
 from matchdistill.teacher import FrozenTeacher, shared_modules
 from matchdistill.trace import Operation, Trace
+
+_INDENTED = textwrap.TextWrapper(80, initial_indent=" " * 5, subsequent_indent=" " * 5, break_long_words=False)
 
 
 class FeatureDistiller(nn.Module):
@@ -312,5 +315,7 @@ class FeatureDistiller(nn.Module):
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}({type(self.teacher).__name__} -> {type(self.student).__name__}"]
-        lines += [f"  {number}: {position.extra_repr()}" for number, position in enumerate(self.positions)]
+        for number, position in enumerate(self.positions):
+            taps, of_them = position.name, position.extra_repr().removeprefix(f"{position.name}, ")
+            lines += [f"  {number}: {taps}", *_INDENTED.wrap(of_them)]
         return "\n".join([*lines, f") guides {self.guided_share:.0%} of the student's body"])

@@ -116,6 +116,8 @@ class FeaturePosition(nn.Module):
 
     def extra_repr(self) -> str:
         """Taps, widths, map sizes, and the share of the student's body that the position guides."""
-        teacher_size, student_size = self.spatial
-        sizes = f"{self.teacher_channels} x {teacher_size} -> {self.student_channels} x {student_size}"
+        widths = self.teacher_channels, self.student_channels
+        sizes = " -> ".join(
+            "x".join(map(str, (width, *size))) for width, size in zip(widths, self.spatial, strict=True)
+        )
         return f"{self.name}, {sizes}, {self.guided_share:.0%} of the body"

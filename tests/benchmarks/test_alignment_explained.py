@@ -34,7 +34,9 @@ def test_a_copy_of_the_teacher_says_everything_and_another_network_less() -> Non
 def test_a_student_is_measured_before_some_epochs_and_at_the_end(tmp_path) -> None:
     torch.manual_seed(0)
     torch.save(small_resnet(width=32).state_dict(), tmp_path / "teacher.pt")
-    watch = alignment_explained.Watch(str(tmp_path / "teacher.pt"), str(tmp_path / "found.json"))
+    drawn = torch.get_rng_state()
+    watch = alignment_explained.Watch("quickstart", str(tmp_path / "teacher.pt"), str(tmp_path / "found.json"))
+    assert torch.equal(torch.get_rng_state(), drawn)
     student = small_resnet(width=8)
     data = types.SimpleNamespace(
         refresh_dataloader=lambda count, epoch: batches(20), val_dataloader=lambda: batches(10)
@@ -51,5 +53,7 @@ def test_a_student_is_measured_before_some_epochs_and_at_the_end(tmp_path) -> No
 
 
 def test_a_table_has_means_over_seeds() -> None:
-    results = {"alone": {"0": {"0": [0.1, 0.2], "40": [0.3, 0.5]}, "1": {"0": [0.2, 0.2], "40": [0.5, 0.7]}}}
-    assert "| alone | 15 / 20 | 40 / 60 |" in alignment_explained.markdown(results).splitlines()
+    runs = {"0": {"0": [0.1, 0.2], "40": [0.3, 0.5]}, "1": {"0": [0.2, 0.2], "40": [0.5, 0.7]}}
+    lines = alignment_explained.markdown({"quickstart": {"alone": runs}}).splitlines()
+    assert "| alone | 15 / 20 | 40 / 60 |" in lines
+    assert "Seeds: 0, 1." in lines

@@ -22,6 +22,7 @@ def test_works_are_timed_beside_the_student_alone(tmp_path, monkeypatch):
         ("alone", "cached", "matchdistill", "limit"), 3
     )
     assert works["alone"]["ratio"]["median"] == 1
+    assert 0 < results["pairs"]["tiny"]["reading"] < sum(works["cached"]["rounds"])
 
 
 def test_a_step_reads_every_batch_in_turn_and_runs_no_teacher(tmp_path):

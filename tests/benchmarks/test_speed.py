@@ -8,6 +8,7 @@ from torch import nn
 
 from benchmarks import assign, maps, memory, pairs, profiled, projection, refresh, scale, step
 from benchmarks.pairs import Pair, chosen, random_batch
+from matchdistill.prepare import prepared
 from networks import PLAIN_TAPS, Plain
 
 
@@ -115,7 +116,7 @@ def test_the_loss_with_another_teacher_is_compared(monkeypatch):
 
     original = Pair.distiller
     monkeypatch.setattr(Pair, "distiller", distiller)
-    found = step.loss_differences(TINY, random_batch(8, 3)[0], ["limit", "prepared"])
+    found = step.loss_differences(TINY, random_batch(8, 3)[0], {"prepared": prepared})
     assert list(found) == ["prepared"]
     assert 1e-6 < found["prepared"] < 1e-2
 
@@ -165,9 +166,19 @@ def test_assignments(tmp_path, monkeypatch):
     for each in found.values():
         assert 0 < each["mean cost"]["matchdistill"] < 2
         assert each["mean cost"]["scipy"] == pytest.approx(each["mean cost"]["matchdistill"], abs=1e-12)
+        assert each["parts"] == 0  # so few are solved as a whole
+        if assign.HAS_SOLVER:
+            whole, building = (each["works"][name]["seconds"] for name in ("original", assign.PROBLEM))
+            assert whole > 0 < building
     monkeypatch.setattr(assign, "HAS_SOLVER", False)
     assign.run(json=tmp_path / "assign.json", students=[6], teachers=13, rounds=1)
     assert list(results(tmp_path / "assign.json")["costs"]["random, 6"]["works"]) == ["matchdistill", "scipy"]
+
+
+def test_parts_of_a_large_assignment_are_counted():
+    found = assign.measure(assign.random_cost(128, 1024), 1, solver=False)
+    assert found["parts"] >= 1
+    assert found["mean cost"]["scipy"] == pytest.approx(found["mean cost"]["matchdistill"], abs=1e-12)
 
 
 def test_costs_that_cannot_be_had_are_left_out(tmp_path, monkeypatch, capsys):

@@ -138,6 +138,54 @@ def test_reasons_are_of_the_results():
     assert "older solver" not in page.page({"profile_cpu": {**profile, "measured": page.SOLVER}})
 
 
+def test_what_was_tried_and_is_not_there_is_told():
+    rounds = {
+        "limit": [2.0],
+        "onnxruntime": [1.7],
+        "onnxruntime + int8": [1.5],
+        "limit, the teacher in a thread": [2.2],
+    }
+    differences = {"onnxruntime": 1e-6, "onnxruntime + int8": 0.125}
+    pairs = {"a": {"works": summary(rounds, "limit"), "loss differences": differences}}
+    text = page.page({"tried-teachers_cpu": found(pairs=pairs)})
+    assert "a step takes 0.750 of the limit, but the loss differs by 0.12." in text
+    assert "both take 1.100 of the limit" in text
+    without = {"a": {"works": summary({"limit": [1.0]}, "limit"), "loss differences": {}}}
+    assert "8 bits" not in page.page({"tried-teachers_cpu": found(pairs=without)})
+
+
+def test_what_reading_from_disk_takes():
+    pair = ALL["cached_cpu"]["results"]["pairs"]["a"]
+    cached = found(dtype="float16", pairs={"a": {**pair, "reading": 0.0125}})
+    assert "from disk takes 1.2% of the student's own step" in page.page({"cached_cpu": cached})
+
+
+def test_what_the_assignments_take_their_time_for():
+    times = {"x, 4": (1.0, 10.0, 8.0, 1), "trained, 4": (2.0, 12.0, 9.0, 5)}
+    costs = {
+        name: {
+            "works": summary(
+                {
+                    "matchdistill": [own],
+                    "scipy": [own],
+                    "original": [original],
+                    "original, its problem alone": [problem],
+                },
+                "matchdistill",
+            ),
+            "mean cost": dict.fromkeys(("matchdistill", "scipy", "original"), 0.5),
+            "parts": parts,
+        }
+        for name, (own, original, problem, parts) in times.items()
+    }
+    text = page.page({"assign_cpu": found(teachers=8, costs=costs)})
+    assert "takes 10.0 to 12.0 s, whatever the costs are, and 75% to 80% of that to build its problem" in text
+    assert "as the costs need: 1 (x, 4), 5 (trained, 4)." in text
+    assert "| x, 4 | original, its problem alone | 8.000 | 8.0 |  |" in text
+    del costs["x, 4"]["works"]["original, its problem alone"]
+    assert "whatever the costs" not in page.page({"assign_cpu": found(teachers=8, costs=costs)})
+
+
 def test_what_a_faster_teacher_would_have_to_reach():
     """The teacher takes 0.4 of the limit, and the loss 0.05: for 0.85, the teacher may take 0.2 of it, so half its time."""
     rounds = {"limit": [1.0], "matchdistill": [1.05], "alone": [0.6], "prepared": [0.95], "onnxruntime": [0.89]}
