@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import math
 import os
 import re
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 
 
 AS_NEAR = 0.1  # below the nearest name's ratio: names further away are not meant
+
+
+@contextlib.contextmanager
+def silent(name: str) -> Iterator[None]:
+    """A block in which a logger of another library says nothing."""
+    logger = logging.getLogger(name)
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ Axes: N batch, C channels; the other axes of a value are its positions.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from matchdistill.axes import INPUT, Axes, Call, Known, input_layout
 from matchdistill.layout import Layout
+from matchdistill.messages import silent
 from matchdistill.probing import copy_of_model, evaluating, scratch
 
 
@@ -299,7 +299,8 @@ def traced(
     """
     arguments = example, options or {}
     try:
-        with _silent(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        # PyTorch logs what fails on shapes alone, though that is no more than a try.
+        with silent("torch._subclasses.fake_tensor"), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             with _Shapes(mode):
                 copied = copy_of_model(model)
             args, kwargs = tree_map_only(Tensor, lambda value: mode.from_tensor(value).clone(), arguments)
@@ -312,17 +313,6 @@ def traced(
             trace = Trace(probe, args, kwargs, training)
     trace.model = model
     return trace
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """PyTorch logs what fails on shapes alone, though that is no more than a try."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
 
 
 class _Shapes(TorchFunctionMode):

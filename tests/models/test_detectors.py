@@ -173,7 +173,7 @@ def test_weights_of_a_backbone(tmp_path):
     assert torch.equal(model.backbone.body.layer1[0].conv1.weight, saved.backbone.body.layer1[0].conv1.weight)
 
 
-def test_weights_of_timms_backbones_are_checked(tmp_path):
+def test_weights_of_timms_backbones_are_checked(tmp_path, caplog):
     import timm
 
     path = tmp_path / "classifier.pth"
@@ -181,6 +181,7 @@ def test_weights_of_timms_backbones_are_checked(tmp_path):
     torch.save(classifier.state_dict(), path)
     body = small(backbone="timm:test_resnet", backbone_weights=str(path), trained_norms="all").backbone.body
     assert torch.equal(body.layer2[0].conv1.weight, classifier.layer2[0].conv1.weight)
+    assert not caplog.records  # the head's weights are not wanted
     torch.save(SmallBackbone().state_dict(), path)
     with pytest.raises(ValueError, match="does not fit"):
         small(backbone="timm:test_resnet", backbone_weights=str(path))

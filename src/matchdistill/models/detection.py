@@ -22,7 +22,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
-from matchdistill.messages import cause, did_you_mean
+from matchdistill.messages import cause, did_you_mean, silent
 from matchdistill.models.build import build_model, take_head, weightless, weights_file
 from matchdistill.models.huggingface_detection import build_transformers_detector
 from matchdistill.models.weights import load_weights
@@ -220,11 +220,12 @@ def timm_body(name: str, weights: str | None, **options: Any) -> nn.Module:
     """
     file = None if weights is None else weights_file(weights)
     if file is not None:
-        # timm loads what fits and says nothing of the rest, which this does.
+        # timm loads what fits; this is an error if the file is not the network's.
         build_model(name, None, file, fresh_head=True)
         options["pretrained_cfg_overlay"] = {"file": str(file)}
         weights = "pretrained"
-    return build_model(name, None, weights, features_only=True, **options)
+    with silent("timm.models._builder"):  # which would name the parts of the head: they are left out
+        return build_model(name, None, weights, features_only=True, **options)
 
 
 def _check_strides(name: str, strides: Any) -> None:
