@@ -46,20 +46,24 @@ class Judged:
     chance: float
     images: int
 
-    @property
-    def noise(self) -> float:
-        """Two standard errors of the difference of two shares of so many images."""
-        share = min(max(self.value, self.chance, 0.0), 1.0)
-        return 2 * math.sqrt(2 * share * (1 - share) / max(self.images, 1))
+    def knows_nothing(self, of_images: bool) -> bool:
+        """Whether the value cannot be told from what it is where a network knows nothing.
 
-    @property
-    def knows_nothing(self) -> bool:
-        """Whether the value cannot be told from chance."""
-        return self.value <= max(NOTHING, self.chance + self.noise)
+        Args:
+            of_images: whether it is a share of the images, so that both values vary as shares do.
+        """
+        share = max(self.value, self.chance) if of_images else self.chance
+        return self.value <= max(NOTHING, self.chance + _noise(share, self.images))
 
     def worse_than(self, other: Judged) -> bool:
         """Whether the value is below another one by more than noise."""
-        return other.value - self.value > max(self.noise, other.noise)
+        return other.value - self.value > max(_noise(each.value, each.images) for each in (self, other))
+
+
+def _noise(share: float, images: int) -> float:
+    """Two standard errors of the difference of two shares of so many images."""
+    share = min(max(share, 0.0), 1.0)
+    return 2 * math.sqrt(2 * share * (1 - share) / images)
 
 
 CAUSES = (
@@ -78,7 +82,7 @@ def weakness(metric: Metric, name: str, teacher: Judged, student: Judged | None)
         student: what its student came to before any training; None: its head is untrained.
     """
     of = f"{metric.label} {metric.shown(teacher.value)} on {teacher.images} validation images"
-    if teacher.knows_nothing:
+    if teacher.knows_nothing(metric.of_images):
         found = f"knows nothing of these classes: {of}, {metric.shown(teacher.chance)} with the labels of other images"
     elif student is not None and teacher.worse_than(student):
         found = f"is worse than its student before training: {of}, the student has {metric.shown(student.value)}"
