@@ -13,7 +13,7 @@ import yaml
 
 from matchdistill import cli
 from matchdistill.matching import Matching
-from matchdistill.report import comparison_charts, run_charts
+from matchdistill.report import comparison_charts, run_charts, verdict
 from matchdistill.report.networks import networks, si
 from matchdistill.report.page import report, write_report
 from matchdistill.report.runs import Run, cells
@@ -22,6 +22,7 @@ from matchdistill.runs.compare import compare
 from matchdistill.runs.metrics import read_metrics
 from matchdistill.runs.train import fit
 from matchdistill.tasks.classification.module import ClassificationModule
+from matchdistill.tasks.judging import Judged
 from records import run_of
 
 pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("ignore:.*LeafSpec")]
@@ -119,6 +120,25 @@ def test_the_page_of_a_run(runs):
     assert page.count('class="maps"') == sum(len(each["channels"]) for each in run.pictures[1]["positions"])
     assert "torch: " in page
     assert "refresh_every: 1" in page
+
+
+def test_a_page_says_when_an_image_is_won(runs):
+    """And pages of runs from before it was written down do not."""
+    said = "An image is won if this student is right and the other network is wrong."
+    assert said in (runs / "cells/mgd-amp/seed1/report.html").read_text()
+    assert said in (runs / "report.html").read_text()
+    assert Judged("accuracy", "images", *[torch.zeros(1)] * 3).graded == ""
+
+
+def test_a_verdict_names_backbones(runs, tmp_path):
+    folder = Path(shutil.copytree(runs / "cells/mgd-amp/seed0", tmp_path / "run"))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    options = {"architecture": "retinanet", "backbone": "torchvision:resnet50"}
+    recipe["teacher"] = {"name": "matchdistill.models:detector", "options": options}
+    recipe["student"] = {"name": "matchdistill.models:segmenter", "options": {"backbone": "timm:resnet10t"}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    sentence = verdict.of_run(Run.of(folder)).sentence
+    assert sentence.startswith("retinanet (resnet50) → segmenter (resnet10t) on ")
 
 
 def test_methods_with_the_same_mean_are_all_the_best(runs, tmp_path):

@@ -84,6 +84,9 @@ def test_a_detector_is_judged_class_by_class():
     assert math.isnan(judged.classes[2])
     assert judged.counts.tolist() == [2, 2, 0]
     assert judged.grade.tolist() == [0.5, 0.5]
+    assert judged.told()["graded"].endswith(
+        "score of at least 0.3 count. One is right if it overlaps a true box of its class by an IoU of at least 0.5."
+    )
 
 
 def test_the_judge_of_boxes_does_not_wait_for_other_processes():

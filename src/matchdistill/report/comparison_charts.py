@@ -76,7 +76,7 @@ def by_method(runs: Sequence[Run]) -> Chart | None:
             figure.add_scatter(x=[epoch + 1 for epoch in epochs], y=means, name=method, line=line)
             shown.append(means)
             if means:
-                said.append(f"{method} {metric.shown(means[-1])} over {len(done)} runs")
+                said.append(f"{method} {metric.shown(means[-1])} over {len(done)} run{'s' * (len(done) != 1)}")
     if not figure.data:
         return None
     teacher = teacher_value([run.metrics for run in runs if run.metrics], metric)

@@ -166,6 +166,7 @@ def _judged(run: Run) -> dict[str, Any]:
         "role": own_name(run),
         "charts": _shown([chart(run) for chart in tables.CLASSES]),
         "against": against(run),
+        "graded": "" if run.examined is None else run.examined.roles["student"].graded,
     }
 
 

@@ -103,8 +103,11 @@ def _networks(run: Run) -> str:
 
 
 def _name(network: Any) -> str:
-    """A network's name without where its function is."""
-    return str((network or {}).get("name") or "").rpartition(":")[2]
+    """A network's name without where its function is; of one around a backbone, what says more than the function's."""
+    network = network or {}
+    name, options = str(network.get("name") or "").rpartition(":")[2], network.get("options") or {}
+    backbone = str(options.get("backbone") or "").rpartition(":")[2]
+    return f"{options.get('architecture', name)} ({backbone})" if backbone else name
 
 
 def data_name(run: Run) -> str:

@@ -30,6 +30,7 @@ class Judged:
         bins: of confidence (B, 3), see `confidence_bins`; None: the task has no confidence that can be compared.
         found: the class (N,) that was found in each image; None: images have no single class.
         confidence: the probability (N,) that the network gave the class it found; None likewise.
+        graded: how images were graded, in a sentence for people; empty in runs of earlier versions.
     """
 
     measure: str
@@ -41,6 +42,7 @@ class Judged:
     bins: Tensor | None = None
     found: Tensor | None = None
     confidence: Tensor | None = None
+    graded: str = ""
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept in a file, by name."""
@@ -49,7 +51,7 @@ class Judged:
 
     def told(self) -> dict[str, str]:
         """What is kept in words."""
-        return {"measure": self.measure, "counted": self.counted}
+        return {"measure": self.measure, "counted": self.counted, "graded": self.graded}
 
 
 class Judge(ABC):

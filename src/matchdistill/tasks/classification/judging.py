@@ -43,4 +43,5 @@ class ClassJudge(Judge):
             bins=confidence_bins(confidence, right),
             found=found.int(),
             confidence=confidence,
+            graded="An image is won if this student is right and the other network is wrong.",
         )

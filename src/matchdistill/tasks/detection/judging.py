@@ -63,6 +63,8 @@ class BoxJudge(Judge):
             grade=torch.tensor(self._grades),
             classes=torch.where(self._counts > 0, classes, torch.nan),
             counts=self._counts,
+            graded=f"An image is won if the F1 score of its boxes is higher. Boxes with a score of at least {self._score:g} "
+            f"count. One is right if it overlaps a true box of its class by an IoU of at least {OVERLAP:g}.",
         )
 
 

@@ -41,4 +41,6 @@ class LabelsJudge(Judge):
             grade=torch.where(either > 0, (labels & found).sum(1) / either.clamp_min(1), 1.0),
             classes=torch.where(counts > 0, torch.as_tensor(classes).double(), torch.nan),
             counts=counts,
+            graded="An image is won if more of its classes are right: the classes that are both true and found, as a share "
+            "of the classes that are true or found.",
         )

@@ -55,6 +55,7 @@ class PixelJudge(Judge):
             counts=self._pairs.sum(1),
             confused=confused[order],
             bins=self._bins,
+            graded="An image is won if its mean IoU is higher, over the classes that it has or was given.",
         )
 
 
