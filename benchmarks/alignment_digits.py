@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from benchmarks.alignment import Found, gain
-from benchmarks.alignment_study import Solve, found_standardised
+from benchmarks.alignment_study import ALIGNMENTS
 from benchmarks.transfer import RESULTS, TOP1
 from matchdistill.aligned import AlignedPosition
 from matchdistill.files import atomic_write, read_json, write_json
@@ -56,22 +56,35 @@ METHODS: dict[str, dict[str, Any]] = {
     "mgd-amp": {"method": "mgd-amp"},
     BASE: {"method": "mgd-align"},
     "mgd-align by correlations": {"method": "mgd-align"},
+    "mgd-align weighted": {"method": "mgd-align"},
+    "cka": {"method": "mgd-align"},
     "ofd": {"method": "ofd", "weights__ofd": 5.0},
     "fitnets": {"method": "fitnets", "weights__fitnets": 5.0},
 }
-# What the library has not: how a method finds its map in another way, a variant of `alignment_study.py`.
-MAPS: dict[str, Solve] = {"mgd-align by correlations": found_standardised}
+# What the library does not have: variants of `alignment_study.py`.
+STUDIED = {
+    "mgd-align by correlations": "align found standardised",
+    "mgd-align weighted": "align weighted",
+    "cka": "cka",
+}
 
 
 @contextlib.contextmanager
-def mapped(method: str) -> Iterator[None]:
-    """The map of alignment is found as a method of `METHODS` has it."""
-    original = AlignedPosition._map
-    AlignedPosition._map = MAPS.get(method, original)
+def patched(method: str) -> Iterator[None]:
+    """A block in which positions of alignment are as a method of `METHODS` has them."""
+    before = dict(vars(AlignedPosition))
+    if method in STUDIED:
+        patch = ALIGNMENTS[STUDIED[method]][1]
+        assert patch is not None
+        patch()
     try:
         yield
     finally:
-        AlignedPosition._map = original
+        for name, value in dict(vars(AlignedPosition)).items():
+            if name not in before:
+                delattr(AlignedPosition, name)
+            elif value is not before[name]:
+                setattr(AlignedPosition, name, before[name])
 
 
 def mnist() -> tuple[TensorDataset, TensorDataset, list[str]]:
@@ -113,8 +126,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "`python -m benchmarks alignment-digits` (and `--epochs 160` for longer trainings). Top-1 accuracy in percent,",
         "± half of the 95% interval over seeds from 0 on; differences are paired by seed. All weights are 5. No",
-        "setting was chosen by the digits of MNIST. By correlations: the map of `alignment_study.py`'s \"align found",
-        'standardised".',
+        'setting was chosen by the digits of MNIST. By correlations, weighted and cka: the variants "align found',
+        'standardised", "align weighted" and "cka" of `alignment_study.py`.',
     ]
     for name, by_epochs in results.items():
         for epochs, found in sorted(by_epochs.items(), key=lambda entry: int(entry[0])):
@@ -166,7 +179,7 @@ def run(
             for method in methods:
                 changes = {f"distillation__{key}": value for key, value in METHODS[method].items()}
                 folder = out / name / f"{epochs}" / method.replace(" ", "_") / f"seed{seed}"
-                with mapped(method):
+                with patched(method):
                     metrics = fit(Recipe.of(recipe.config, seed=seed, **changes), folder, resume=True, quiet=True)
                 own["top1"].setdefault(method, {})[str(seed)] = metrics.student["top1"]
                 own["teacher"] = metrics.teacher.get("top1", own.get("teacher"))

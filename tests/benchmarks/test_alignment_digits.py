@@ -51,13 +51,13 @@ def test_the_first_images_of_each_digit_are_for_training(monkeypatch) -> None:
     assert [[0, 1, 2, 4, 3, 5, 6, 7][rank] for rank in ranks] == list(range(8))
 
 
-def test_a_row_with_another_map_leaves_the_library_as_it_was() -> None:
-    original = AlignedPosition._map
+def test_a_studied_row_leaves_the_library_as_it_was() -> None:
+    original = dict(vars(AlignedPosition))
     for method in alignment_digits.METHODS:
-        with contextlib.suppress(KeyError), alignment_digits.mapped(method):
-            assert (AlignedPosition._map is original) == (method not in alignment_digits.MAPS)
+        with contextlib.suppress(KeyError), alignment_digits.patched(method):
+            assert (dict(vars(AlignedPosition)) == original) == (method not in alignment_digits.STUDIED)
             raise KeyError
-        assert AlignedPosition._map is original
+        assert dict(vars(AlignedPosition)) == original
 
 
 def test_differences_are_paired_by_seed_and_runs_add_up(tmp_path, monkeypatch) -> None:
