@@ -47,7 +47,7 @@ class Predictor:
         source: the folder of a run; an exported folder, with its ``config.json``; or a file in either: weights
             (``.safetensors``) or a program (``.onnx``, ``.pt2``).
         top: how many classes are named for an image, one by default; or the most boxes of an image, all by default.
-        batch_size: images that the student sees at a time; None: 32, and for detectors 1.
+        batch_size: images that the student sees at a time; None: 32, and 1 for detectors and segmenters.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: a GPU if there is one. Programs run on the CPU.
         workers: processes that read images; 0 reads in this one.
         skip_corrupt: leave out images that cannot be read, with a warning, instead of stopping.
