@@ -173,7 +173,16 @@ def test_weights_of_a_backbone(tmp_path):
     assert torch.equal(model.backbone.body.layer1[0].conv1.weight, saved.backbone.body.layer1[0].conv1.weight)
 
 
-def test_weights_of_timms_backbones_are_checked(tmp_path, caplog):
+def test_a_head_that_no_backbone_has_is_not_named(tmp_path, caplog):
+    import timm
+
+    path = tmp_path / "classifier.pth"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), path)  # with a convolution in its head
+    small(backbone="timm:test_efficientnet", backbone_weights=str(path), trained_norms="all")
+    assert not caplog.records
+
+
+def test_weights_of_timms_backbones_are_checked(tmp_path):
     import timm
 
     path = tmp_path / "classifier.pth"
@@ -181,7 +190,6 @@ def test_weights_of_timms_backbones_are_checked(tmp_path, caplog):
     torch.save(classifier.state_dict(), path)
     body = small(backbone="timm:test_resnet", backbone_weights=str(path), trained_norms="all").backbone.body
     assert torch.equal(body.layer2[0].conv1.weight, classifier.layer2[0].conv1.weight)
-    assert not caplog.records  # the head's weights are not wanted
     torch.save(SmallBackbone().state_dict(), path)
     with pytest.raises(ValueError, match="does not fit"):
         small(backbone="timm:test_resnet", backbone_weights=str(path))
